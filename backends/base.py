@@ -1,0 +1,185 @@
+"""What the decoder and the runner ask of a chip.
+
+Shapes use the letters of docs/architecture.md: B rows of a batch, T tokens of a step (padded to a bucket), S key
+positions, D model width, F feed-forward width, N query heads, K key/value heads, G = N / K, H head width, L layers,
+P pages, E experts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, no_type_check, Protocol, runtime_checkable, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+PyTree = Any
+Carry = TypeVar("Carry")
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """The KV cache of all layers of one kind: they share a page table, a window and a row shape.
+
+    `window` is the number of key positions that a query sees (its own included); None is full attention.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The static part of one attention call.
+
+    `scale` multiplies the scores; `soft_cap` c replaces a score s by c * tanh(s / c); `window` is as in CacheGroup.
+    """
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@no_type_check  # JAX rebuilds it around tracers, shapes and shardings
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RaggedIndex:
+    """Where each row of a mixed batch has its queries and its cached keys, for one cache group.
+
+    Row b owns the queries `query_starts[b] : query_starts[b + 1]` of the T tokens; they are the last ones of its
+    `kv_lens[b]` positions. Position p of row b lives in page `page_table[b, p // page]` at offset `p % page`. Empty
+    rows have kv_lens 0 and no queries; tokens from `query_starts[B]` on are padding. `max_query_len` bounds the
+    queries of a row where the caller knows a bound (None: T).
+    """
+
+    page_table: Int[Array, "B pages"]
+    query_starts: Int[Array, "B+1"]
+    kv_lens: Int[Array, "B"]
+    max_query_len: int | None = field(default=None, metadata={"static": True})
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Bytes of one device: `total`, and `free` at the time of asking."""
+
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can be asked for. An empty tuple means any value."""
+
+    dtypes: tuple[str, ...]
+    kv_dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...] = ()
+    page_sizes: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class Program(Protocol):
+    """A compiled step: called with arrays of exactly the abstract arguments it was compiled for."""
+
+    def __call__(self, *args: PyTree) -> PyTree: ...
+
+    def as_text(self) -> str: ...
+
+    def memory_analysis(self) -> Any: ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One chip's way to run a decoder. Implementations are frozen and hashable, so that they can be static to jit."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def page_size(self) -> int:
+        """Default number of key positions in a page."""
+        ...
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        """Declines a model when it is built, not at its first request.
+
+        Raises:
+            UnsupportedError: names the value that this chip has no kernel for, and what it supports.
+        """
+        ...
+
+    def prepare_params(self, params: PyTree) -> PyTree:
+        """Gives weights the form this chip likes: stacked, split, transposed or packed.
+
+        The tree keeps its structure; a leaf may become any pytree that `linear`, `grouped_linear`, `embed` and
+        `layer_loop` of the same backend understand.
+        """
+        ...
+
+    def linear(self, x: Float[Array, "T *in"], weight: PyTree, equation: str) -> Float[Array, "T *out"]:
+        """`einsum(equation, x, weight)`, accumulated in fp32, in the dtype of x."""
+        ...
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        """Multiplies consecutive groups of rows by one matrix each; weight is [E, O, I]."""
+        ...
+
+    def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
+        """Rows of a [V, D] table."""
+        ...
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        """Runs `carry = body(carry, layer i of stacked, i)` for i in range(length): scanned or unrolled."""
+        ...
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        """Writes k and v into layer `layer` of the group's cache, then attends causally over each row's pages.
+
+        Returns the attention output (zeros at padding) and the cache. `sinks` are per-head logits that take part
+        in the softmax and carry no value.
+        """
+        ...
+
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
+        """An empty cache `[L, P, page, ...]` for all layers of a group."""
+        ...
+
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        """Compiles `step` for arguments of exactly these shapes; the arguments numbered in `donate` are consumed."""
+        ...
+
+    def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
+        """Copies host arrays to the device."""
+        ...
+
+    def get(self, tree: PyTree) -> PyTree:
+        """Copies device arrays to the host, waiting for them."""
+        ...
+
+    def memory(self) -> MemoryInfo: ...
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        """Padded token counts to compile for, ascending; the last one is at least max_tokens."""
+        ...

@@ -1,0 +1,182 @@
+"""The backend in plain jax.numpy: the oracle for every kernel, and the fallback on any device that XLA knows.
+
+It favours clarity: attention gathers the pages of each row and pads queries to a rectangle.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from . import ragged_attention
+from .base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
+from .errors import UnsupportedError
+
+_MIN_BUCKET = 16
+
+
+@dataclass(frozen=True)
+class ReferenceBackend:
+    """Pure jax.numpy on one device; `device` None means the default one."""
+
+    device: jax.Device | None = None
+    name: str = "reference"
+    page_size: int = 16
+    capabilities: Capabilities = Capabilities(
+        dtypes=("float32", "bfloat16", "float16"), kv_dtypes=("float32", "bfloat16", "float16")
+    )
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        for field, given, supported in (
+            ("dtype", jnp.dtype(dtype).name, self.capabilities.dtypes),
+            ("kv dtype", jnp.dtype(kv_dtype).name, self.capabilities.kv_dtypes),
+        ):
+            if given not in supported:
+                raise UnsupportedError(f"backend {self.name}: {field} {given}, supported are {', '.join(supported)}")
+        if page_size < 1:
+            raise UnsupportedError(f"backend {self.name}: page size {page_size}, expected at least 1")
+
+    def prepare_params(self, params: PyTree) -> PyTree:
+        return params
+
+    def linear(self, x: Float[Array, "T *in"], weight: PyTree, equation: str) -> Float[Array, "T *out"]:
+        return jnp.einsum(equation, x, weight, precision="highest", preferred_element_type=jnp.float32).astype(x.dtype)
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        dimensions = jax.lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
+        )
+        product = jax.lax.ragged_dot_general(
+            x, weight, group_sizes, dimensions, precision="highest", preferred_element_type=jnp.float32
+        )
+        return product.astype(x.dtype)
+
+    def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
+        return table[ids]
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        def step(carry: Carry, scanned: tuple[PyTree, Int[Array, ""]]) -> tuple[Carry, None]:
+            return body(carry, *scanned), None
+
+        return jax.lax.scan(step, carry, (stacked, jnp.arange(length, dtype=jnp.int32)))[0]
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        return ragged_attention.bind(reference_ragged_attention, q, k, v, cache, layer, index, spec, sinks)
+
+    def allocate_cache(
+        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+    ) -> Float[Array, "L P page 2 K H"]:
+        shape = (group.num_layers, num_pages, page_size, 2, group.num_kv_heads, group.head_dim)
+        return jnp.zeros(shape, dtype, device=self.device)
+
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        return jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args).compile()
+
+    def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
+        return jax.device_put(tree, sharding if sharding is not None else self.device)
+
+    def get(self, tree: PyTree) -> PyTree:
+        return jax.device_get(tree)
+
+    def memory(self) -> MemoryInfo:
+        device = self.device or jax.devices()[0]
+        stats = device.memory_stats()
+        if stats and "bytes_limit" in stats:
+            return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+        page = os.sysconf("SC_PAGE_SIZE")
+        return MemoryInfo(total=page * os.sysconf("SC_PHYS_PAGES"), free=page * os.sysconf("SC_AVPHYS_PAGES"))
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        sizes = [_MIN_BUCKET]
+        while sizes[-1] < max_tokens:
+            sizes.append(2 * sizes[-1])
+        return tuple(sizes)
+
+
+def reference_ragged_attention(
+    q: Float[Array, "T N H"],
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    cache: Float[Array, "L P page 2 K H"],
+    layer: Int[Array, ""],
+    index: RaggedIndex,
+    spec: AttentionSpec,
+    sinks: Float[Array, "N"] | None = None,
+) -> tuple[Float[Array, "T N H"], Float[Array, "L P page 2 K H"]]:
+    """Attention over paged keys and values, as Backend.ragged_attention describes, with fp32 scores."""
+    num_tokens, num_heads, head_dim = q.shape
+    num_pages, page_size = cache.shape[1:3]
+    num_rows = index.kv_lens.shape[0]
+    groups = num_heads // k.shape[1]
+
+    # Which row and position each token has; padding goes to row B, whose writes are dropped.
+    token = jnp.arange(num_tokens)
+    row = jnp.searchsorted(index.query_starts[1:], token, side="right")
+    padding = row >= num_rows
+    row = jnp.minimum(row, num_rows - 1)
+    query_lens = jnp.diff(index.query_starts)
+    offset = token - index.query_starts[row]
+    position = index.kv_lens[row] - query_lens[row] + offset
+
+    page = jnp.where(padding, num_pages, index.page_table[row, position // page_size])
+    cache = cache.at[layer, page, position % page_size].set(jnp.stack([k, v], axis=1).astype(cache.dtype), mode="drop")
+
+    # Queries padded to a rectangle [B, Q]; keys of each row gathered from its pages [B, S].
+    max_query_len = min(index.max_query_len or num_tokens, num_tokens)
+    slot = jnp.arange(max_query_len)
+    source = jnp.minimum(index.query_starts[:-1, None] + slot, num_tokens - 1)
+    queries = q[source].reshape(num_rows, max_query_len, -1, groups, head_dim)
+    gathered = cache[layer, index.page_table].astype(q.dtype)
+    keys, values = jnp.moveaxis(gathered.reshape(num_rows, -1, *gathered.shape[3:]), 2, 0)
+
+    key_position = jnp.arange(keys.shape[1])
+    query_position = (index.kv_lens - query_lens)[:, None] + slot
+    written = key_position < index.kv_lens[:, None]
+    visible = key_position <= query_position[..., None]
+    if spec.window is not None:
+        visible &= key_position > query_position[..., None] - spec.window
+    visible &= written[:, None]
+
+    scores = jnp.einsum("BQKGH,BSKH->BKGQS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
+    scores *= spec.scale
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(-1, groups)[None, :, :, None]
+        top = jnp.maximum(top, sink)
+    weights = jnp.exp(scores - top[..., None])
+    total = weights.sum(axis=-1)
+    if sinks is not None:
+        total += jnp.exp(sink - top)
+    weights /= jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
+
+    # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
+    values = jnp.where(written[..., None, None], values, 0)
+    out = jnp.einsum(
+        "BKGQS,BSKH->BQKGH", weights.astype(q.dtype), values, precision="highest", preferred_element_type=jnp.float32
+    )
+    out = out[row, jnp.minimum(offset, max_query_len - 1)].reshape(q.shape)
+    return jnp.where(padding[:, None, None], 0, out).astype(q.dtype), cache

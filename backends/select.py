@@ -1,0 +1,29 @@
+"""Chooses a backend by name, or the first candidate that does not decline."""
+
+from collections.abc import Callable
+
+from .base import Backend
+from .errors import UnsupportedError
+from .reference import ReferenceBackend
+
+CANDIDATES: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend}
+"""Constructors in the order that `auto` tries them; each raises UnsupportedError with its reason to decline."""
+
+
+def select_backend(name: str = "auto") -> Backend:
+    """Returns the backend called `name`, or with "auto" the first one that accepts this machine.
+
+    Raises:
+        UnsupportedError: the name is unknown, or every candidate declined (all reasons are listed).
+    """
+    if name != "auto":
+        if name not in CANDIDATES:
+            raise UnsupportedError(f"backend {name!r}: unknown, expected auto or one of {', '.join(CANDIDATES)}")
+        return CANDIDATES[name]()
+    reasons: list[str] = []
+    for candidate, build in CANDIDATES.items():
+        try:
+            return build()
+        except UnsupportedError as error:
+            reasons.append(f"{candidate}: {error}")
+    raise UnsupportedError("every backend declined:\n  " + "\n  ".join(reasons))

@@ -1,0 +1,1 @@
+"""What is computed: decoder maths, model families, checkpoints and tokenizers."""

@@ -1,0 +1,110 @@
+"""What every checkpoint offers, whatever its format, and the named tensors that some formats are made of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config import ModelConfig
+from ..decoder import Weights, WeightSpec
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+
+type Place = Callable[[WeightSpec], jax.sharding.Sharding]
+"""Where a leaf lives. Called once per leaf, before any byte of it is read."""
+
+type OnBytes = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all) as work goes on."""
+
+
+def first_device(_: WeightSpec) -> jax.sharding.Sharding:
+    """The default Place: everything whole, on the first device."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file, before it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as the file calls it: "BF16", "Q4_1"
+    file: Path
+    readable: bool = True  # False: the type has no conversion to floating point
+
+
+@runtime_checkable
+class NamedTensors(Protocol):
+    """Tensors under their Hugging Face names, readable a few rows at a time.
+
+    A row is an entry of the first axis. Shapes and types are known without reading, and reading a block of rows needs
+    memory for that block alone.
+    """
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, by name."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of a tensor, in a floating-point type; a view of the file where no work is needed."""
+        ...
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """A model on disk: configuration, weights, tokenizer."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file that was opened."""
+        ...
+
+    @property
+    def hf_config(self) -> dict[str, Any]:
+        """The configuration under the names of a Hugging Face config.json."""
+        ...
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """eos_token_id and the like; empty when the checkpoint says nothing."""
+        ...
+
+    @property
+    def stored_dtype(self) -> jnp.dtype:
+        """The type that keeps what is stored: that of most bytes, float32 where weights are quantised."""
+        ...
+
+    def load_weights(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype | str | type,
+        place: Place | None = None,
+        progress: OnBytes | None = None,
+    ) -> Weights:
+        """Every weight in `dtype`, each where `place` says.
+
+        Raises:
+            MissingTensorError, ExtraTensorError, ShapeMismatchError: the tensors do not fit `config`.
+            UnsupportedQuantizationError: a tensor is stored in a type that cannot be read.
+            CorruptCheckpointError: the file is damaged.
+        """
+        ...
+
+    def tokenizer(self) -> "Tokenizer":
+        """The checkpoint's tokenizer.
+
+        Raises:
+            TokenizerError: it has none, or it is damaged.
+        """
+        ...
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder, in the form `transformers` reads; nothing where there is none."""
+        ...

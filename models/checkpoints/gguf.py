@@ -1,0 +1,271 @@
+"""GGUF files: one file, or the parts of a split one."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+from pathlib import Path
+from typing import Any, Final
+
+import gguf
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+
+from ..config import ModelConfig
+from ..decoder import Weights
+from ..errors import CheckpointError, CorruptCheckpointError, ShapeMismatchError
+from ..tokenizer import Tokenizer
+from .assemble import load_named
+from .base import OnBytes, Place, TensorInfo
+from .gguf_config import config_from_gguf
+from .gguf_header import GGUFHeader, GGUFTensor, read_header
+from .gguf_names import CONFIG_TENSORS, Rule, architecture_named
+
+_PLAIN: Final = {Kind.F32: np.dtype("<f4"), Kind.F16: np.dtype("<f2"), Kind.F64: np.dtype("<f8"), Kind.BF16: np.dtype(ml_dtypes.bfloat16)}
+_SPLIT: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def can_dequantize(kind: Kind) -> bool:
+    """Whether a type converts to floating point."""
+    if kind in _PLAIN:
+        return True
+    try:
+        block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        gguf.dequantize(np.zeros((1, nbytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+class GGUFFile:
+    """Tensors of a GGUF file under their GGUF names, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        first = read_header(path)
+        self.metadata = first.metadata
+        self.tensors: dict[str, GGUFTensor] = dict(first.tensors)
+        for part, header in _other_parts(path, first):
+            repeated = self.tensors.keys() & header.tensors.keys()
+            if repeated:
+                raise CorruptCheckpointError(f"{part}: tensor {min(repeated)!r}: found it in an earlier part too, expected it once")
+            self.tensors |= header.tensors
+        self._maps: dict[Path, np.memmap] = {}
+
+    def read_rows(self, name: str, start: int, stop: int, *, expert: int | None = None) -> np.ndarray:
+        """Rows start..stop of a tensor (or of one entry of it): stored floats as they are, others made float32."""
+        tensor = self.tensors[name]
+        if tensor.file not in self._maps:
+            self._maps[tensor.file] = np.memmap(tensor.file, np.uint8, mode="r")
+        shape, first, nbytes = tensor.shape, tensor.start, tensor.nbytes
+        if expert is not None:
+            nbytes //= shape[0]
+            shape, first = shape[1:], first + expert * nbytes
+        row_bytes = nbytes // shape[0]
+        raw = np.asarray(self._maps[tensor.file][first + start * row_bytes : first + stop * row_bytes])
+        shape = (stop - start, *shape[1:])
+        if tensor.type in _PLAIN:
+            return raw.view(_PLAIN[tensor.type]).reshape(shape)
+        with np.errstate(all="ignore"):  # whatever bytes there are decode to some float
+            # Blocks are independent; longer rows cost the package fewer passes.
+            fold = gcd(stop - start, 64) * row_bytes
+            return gguf.dequantize(raw.reshape(-1, fold), tensor.type).reshape(shape)
+
+
+def _other_parts(path: Path, first: GGUFHeader) -> list[tuple[Path, GGUFHeader]]:
+    count = first.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return []
+    match = _SPLIT.fullmatch(path.name)
+    if match is None or int(match[2]) != 1 or int(match[3]) != count:
+        raise CheckpointError(f"{path}: split.count is {count}, so open the part named ...-00001-of-{count:05}.gguf")
+    parts = [path.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(2, count + 1)]
+    absent = [part.name for part in parts if not part.is_file()]
+    if absent:
+        raise CheckpointError(f"{path}: split.count is {count}, but {absent[0]} is missing beside it; fetch every part")
+    return [(part, read_header(part)) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    info: TensorInfo
+    read: Callable[[int, int], np.ndarray]
+
+
+class GGUFTensors:
+    """Tensors of a GGUF file under their Hugging Face names, with llama.cpp's changes undone."""
+
+    def __init__(self, file: GGUFFile, hf_config: Mapping[str, Any]) -> None:
+        self._file = file
+        self._heads = {"attn_q": hf_config["num_attention_heads"], "attn_k": hf_config["num_key_value_heads"]}
+        self._mapped = self._map(architecture_named(file.metadata.get("general.architecture"), source=str(file.path)).rules)
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return {name: mapped.info for name, mapped in self._mapped.items()}
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._mapped[name].read(start, stop)
+
+    def _map(self, rules: tuple[Rule, ...]) -> dict[str, _Mapped]:
+        by_name = {rule.gguf: rule for rule in rules}
+        mapped: dict[str, _Mapped] = {}
+        for name in self._file.tensors:
+            if name in CONFIG_TENSORS:
+                continue
+            pattern, numbers = _pattern(name)
+            rule = next((rule for rule in by_name.values() if pattern in rule.gguf), None)
+            if rule is None:
+                mapped[name] = self._plain(name)  # the assembler reports it as extra, under its own name
+            elif rule.layout == "experts":
+                for expert in range(self._file.tensors[name].shape[0]):
+                    hf = rule.hf.format(expert=expert, **numbers)
+                    mapped[hf] = self._expert(hf, name, expert)
+            elif rule.layout == "gate_up":
+                gate, up = (part.format(**numbers) for part in rule.gguf)
+                if name == gate:
+                    mapped[rule.hf.format(**numbers)] = self._gate_up(rule.hf.format(**numbers), gate, up)
+            else:
+                hf = rule.hf.format(**numbers)
+                mapped[hf] = self._one(hf, name, rule)
+        return mapped
+
+    def _one(self, hf: str, name: str, rule: Rule) -> _Mapped:
+        match rule.layout:
+            case "interleaved_heads":
+                return self._heads_in_order(hf, name)
+            case "norm_plus_one":
+                one = self._plain(name, hf)
+                return _Mapped(one.info, lambda start, stop: np.subtract(one.read(start, stop), 1, dtype=np.float32))
+            case "transposed":
+                one = self._plain(name, hf)
+                *lead, a, b = one.info.shape
+                info = self._info(hf, name, (*lead, b, a))
+                return _Mapped(info, lambda start, stop: one.read(start, stop).swapaxes(-1, -2))
+            case _:
+                return self._plain(name, hf)
+
+    def _info(self, hf: str, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        tensor = self._file.tensors[name]
+        return TensorInfo(hf, shape, tensor.type.name, tensor.file, can_dequantize(tensor.type))
+
+    def _plain(self, name: str, hf: str | None = None) -> _Mapped:
+        info = self._info(hf or name, name, self._file.tensors[name].shape)
+        return _Mapped(info, lambda start, stop: self._file.read_rows(name, start, stop))
+
+    def _expert(self, hf: str, name: str, expert: int) -> _Mapped:
+        """One entry of a stacked tensor [E, rows, ...]."""
+        info = self._info(hf, name, self._file.tensors[name].shape[1:])
+        return _Mapped(info, lambda start, stop: self._file.read_rows(name, start, stop, expert=expert))
+
+    def _heads_in_order(self, hf: str, name: str) -> _Mapped:
+        """llama.cpp stores each head's rows as pairs (i, i + H/2) next to each other; Hugging Face as two halves."""
+        info = self._info(hf, name, self._file.tensors[name].shape)
+        heads = self._heads[name.split(".")[2]]
+        width, rest = divmod(info.shape[0], heads)
+        if rest or width % 2:
+            raise ShapeMismatchError(
+                f"{info.file}: tensor {name!r}: found {info.shape[0]} rows, expected an even number for each of {heads} heads"
+            )
+
+        def read(start: int, stop: int) -> np.ndarray:
+            head, last = start // width, -(-stop // width)
+            rows = self._file.read_rows(name, head * width, last * width)
+            ordered = rows.reshape(last - head, width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+            return ordered[start - head * width : stop - head * width]
+
+        return _Mapped(info, read)
+
+    def _gate_up(self, hf: str, gate: str, up: str) -> _Mapped:
+        """gpt-oss: [E, F, D] and [E, F, D] become [E, D, 2F] with columns interleaved; biases [E, F] become [E, 2F]."""
+        if up not in self._file.tensors:
+            raise CheckpointError(f"{self._file.path}: tensor {gate!r} has no {up!r} beside it; fetch the file again")
+        shape = self._file.tensors[gate].shape
+        if self._file.tensors[up].shape != shape:
+            raise ShapeMismatchError(
+                f"{self._file.path}: tensor {up!r}: found shape {list(self._file.tensors[up].shape)}, expected "
+                f"{list(shape)} as {gate!r} has"
+            )
+
+        def read(start: int, stop: int) -> np.ndarray:
+            pair = (self._file.read_rows(name, start, stop) for name in (gate, up))
+            rows = np.stack([np.asarray(part) for part in pair], axis=2)  # [E, F, 2, D]
+            return rows.reshape(stop - start, -1, *rows.shape[3:]).swapaxes(1, -1)
+
+        return _Mapped(self._info(hf, gate, (shape[0], *shape[2:], 2 * shape[1])), read)
+
+
+def _pattern(name: str) -> tuple[str, dict[str, int]]:
+    """A tensor's name with its layer and expert replaced by placeholders, and those numbers."""
+    match = re.fullmatch(r"blk\.(\d+)\.([a-z_]+)\.(?:(\d+)\.)?(weight|bias)", name)
+    if match is None:
+        return name, {}
+    layer, kind, expert, last = match.groups()
+    numbers = {"layer": int(layer)} | ({} if expert is None else {"expert": int(expert)})
+    return f"blk.{{layer}}.{kind}.{'' if expert is None else '{expert}.'}{last}", numbers
+
+
+class GGUFCheckpoint:
+    """A model in a GGUF file: metadata gives the configuration and the tokenizer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = GGUFFile(path)
+        tensors = self._file.tensors
+        factors = {
+            name: [float(x) for x in self._file.read_rows(name, 0, tensors[name].shape[0])]
+            for name in sorted(CONFIG_TENSORS & tensors.keys())
+            if len(tensors[name].shape) == 1 and can_dequantize(tensors[name].type)
+        }
+        self.hf_config = config_from_gguf(
+            self._file.metadata,
+            shapes={name: tensor.shape for name, tensor in tensors.items()},
+            rope_factors=factors,
+            source=str(path),
+        )
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Every key of the file, with Python values."""
+        return self._file.metadata
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        ends = [self.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        ids = list(dict.fromkeys(end for end in ends if isinstance(end, int)))
+        if ids:
+            found["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+        for key in ("bos_token_id", "pad_token_id"):
+            if key in self.hf_config:
+                found[key] = self.hf_config[key]
+        return found
+
+    @property
+    def stored_dtype(self) -> jnp.dtype:
+        sizes: dict[Kind, int] = {}
+        for tensor in self._file.tensors.values():
+            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
+        most = max(sizes, key=lambda kind: sizes[kind], default=Kind.F32)
+        return jnp.dtype(_PLAIN[most] if most in (Kind.F16, Kind.BF16) else np.float32)
+
+    def load_weights(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype | str | type,
+        place: Place | None = None,
+        progress: OnBytes | None = None,
+    ) -> Weights:
+        tensors = GGUFTensors(self._file, self.hf_config)
+        return load_named(tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.metadata, source=str(self.path))
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        if "tokenizer.ggml.tokens" in self.metadata:
+            self.tokenizer().save(folder)

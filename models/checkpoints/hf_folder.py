@@ -1,0 +1,102 @@
+"""A Hugging Face folder: config.json, safetensors, tokenizer files."""
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..config import ModelConfig
+from ..decoder import Weights
+from ..errors import UnsupportedQuantizationError
+from ..tokenizer import Tokenizer
+from .assemble import load_named
+from .base import NamedTensors, OnBytes, Place
+from .json_file import read_object
+from .mxfp4 import Mxfp4Tensors
+from .safetensors import FLOATS, SafetensorsTensors, open_folder
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class HFFolder:
+    """What `save_pretrained()` writes and the hub serves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hf_config = read_object(path / "config.json")
+        self._stored = open_folder(path)
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        quantization = self.hf_config.get("quantization_config")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method not in (None, "mxfp4"):
+            raise UnsupportedQuantizationError(
+                f"{self.path / 'config.json'}: quantization_config.quant_method: found {str(method)[:60]!r}, expected "
+                "'mxfp4' or none; fetch the model in bf16, or as GGUF"
+            )
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        file = self.path / "generation_config.json"
+        found = read_object(file) if file.is_file() else {}
+        if "eos_token_id" not in found and self.hf_config.get("eos_token_id") is not None:
+            found["eos_token_id"] = self.hf_config["eos_token_id"]
+        return found
+
+    @cached_property
+    def tensors(self) -> NamedTensors:
+        """The tensors under their names, blocks and scales of MXFP4 as one."""
+        blocks = any(name.endswith("_blocks") for name in self._stored.infos)
+        return Mxfp4Tensors(self._stored) if blocks else self._stored
+
+    @property
+    def stored_dtype(self) -> jnp.dtype:
+        return most_stored(self._stored)
+
+    def load_weights(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype | str | type,
+        place: Place | None = None,
+        progress: OnBytes | None = None,
+    ) -> Weights:
+        return load_named(self.tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.path)
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        copy_tokenizer_files(self.path, folder)
+
+
+def copy_tokenizer_files(source: Path, destination: Path) -> None:
+    """Copy whatever tokenizer files there are."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def most_stored(tensors: SafetensorsTensors) -> jnp.dtype:
+    """The type of most bytes among float32, float16 and bfloat16; bfloat16 for MXFP4, whose values all fit it."""
+    sizes: dict[np.dtype, int] = {}
+    for name, info in tensors.infos.items():
+        dtype = FLOATS.get("BF16" if info.dtype == "U8" else info.dtype)
+        if dtype is not None:
+            sizes[dtype] = sizes.get(dtype, 0) + tensors.nbytes(name)
+    most = max(sizes, key=lambda dtype: sizes[dtype], default=np.dtype(np.float32))
+    return jnp.dtype(np.float32 if most == np.float64 else most)

@@ -1,0 +1,72 @@
+"""MXFP4 as gpt-oss ships it: 4-bit floats in blocks of 32 with a shared power of two.
+
+OCP Microscaling Formats v1.0, E2M1 elements with E8M0 scales. `NAME_blocks` [E, R, C/32, 16] holds two values a byte,
+the low nibble first; `NAME_scales` [E, R, C/32] the exponents. `transformers` presents them as NAME [E, C, R].
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Final
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from ..errors import MissingTensorError, ShapeMismatchError
+from .base import TensorInfo
+from .safetensors import SafetensorsTensors
+
+VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_PAIRS: Final = np.stack(
+    [np.concatenate([VALUES, -VALUES])[np.arange(256) & 15], np.concatenate([VALUES, -VALUES])[np.arange(256) >> 4]],
+    axis=-1,
+)  # both values of a byte
+
+
+def dequantize(blocks: UInt8[np.ndarray, "... C/32 16"], scales: UInt8[np.ndarray, "... C/32"]) -> Float32[np.ndarray, "... C"]:
+    """Values of blocks in float32, exact."""
+    values = _PAIRS[blocks].reshape(*scales.shape, 32)
+    np.ldexp(values, (scales.astype(np.int32) - 127)[..., None], out=values)
+    return values.reshape(*scales.shape[:-1], -1)
+
+
+class Mxfp4Tensors:
+    """Tensors of a folder in which pairs of blocks and scales stand for one tensor each."""
+
+    def __init__(self, stored: SafetensorsTensors) -> None:
+        self._stored = stored
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        infos: dict[str, TensorInfo] = {}
+        for name, info in self._stored.infos.items():
+            if name.endswith("_blocks"):
+                infos[name.removesuffix("_blocks")] = self._pair(name.removesuffix("_blocks"))
+            elif not name.endswith("_scales"):
+                infos[name] = info
+            elif name.removesuffix("_scales") + "_blocks" not in self._stored.infos:
+                raise MissingTensorError(f"{info.file}: found {name!r} without its _blocks; fetch the model again")
+        return infos
+
+    def _pair(self, name: str) -> TensorInfo:
+        blocks = self._stored.infos[f"{name}_blocks"]
+        scales = self._stored.infos.get(f"{name}_scales")
+        if scales is None:
+            raise MissingTensorError(f"{blocks.file}: found {blocks.name!r} without its _scales; fetch the model again")
+        if (blocks.dtype, scales.dtype) != ("U8", "U8") or len(blocks.shape) != 4 or blocks.shape != (*scales.shape, 16):
+            raise ShapeMismatchError(
+                f"{blocks.file}: tensor {blocks.name!r}: found {blocks.dtype} {list(blocks.shape)} with scales "
+                f"{scales.dtype} {list(scales.shape)}, expected U8 [E, R, C/32, 16] and U8 [E, R, C/32]"
+            )
+        experts, rows, groups, _ = blocks.shape
+        return TensorInfo(name, (experts, 32 * groups, rows), "MXFP4", blocks.file)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        if self.infos[name].dtype != "MXFP4" or name in self._stored.infos:
+            return self._stored.read_rows(name, start, stop)
+        blocks, scales = (self._stored.raw(f"{name}_{part}")[start:stop] for part in ("blocks", "scales"))
+        # Every value fits bfloat16 exactly, so half the memory does.
+        made = np.empty((*scales.shape[:-1], 32 * scales.shape[-1]), ml_dtypes.bfloat16)
+        for i in range(len(made)):
+            made[i] = dequantize(blocks[i], scales[i])
+        return made.swapaxes(-1, -2)

@@ -1,0 +1,200 @@
+"""Safetensors files, read lazily, with every header field checked against the file.
+
+Format: https://github.com/huggingface/safetensors#format. Eight bytes of length, a JSON header, then the tensors with
+neither gaps nor overlaps.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
+from .base import TensorInfo
+from .json_file import parse_object, read_object
+
+MAX_HEADER: Final = 100_000_000  # bytes; the limit of the reference implementation
+MAX_DIMENSIONS: Final = 16
+
+FLOATS: Final = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_OTHERS: Final = {
+    "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64, "C64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+_BITS: Final = {name: dtype.itemsize * 8 for name, dtype in FLOATS.items()} | _OTHERS
+
+
+@dataclass(frozen=True)
+class _Entry:
+    info: TensorInfo
+    start: int  # byte offset in the file
+    stop: int
+
+
+class SafetensorsFile:
+    """One file: its tensors' names, types and shapes, and their bytes through a memory map."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                prefix = file.read(8)
+                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+                if not 2 <= length <= min(MAX_HEADER, size - 8):
+                    raise CorruptCheckpointError(
+                        f"{path}: found a header of {length} bytes in a file of {size}, expected 2 to "
+                        f"{max(0, min(MAX_HEADER, size - 8))}; the file is truncated or not safetensors, fetch it again"
+                    )
+                text = file.read(length)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        header = parse_object(text, source=f"{path}: header")
+        header.pop("__metadata__", None)
+        entries = [self._entry(name, fields, 8 + length, size) for name, fields in header.items()]
+        self._check_layout(entries, 8 + length, size)
+        self.entries = {entry.info.name: entry for entry in entries}
+
+    @cached_property
+    def _map(self) -> np.ndarray:
+        return np.asarray(np.memmap(self.path, np.uint8, mode="r"))
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor as a view of the file; types without a float are given as bytes."""
+        entry = self.entries[name]
+        raw = self._map[entry.start : entry.stop]
+        dtype = FLOATS.get(entry.info.dtype)
+        return raw.reshape(-1) if dtype is None else raw.view(dtype).reshape(entry.info.shape)
+
+    def _entry(self, name: str, fields: object, data_start: int, size: int) -> _Entry:
+        where = f"{self.path}: tensor {name[:100]!r}"
+        if not isinstance(fields, dict):
+            raise CorruptCheckpointError(f"{where}: found {str(fields)[:80]!r}, expected an object; fetch the file again")
+        dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        if not isinstance(dtype, str) or dtype not in _BITS:
+            raise UnsupportedQuantizationError(
+                f"{where}: dtype: found {str(dtype)[:40]!r}, expected one of {', '.join(FLOATS)}; fetch the model in bf16"
+            )
+        if not _is_whole_list(shape) or len(shape) > MAX_DIMENSIONS:
+            raise CorruptCheckpointError(
+                f"{where}: shape: found {str(shape)[:80]}, expected whole numbers; fetch the file again"
+            )
+        if not _is_whole_list(span) or len(span) != 2 or not span[0] <= span[1] <= size - data_start:
+            raise CorruptCheckpointError(
+                f"{where}: data_offsets: found {str(span)[:80]}, expected two offsets within the {size - data_start} "
+                "bytes of data; the file is truncated, fetch it again"
+            )
+        bits = prod(shape) * _BITS[dtype]
+        if bits != 8 * (span[1] - span[0]):
+            raise CorruptCheckpointError(
+                f"{where}: found {span[1] - span[0]} bytes, expected {str(-(-bits // 8))[:40]} for {dtype} of shape "
+                f"{str(shape)[:80]}; fetch the file again"
+            )
+        info = TensorInfo(name, tuple(shape), dtype, self.path, dtype in FLOATS)
+        return _Entry(info, data_start + span[0], data_start + span[1])
+
+    def _check_layout(self, entries: list[_Entry], data_start: int, size: int) -> None:
+        at = data_start
+        for entry in sorted(entries, key=lambda entry: (entry.start, entry.stop)):
+            if entry.start != at:
+                raise CorruptCheckpointError(
+                    f"{self.path}: tensor {entry.info.name[:100]!r}: found its data at byte {entry.start}, expected "
+                    f"{at}, where the tensor before ends; fetch the file again"
+                )
+            at = entry.stop
+        if at != size:
+            raise CorruptCheckpointError(
+                f"{self.path}: found {size} bytes, expected {at} by the header; the file is truncated or padded, "
+                "fetch it again"
+            )
+
+
+def _is_whole_list(found: object) -> bool:
+    return isinstance(found, list) and all(
+        isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < 2**63 for entry in found
+    )
+
+
+class SafetensorsTensors:
+    """The tensors of one or several files."""
+
+    def __init__(self, files: list[SafetensorsFile]) -> None:
+        self._files: dict[str, SafetensorsFile] = {}
+        for file in files:
+            for name in file.entries:
+                if name in self._files:
+                    raise CorruptCheckpointError(
+                        f"{file.path}: tensor {name[:100]!r}: found it in {self._files[name].path.name} too, "
+                        "expected it once; fetch the folder again"
+                    )
+                self._files[name] = file
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return {name: file.entries[name].info for name, file in self._files.items()}
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._files[name].array(name)[start:stop]
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, in its shape where it has one byte per value."""
+        found = self._files[name].array(name)
+        return found.reshape(self.infos[name].shape) if found.dtype == np.uint8 else found
+
+    def nbytes(self, name: str) -> int:
+        """Stored bytes of a tensor."""
+        entry = self._files[name].entries[name]
+        return entry.stop - entry.start
+
+
+def open_folder(folder: Path) -> SafetensorsTensors:
+    """The tensors of a Hugging Face folder: model.safetensors, or the shards that an index lists.
+
+    Raises:
+        CheckpointError: there are none, or a shard is missing.
+        CorruptCheckpointError: a file or the index is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _open_shards(folder, index)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return SafetensorsTensors([SafetensorsFile(single)])
+    others = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
+    found = f"found {others[0]}, which is not read" if others else "found neither"
+    raise CheckpointError(
+        f"{folder}: {found}, expected model.safetensors or model.safetensors.index.json; fetch the safetensors files, "
+        "or write them with save_pretrained()"
+    )
+
+
+def _open_shards(folder: Path, index: Path) -> SafetensorsTensors:
+    weight_map: Any = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(_is_plain_name(name) for name in weight_map.values()):
+        raise CorruptCheckpointError(f"{index}: weight_map: expected tensor names with names of files in this folder")
+    names = sorted(set(weight_map.values()))
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{index}: found no {absent[0]} in the folder, expected {len(names)} shards; fetch the rest")
+    files = {name: SafetensorsFile(folder / name) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in files[name].entries:
+            raise CorruptCheckpointError(
+                f"{index}: weight_map: found {tensor[:100]!r} in {name}, expected a tensor that this file holds"
+            )
+    return SafetensorsTensors(list(files.values()))
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")

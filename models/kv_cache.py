@@ -1,0 +1,72 @@
+"""The paged key/value cache and the batch of one step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ..backends.base import Backend, PyTree, RaggedIndex
+from .config import ModelConfig
+
+KVCache = tuple[PyTree, ...]
+"""One donated array (in a form that the backend chose) for each of config.cache_groups."""
+
+
+@no_type_check  # JAX rebuilds it around tracers, shapes and shardings
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RaggedBatch:
+    """The inputs of one step: B rows with any number of tokens each, packed into T and padded to a bucket.
+
+    Row b owns tokens `query_starts[b] : query_starts[b + 1]`; they are the last of its `kv_lens[b]` positions. Each
+    cache group has its own page table. Logits are wanted of the tokens `logit_indices` (C for each row: 1, or k + 1
+    where k of a row's tokens are candidates to be verified). Empty rows have kv_lens 0.
+
+    `adapter_ids` picks a low-rank adapter for each row; models hold none yet, and a batch that names one is refused.
+    """
+
+    tokens: Int[Array, "T"]
+    query_starts: Int[Array, "B+1"]
+    kv_lens: Int[Array, "B"]
+    page_tables: tuple[Int[Array, "B pages"], ...]
+    logit_indices: Int[Array, "B C"]
+    adapter_ids: Int[Array, "B"] | None = None
+    max_query_len: int | None = field(default=None, metadata={"static": True})
+
+    def positions(self) -> Int[Array, "T"]:
+        """The absolute position of each token; 0 at padding."""
+        token = jnp.arange(self.tokens.shape[0], dtype=jnp.int32)
+        row = jnp.searchsorted(self.query_starts[1:], token, side="right")
+        last = self.kv_lens.shape[0] - 1
+        inside = jnp.minimum(row, last)
+        position = self.kv_lens[inside] - self.query_starts[inside + 1] + token
+        return jnp.where(row > last, 0, position)
+
+    def indices(self) -> tuple[RaggedIndex, ...]:
+        """What attention needs to know, for each cache group."""
+        return tuple(
+            RaggedIndex(table, self.query_starts, self.kv_lens, self.max_query_len) for table in self.page_tables
+        )
+
+
+def allocate_cache(
+    config: ModelConfig, backend: Backend, *, num_pages: Sequence[int], page_size: int, dtype: DTypeLike
+) -> KVCache:
+    """An empty cache with `num_pages[g]` pages in group g."""
+    return tuple(
+        backend.allocate_cache(group, num_pages=pages, page_size=page_size, dtype=dtype)
+        for group, pages in zip(config.cache_groups, num_pages, strict=True)
+    )
+
+
+def cache_bytes_per_token(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes of keys and values that one position takes in all full-attention layers and windows."""
+    entries = sum(2 * group.num_layers * group.num_kv_heads * group.head_dim for group in config.cache_groups)
+    return entries * jnp.dtype(dtype).itemsize
+
+
+Logits = Float[Array, "B C V"]

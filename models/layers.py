@@ -1,0 +1,118 @@
+"""The building blocks of a decoder: parameters with logical axes, einsum projections, norms, embeddings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ..backends.base import Backend
+from .config import NormConfig
+from .placement import Placement
+
+LOGICAL_AXES: Mapping[str, str] = {
+    "D": "embed",
+    "I": "embed_in",
+    "F": "mlp",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": "head_dim",
+    "V": "vocab",
+    "E": "expert",
+    "S": "positions",
+}
+"""What each letter of a weight's shape is called in a layout's rules."""
+
+
+@dataclass(frozen=True)
+class ParamFactory:
+    """Makes parameters: `sizes` gives the length of each letter, `stack` a leading layer axis where there is one."""
+
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+    sizes: Mapping[str, int]
+    stack: int | None = None
+
+    def __call__(self, letters: str, initializer: jax.nn.initializers.Initializer) -> nnx.Param[Array]:
+        """A parameter shaped by its letters, e.g. "NHD", that carries its logical axes."""
+        shape = tuple(self.sizes[letter] for letter in letters)
+        axes = tuple(LOGICAL_AXES[letter] for letter in letters)
+        if self.stack is not None:
+            shape, axes = (self.stack, *shape), ("layers", *axes)
+        return nnx.Param(initializer(self.rngs.params(), shape, self.dtype), logical=axes)
+
+    def sized(self, **sizes: int) -> "ParamFactory":
+        """The same factory with more letters, or other lengths for some."""
+        return replace(self, sizes={**self.sizes, **sizes})
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs the maths and where: the two contracts that every layer is called with."""
+
+    backend: Backend
+    placement: Placement
+
+
+class Einsum(nnx.Module):
+    """A projection named by its einsum, e.g. "TD,NHD->TNH"; weights are [out..., in...] as checkpoints store them."""
+
+    def __init__(self, equation: str, new: ParamFactory, *, bias: bool = False) -> None:
+        operands, out = equation.split("->")
+        operand, weight = operands.split(",")
+        self.equation = equation
+        self.contracted = tuple(LOGICAL_AXES[letter] for letter in operand if letter not in out)
+        self.weight = new(weight, nnx.initializers.normal(0.02))
+        self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T *out"]:
+        y = machine.backend.linear(x, self.weight.get_value(), self.equation)
+        for axis in self.contracted:
+            y = machine.placement.reduce(y, axis)
+        # After the reduction, so that a split contraction adds the bias once.
+        return y if self.bias is None else y + self.bias.get_value()
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over the letters given, in fp32."""
+
+    def __init__(self, config: NormConfig, letters: str, new: ParamFactory) -> None:
+        self.config = config
+        self.axes = tuple(range(-len(letters), 0))
+        self.scale = new(letters, nnx.initializers.constant(1.0 - config.offset))
+        self.bias = new(letters, nnx.initializers.zeros) if config.bias else None
+
+    def __call__(self, x: Float[Array, "*T"]) -> Float[Array, "*T"]:
+        y = x.astype(jnp.float32)
+        if self.config.kind == "layer":
+            y -= y.mean(self.axes, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.config.eps)
+        y *= self.scale.get_value().astype(jnp.float32) + self.config.offset
+        if self.bias is not None:
+            y += self.bias.get_value().astype(jnp.float32)
+        return y.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A [V, D] table, read by token (`__call__`) or scored against (`logits`); the vocabulary may be split."""
+
+    def __init__(self, letters: str, new: ParamFactory) -> None:
+        self.letters = letters
+        self.table = new(letters, nnx.initializers.normal(0.02))
+
+    def __call__(self, ids: Int[Array, "T"], machine: Machine) -> Float[Array, "T D"]:
+        table = self.table.get_value()
+        size = jax.tree.leaves(table)[0].shape[0]
+        local = ids - machine.placement.offset(LOGICAL_AXES[self.letters[0]], size)
+        here = (local >= 0) & (local < size)
+        rows = machine.backend.embed(table, jnp.where(here, local, 0))
+        return machine.placement.reduce(jnp.where(here[:, None], rows, 0), LOGICAL_AXES[self.letters[0]])
+
+    def logits(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T V"]:
+        """Scores in fp32, of the part of the vocabulary that is here."""
+        row, width = self.letters
+        equation = f"T{width},{row}{width}->T{row}"
+        return machine.backend.linear(x, self.table.get_value(), equation).astype(jnp.float32)

@@ -1,0 +1,60 @@
+"""How a layout reaches the decoder: by logical axis names alone.
+
+models/ calls these at the points where a sharded model has to communicate. On one device each is the identity;
+sharding/ supplies implementations for meshes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Array, Int
+
+from ..backends.base import PyTree
+
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """One way to lay a model over devices. Implementations are frozen and hashable."""
+
+    def constrain(self, x: Array, *logical: str | None) -> Array:
+        """Says how x is laid out, one logical axis (or None) for each dimension."""
+        ...
+
+    def reduce(self, x: Array, logical: str) -> Array:
+        """Sums partial results of a contraction over a logical axis that may be split."""
+        ...
+
+    def gather(self, x: Array, logical: str, axis: int) -> Array:
+        """Makes dimension `axis` of x, split along a logical axis, whole on every device."""
+        ...
+
+    def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
+        """Index of the first entry of this device's part of a logical axis; `size` is the length of the part."""
+        ...
+
+    def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
+        """Runs the layers: `run(state, batch)` applies those held here. A pipeline calls it once per microbatch."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneDevice:
+    """The identity."""
+
+    def constrain(self, x: Array, *logical: str | None) -> Array:
+        return x
+
+    def reduce(self, x: Array, logical: str) -> Array:
+        return x
+
+    def gather(self, x: Array, logical: str, axis: int) -> Array:
+        return x
+
+    def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
+        return 0
+
+    def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
+        return run(state, batch)

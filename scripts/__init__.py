@@ -1,0 +1,1 @@
+"""The `distaff` command, one module per subcommand."""
