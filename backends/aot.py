@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class CompilerNotFoundError(DistaffError):
     """The compiler for a kind of accelerator is not installed."""
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
+def topology_devices(topology: str) -> Sequence[Any]:
     """The devices of a TPU topology such as "v6e:2x2".
 
     Raises:

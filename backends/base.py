@@ -7,10 +7,9 @@ P pages, E experts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, no_type_check, Protocol, runtime_checkable, TypeVar
+from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -86,7 +85,7 @@ class Program(Protocol):
 
     def __call__(self, *args: PyTree) -> PyTree: ...
 
-    def as_text(self) -> str: ...
+    def as_text(self) -> str | None: ...
 
     def memory_analysis(self) -> Any: ...
 
@@ -122,8 +121,10 @@ class Backend(Protocol):
         """
         ...
 
-    def linear(self, x: Float[Array, "T *in"], weight: PyTree, equation: str) -> Float[Array, "T *out"]:
-        """`einsum(equation, x, weight)`, accumulated in fp32, in the dtype of x."""
+    def linear(
+        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+    ) -> Float[Array, "T *out"]:
+        """`einsum(equation, x, weight)`, accumulated in fp32, in out_dtype (None: the dtype of x)."""
         ...
 
     def grouped_linear(

@@ -22,9 +22,8 @@ _MIN_BUCKET = 16
 
 @dataclass(frozen=True)
 class ReferenceBackend:
-    """Pure jax.numpy on one device; `device` None means the default one."""
+    """Pure jax.numpy on the default device."""
 
-    device: jax.Device | None = None
     name: str = "reference"
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
@@ -44,8 +43,11 @@ class ReferenceBackend:
     def prepare_params(self, params: PyTree) -> PyTree:
         return params
 
-    def linear(self, x: Float[Array, "T *in"], weight: PyTree, equation: str) -> Float[Array, "T *out"]:
-        return jnp.einsum(equation, x, weight, precision="highest", preferred_element_type=jnp.float32).astype(x.dtype)
+    def linear(
+        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+    ) -> Float[Array, "T *out"]:
+        product = jnp.einsum(equation, x, weight, precision="highest", preferred_element_type=jnp.float32)
+        return product.astype(out_dtype or x.dtype)
 
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
@@ -86,7 +88,7 @@ class ReferenceBackend:
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
     ) -> Float[Array, "L P page 2 K H"]:
         shape = (group.num_layers, num_pages, page_size, 2, group.num_kv_heads, group.head_dim)
-        return jnp.zeros(shape, dtype, device=self.device)
+        return jnp.zeros(shape, dtype)
 
     def compile(
         self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
@@ -94,14 +96,13 @@ class ReferenceBackend:
         return jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args).compile()
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
-        return jax.device_put(tree, sharding if sharding is not None else self.device)
+        return jax.device_put(tree, sharding)
 
     def get(self, tree: PyTree) -> PyTree:
         return jax.device_get(tree)
 
     def memory(self) -> MemoryInfo:
-        device = self.device or jax.devices()[0]
-        stats = device.memory_stats()
+        stats = jax.devices()[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         page = os.sysconf("SC_PAGE_SIZE")
@@ -164,12 +165,12 @@ def reference_ragged_attention(
         scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
     scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
-    if sinks is not None:
-        sink = sinks.astype(jnp.float32).reshape(-1, groups)[None, :, :, None]
+    sink = None if sinks is None else sinks.astype(jnp.float32).reshape(-1, groups)[None, :, :, None]
+    if sink is not None:
         top = jnp.maximum(top, sink)
     weights = jnp.exp(scores - top[..., None])
     total = weights.sum(axis=-1)
-    if sinks is not None:
+    if sink is not None:
         total += jnp.exp(sink - top)
     weights /= jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
 

@@ -31,7 +31,7 @@ class Attention(nnx.Module):
         self.q = Einsum("TD,NHD->TNH", new, bias=config.qkv_bias)
         self.k = Einsum("TD,KHD->TKH", new, bias=config.qkv_bias)
         self.v = Einsum("TD,KHD->TKH", new, bias=config.qkv_bias)
-        self.o = Einsum("TNH,DNH->TD", new, bias=config.out_bias)
+        self.o = Einsum("TNH,DNH->TD", new, bias=config.out_bias, residual=True)
         full = config.qk_norm == "full"
         self.q_norm = Norm(norm, "NH" if full else "H", new) if config.qk_norm else None
         self.k_norm = Norm(norm, "KH" if full else "H", new) if config.qk_norm else None
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         with jax.named_scope("qkv"):
             q, k, v = self.q(x, machine), self.k(x, machine), self.v(x, machine)
             if self.q_norm is not None and self.k_norm is not None:
-                q, k = self.q_norm(q), self.k_norm(k)
+                q, k = self.q_norm(q, machine), self.k_norm(k, machine)
             if config.rope is not None:
                 cos, sin = positions.rotations[config.rope]
                 q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)

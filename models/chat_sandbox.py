@@ -8,6 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
 from typing import Any, NoReturn
 
 import jinja2
@@ -17,9 +18,11 @@ import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
 
-MAX_STEPS = 1_000_000  # loop iterations, calls and items given to filters, in one rendering
+MAX_STEPS = 300_000  # loop iterations, calls and filters, in one rendering
 MAX_CHARACTERS = 16_000_000  # printed in one rendering, and in any string on the way
 _MAX_WIDTH = 10_000  # of padding, indentation and the like
+# Filters that no chat needs and that are slow on purpose-made input, or random.
+_LEFT_OUT = frozenset(["pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr"])
 _WIDE_FORMAT = re.compile(r"\d{5,}|%[^%a-zA-Z]*\*")
 
 
@@ -59,8 +62,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             finalize=self._print,
             cache_size=0,
         )
-        self.filters["tojson"] = _to_json
-        self.filters = {name: self._budgeted(function) for name, function in self.filters.items()}
+        filters = {name: function for name, function in self.filters.items() if name not in _LEFT_OUT}
+        self.filters = {name: self._budgeted(function) for name, function in (filters | {"tojson": _to_json}).items()}
         self.globals.pop("lipsum")
         self.globals |= {"raise_exception": _raise_exception, "dict": _make_dict, "namespace": _Namespace}
 
@@ -71,8 +74,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Every call that a template makes, recursion of macros and loops included."""
         self._budget.steps(1)
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        if isinstance(owner, str):
+        bound = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
+        owner, name = getattr(bound, "__self__", None), getattr(bound, "__name__", "")
+        if isinstance(owner, (str, bytes, int, float)):
             self._check_arguments((owner, *args), kwargs, name)
         elif isinstance(function, jinja2.runtime.LoopContext) and args:
             args = (self.bounded(args[0], 0), *args[1:])
@@ -140,9 +144,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         def run(*args: Any, **kwargs: Any) -> Any:
             for value in args:
                 if isinstance(value, (list, tuple, dict, range)):
-                    self._budget.steps(len(value))  # pyright: ignore[reportUnknownArgumentType]
+                    self._budget.steps(len(value) // 64)  # pyright: ignore[reportUnknownArgumentType]
             self._budget.steps(1)
-            self._check_arguments(tuple(value for value in args if not hasattr(value, "filters")), kwargs, function.__name__)
+            self._check_arguments(
+                tuple(value for value in args if not hasattr(value, "filters")), kwargs, function.__name__
+            )
             return self._checked(function(*args, **kwargs))
 
         return run
@@ -166,7 +172,15 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _checked[V](self, value: V) -> V:
         if isinstance(value, (str, list, tuple)):
             self._check_size(len(value))  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(value, GeneratorType):  # what map, select and the like return
+            return self._counted(value)  # type: ignore[return-value]
         return value
+
+    def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            self._budget.steps(1)
+            self._budget.characters(len(value) if isinstance(value, str) else 0)
+            yield value
 
     def _check_size(self, size: int) -> None:
         if size > MAX_CHARACTERS:

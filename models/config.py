@@ -10,6 +10,8 @@ from ..backends.base import CacheGroup
 from .rope import RopeConfig
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swigluoai"]
+_MAX_BLOCK = 32  # longer than any published pattern; bounds the search for repeating blocks
+
 NormPlacement = Literal["pre", "post", "sandwich", "residual"]
 """Around a branch f: pre x + f(norm x); post x + norm f(x); sandwich x + norm f(norm x); residual norm(x + f(x))."""
 
@@ -179,7 +181,7 @@ def _repeating_blocks(layers: tuple[LayerConfig, ...]) -> tuple[Segment, ...]:
     best: list[tuple[int, int, tuple[int, int] | None]] = [(0, 0, None)] * (len(layers) + 1)
     for i in reversed(range(len(layers))):
         options: list[tuple[int, int, tuple[int, int]]] = []
-        for period in range(1, len(layers) - i + 1):
+        for period in range(1, min(len(layers) - i, _MAX_BLOCK) + 1):
             block, repeats = layers[i : i + period], 1
             while layers[i + period * repeats : i + period * (repeats + 1)] == block:
                 repeats += 1

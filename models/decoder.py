@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class Layer(nnx.Module):
 
         if self.config.parallel:
             assert self.attention_norm is not None
-            y = machine.placement.gather(self.attention_norm(x), "tokens", 0)
+            y = machine.placement.gather(self.attention_norm(x, machine), "tokens", 0)
             x += self.residual_scale * (attend(y) + self.mlp(y, machine))
         else:
             x = self._branch(x, attend, self.attention_norm, self.attention_post_norm, machine)
@@ -82,18 +83,20 @@ class Layer(nnx.Module):
     def _branch(
         self, x: Array, branch: Callable[[Array], Array], before: Norm | None, after: Norm | None, machine: Machine
     ) -> Array:
-        y = machine.placement.gather(x if before is None else before(x), "tokens", 0)
+        y = machine.placement.gather(x if before is None else before(x, machine), "tokens", 0)
         y = branch(y)
         if self.config.placement == "residual":
             assert after is not None
-            return after(x + self.residual_scale * y)
-        return x + self.residual_scale * (y if after is None else after(y))
+            return after(x + self.residual_scale * y, machine)
+        return x + self.residual_scale * (y if after is None else after(y, machine))
 
 
 class Stack(nnx.Module):
     """A segment's layers: one module for each position of the block, weights stacked over repeats."""
 
-    def __init__(self, segment: Segment, sites: tuple[CacheSite, ...], residual_scale: float, new: ParamFactory):
+    def __init__(
+        self, segment: Segment, sites: tuple[CacheSite, ...], residual_scale: float, new: ParamFactory
+    ) -> None:
         self.sites = sites
         self.repeats = segment.repeats
         new = ParamFactory(new.rngs, new.dtype, new.sizes, stack=segment.repeats)
@@ -155,8 +158,8 @@ class Decoder(nnx.Module):
 
         x, cache = machine.placement.run_layers(run, (x, cache), batch)
         if self.final_norm is not None:
-            x = self.final_norm(x)
-        return x, cache
+            x = self.final_norm(x, machine)
+        return machine.placement.gather(x, "tokens", 0), cache
 
     def logits(self, x: Float[Array, "R D"], machine: Machine) -> Float[Array, "R V"]:
         """fp32 scores of each row of hidden states."""
@@ -192,7 +195,8 @@ def weight_specs(config: ModelConfig, dtype: DTypeLike) -> dict[str, WeightSpec]
         key, layers = dotted, None
         if path[0] == "segments":
             key = _dotted(path[4:])
-            layers = config.segments[int(path[1])].layer_ids[int(path[3])]
+            _, segment, _, position, *_ = (str(part) for part in path)
+            layers = config.segments[int(segment)].layer_ids[int(position)]
         value = variable.get_value()
         specs[dotted] = WeightSpec(dotted, key, value.shape, dtype, variable.get_metadata("logical"), layers)
     return specs
@@ -207,7 +211,9 @@ def init_weights(
         shardings = unflatten({path: place(spec) for path, spec in weight_specs(config, dtype).items()})
 
     def init() -> Weights:
-        decoder = Decoder(config, rngs=nnx.Rngs(seed), dtype=jnp.dtype(dtype))
+        # XLA's own generator: threefry takes several times as long to compile, once for each leaf.
+        rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
+        decoder = Decoder(config, rngs=rngs, dtype=jnp.dtype(dtype))
         state = nnx.to_flat_state(nnx.split(decoder)[1])
         return unflatten({_dotted(path): variable.get_value() for path, variable in state})
 
@@ -241,5 +247,5 @@ def unflatten(flat: Mapping[str, PyTree]) -> Weights:
     return weights
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in path)

@@ -4,6 +4,7 @@ GGUF keeps pieces, scores or merges, and token types; it leaves out how text is 
 here from `tokenizer.ggml.model` and `tokenizer.ggml.pre`, as the original tokenizers do it.
 """
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from tokenizers import AddedToken, Tokenizer
 
 from .errors import TokenizerError
 from .gguf_pretokenizers import PRE_TOKENIZERS
+from .tokenizer_files import tokenizer_errors
 
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
 # Tokens that end a turn, for files that name only `eos_token_id` (llama.cpp goes by the same texts).
 _END_OF_TURN = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|endoftext|> <|end_of_text|> <end_of_turn>".split()
+    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"]
 )
 # The ids llama.cpp assumes when a SentencePiece file does not say.
 _SPM_DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
@@ -109,10 +111,8 @@ def build_vocabulary(metadata: Mapping[str, Any], *, source: str) -> GgufVocabul
         vocabulary[token] = index
     ids = _named_ids(meta, len(tokens), _SPM_DEFAULT_IDS if model == "llama" else {})
     description, add_bos, add_eos = build(meta, _Tokens(tokens, types, vocabulary, ids))
-    try:
+    with tokenizer_errors(f"{source}: tokenizer.ggml.*", "building a tokenizer from it"):
         backend = Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{source}: tokenizer.ggml.*: no tokenizer can be built from it: {error}") from error
     _add_tokens(backend, meta, _Tokens(tokens, types, vocabulary, ids))
     return GgufVocabulary(
         backend=backend,
@@ -123,6 +123,19 @@ def build_vocabulary(metadata: Mapping[str, Any], *, source: str) -> GgufVocabul
         add_bos=bool(meta.get("add_bos_token", bool, add_bos)) and "bos" in ids,
         add_eos=bool(meta.get("add_eos_token", bool, add_eos)) and "eos" in ids,
     )
+
+
+def gguf_templates(metadata: Mapping[str, Any], *, source: str) -> dict[str, str]:
+    """Chat templates by name: `tokenizer.chat_template`, and `tokenizer.chat_template.NAME` for more of them."""
+    found: dict[str, str] = {}
+    for key, value in metadata.items():
+        if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template."):
+            name = key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
+            if not isinstance(value, str) or not name.replace("-", "_").isidentifier():
+                kind = type(value).__name__
+                raise TokenizerError(f"{source}: {key} is a {kind}, expected a string under a name of letters and digits")
+            found[name] = value
+    return {name: text for name, text in found.items() if text}
 
 
 @dataclass(frozen=True)
@@ -177,9 +190,12 @@ def _byte_level(meta: _Metadata, tokens: _Tokens) -> tuple[dict[str, Any], bool,
         raise meta.error("merges", "missing", "the list of merges of a byte-level BPE vocabulary")
     pairs: list[tuple[str, str]] = []
     for index, merge in enumerate(merges):
-        first, _, second = merge[:1] + merge[1:].partition(" ")[0], None, merge[1:].partition(" ")[2]
+        head, _, second = merge[1:].partition(" ")  # from 1: the first token may itself begin with a space
+        first = merge[:1] + head
         if not second or not {first, second, first + second} <= tokens.vocabulary.keys():
-            raise meta.error(f"merges[{index}]", repr(merge), "two tokens and a space between them, their union a token")
+            raise meta.error(
+                f"merges[{index}]", repr(merge), "two tokens and a space between them, their union a token"
+            )
         pairs.append((first, second))
     model = _bpe(tokens, pairs, unknown=None, ignore_merges=rule.ignore_merges)
     return (
@@ -282,21 +298,30 @@ def _spm_normalizer(meta: _Metadata, *, prefix: bool) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     charsmap = meta.array("precompiled_charsmap", int)
     if charsmap:
-        import base64
-
+        # Four bytes say how long the trie is, in bytes; replacement strings follow it.
+        if not all(0 <= byte < 256 for byte in charsmap):
+            raise meta.error("precompiled_charsmap", "numbers beyond a byte", "bytes")
+        if int.from_bytes(charsmap[:4], "little") + 4 > len(charsmap):
+            raise meta.error("precompiled_charsmap", f"{len(charsmap)} bytes, cut short", "a whole table")
         steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(bytes(charsmap)).decode()})
-    if meta.get("remove_extra_whitespaces", bool, False):
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
-        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    tidy = meta.get("remove_extra_whitespaces", bool, False)
+    if tidy:
+        steps += [_replace({"Regex": "^ +"}, ""), _replace({"Regex": " {2,}"}, " ")]
+    steps.append(_replace({"String": " "}, _SPACE))
+    if tidy:
+        steps.append(_replace({"Regex": f"{_SPACE}+$"}, ""))
     if prefix:
         steps.append({"type": "Prepend", "prepend": _SPACE})
-    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _SPACE})
     return {"type": "Sequence", "normalizers": steps}
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _spm_decoder(*, prefix: bool) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        _replace({"String": _SPACE}, " "),
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]

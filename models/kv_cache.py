@@ -37,6 +37,20 @@ class RaggedBatch:
     adapter_ids: Int[Array, "B"] | None = None
     max_query_len: int | None = field(default=None, metadata={"static": True})
 
+    @classmethod
+    def single(
+        cls, tokens: Sequence[int], start: int, *, num_tokens: int, num_pages: int, num_groups: int
+    ) -> "RaggedBatch":
+        """One row that appends `tokens` from position `start` on, padded to num_tokens; pages in order."""
+        count = len(tokens)
+        return cls(
+            tokens=jnp.asarray([*tokens, *[0] * (num_tokens - count)], jnp.int32),
+            query_starts=jnp.asarray([0, count], jnp.int32),
+            kv_lens=jnp.asarray([start + count], jnp.int32),
+            page_tables=(jnp.arange(num_pages, dtype=jnp.int32)[None],) * num_groups,
+            logit_indices=jnp.asarray([[count - 1]], jnp.int32),
+        )
+
     def positions(self) -> Int[Array, "T"]:
         """The absolute position of each token; 0 at padding."""
         token = jnp.arange(self.tokens.shape[0], dtype=jnp.int32)

@@ -1,5 +1,6 @@
 """The building blocks of a decoder: parameters with logical axes, einsum projections, norms, embeddings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ LOGICAL_AXES: Mapping[str, str] = {
     "H": "head_dim",
     "V": "vocab",
     "E": "expert",
+    "O": "one",
     "S": "positions",
 }
 """What each letter of a weight's shape is called in a layout's rules."""
@@ -58,20 +60,24 @@ class Machine:
 
 
 class Einsum(nnx.Module):
-    """A projection named by its einsum, e.g. "TD,NHD->TNH"; weights are [out..., in...] as checkpoints store them."""
+    """A projection named by its einsum, e.g. "TD,NHD->TNH"; weights are [out..., in...] as checkpoints store them.
 
-    def __init__(self, equation: str, new: ParamFactory, *, bias: bool = False) -> None:
+    `residual` marks an output that joins the residual stream.
+    """
+
+    def __init__(self, equation: str, new: ParamFactory, *, bias: bool = False, residual: bool = False) -> None:
         operands, out = equation.split("->")
         operand, weight = operands.split(",")
         self.equation = equation
         self.contracted = tuple(LOGICAL_AXES[letter] for letter in operand if letter not in out)
+        self.residual = residual
         self.weight = new(weight, nnx.initializers.normal(0.02))
         self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
 
     def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T *out"]:
         y = machine.backend.linear(x, self.weight.get_value(), self.equation)
         for axis in self.contracted:
-            y = machine.placement.reduce(y, axis)
+            y = machine.placement.reduce(y, axis, scatter=self.residual)
         # After the reduction, so that a split contraction adds the bias once.
         return y if self.bias is None else y + self.bias.get_value()
 
@@ -81,19 +87,27 @@ class Norm(nnx.Module):
 
     def __init__(self, config: NormConfig, letters: str, new: ParamFactory) -> None:
         self.config = config
-        self.axes = tuple(range(-len(letters), 0))
+        self.logical = tuple(LOGICAL_AXES[letter] for letter in letters)
+        self.size = math.prod(new.sizes[letter] for letter in letters)
         self.scale = new(letters, nnx.initializers.constant(1.0 - config.offset))
         self.bias = new(letters, nnx.initializers.zeros) if config.bias else None
 
-    def __call__(self, x: Float[Array, "*T"]) -> Float[Array, "*T"]:
+    def __call__(self, x: Float[Array, "*T"], machine: Machine) -> Float[Array, "*T"]:
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
-            y -= y.mean(self.axes, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.config.eps)
+            y -= self._mean(y, machine)
+        y *= jax.lax.rsqrt(self._mean(jnp.square(y), machine) + self.config.eps)
         y *= self.scale.get_value().astype(jnp.float32) + self.config.offset
         if self.bias is not None:
             y += self.bias.get_value().astype(jnp.float32)
         return y.astype(x.dtype)
+
+    def _mean(self, y: Array, machine: Machine) -> Array:
+        """The mean over the normalised axes, parts of which may lie on other devices."""
+        total = y.sum(tuple(range(-len(self.logical), 0)), keepdims=True)
+        for axis in self.logical:
+            total = machine.placement.reduce(total, axis)
+        return total / self.size
 
 
 class Embedding(nnx.Module):
@@ -115,4 +129,4 @@ class Embedding(nnx.Module):
         """Scores in fp32, of the part of the vocabulary that is here."""
         row, width = self.letters
         equation = f"T{width},{row}{width}->T{row}"
-        return machine.backend.linear(x, self.table.get_value(), equation).astype(jnp.float32)
+        return machine.backend.linear(x, self.table.get_value(), equation, out_dtype=jnp.float32)

@@ -42,7 +42,7 @@ class Mlp(nnx.Module):
         new = new.sized(F=config.dim)
         self.gate = Einsum("TD,FD->TF", new, bias=config.bias) if config.gated else None
         self.up = Einsum("TD,FD->TF", new, bias=config.bias)
-        self.down = Einsum("TF,DF->TD", new, bias=config.bias)
+        self.down = Einsum("TF,DF->TD", new, bias=config.bias, residual=True)
 
     def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T D"]:
         up = self.up(x, machine)

@@ -1,9 +1,9 @@
-"""Mixture of experts: a router picks top_k experts for each token; tokens are sorted by expert and multiplied grouped."""
+"""Mixture of experts: a router picks some for each token; tokens are sorted by expert and multiplied in groups."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .config import MoeConfig
 from .layers import Einsum, Machine, ParamFactory
@@ -32,7 +32,7 @@ def route(
 
 
 class Experts(nnx.Module):
-    """The weights of all experts, one grouped matmul for each of gate, up and down."""
+    """The weights of the experts that are here, one grouped matmul for each of gate, up and down."""
 
     def __init__(self, config: MoeConfig, new: ParamFactory) -> None:
         self.config = config.expert
@@ -45,19 +45,23 @@ class Experts(nnx.Module):
         self.up_bias = new("EF", zeros) if self.config.bias else None
         self.down_bias = new("ED", zeros) if self.config.bias else None
 
+    @property
+    def count(self) -> int:
+        """Experts that are here: all of them, or this device's part."""
+        return jax.tree.leaves(self.gate.get_value())[0].shape[0]
+
     def __call__(
         self, x: Float[Array, "R D"], expert: Int[Array, "R"], group_sizes: Int[Array, "E"], machine: Machine
     ) -> Float[Array, "R D"]:
-        """Applies expert[r] to row r; rows are sorted by expert."""
+        """Applies expert[r] to row r, all but the last bias. Rows are sorted by expert; those behind the last group
+        come out arbitrary."""
 
         def project(x: Array, weight: nnx.Param[Array], bias: nnx.Param[Array] | None) -> Array:
             y = machine.backend.grouped_linear(x, weight.get_value(), group_sizes)
-            return y if bias is None else y + bias.get_value()[expert]
+            return y if bias is None else y + bias.get_value()[jnp.minimum(expert, self.count - 1)]
 
         gate, up = project(x, self.gate, self.gate_bias), project(x, self.up, self.up_bias)
-        hidden = activate(self.config, gate, up)
-        down = machine.placement.reduce(machine.backend.grouped_linear(hidden, self.down.get_value(), group_sizes), "mlp")
-        return down if self.down_bias is None else down + self.down_bias.get_value()[expert]
+        return project(activate(self.config, gate, up), self.down, None)
 
 
 class Moe(nnx.Module):
@@ -70,25 +74,41 @@ class Moe(nnx.Module):
         self.correction = sized("E", nnx.initializers.zeros) if config.correction_bias else None
         self.experts = Experts(config, new)
         self.shared = Mlp(config.shared, new) if config.shared is not None else None
-        self.shared_gate = Einsum("TD,ED->TE", new.sized(E=1)) if config.shared_gate else None
+        self.shared_gate = Einsum("TD,OD->TO", new.sized(O=1)) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T D"]:
-        config = self.config
+        placement = machine.placement
         with jax.named_scope("router"):
-            correction = None if self.correction is None else self.correction.get_value()
-            weights, experts = route(self.router(x, machine), config, correction)
-            flat = experts.reshape(-1)
-            order = jnp.argsort(flat, stable=True)
-            group_sizes = jnp.bincount(flat, length=config.num_experts).astype(jnp.int32)
+            logits = placement.gather(self.router(x, machine), "expert", 1)
+            correction = None
+            if self.correction is not None:
+                correction = placement.gather(self.correction.get_value(), "expert", 0)
+            weights, experts = route(logits, self.config, correction)
+            # Experts that live elsewhere sort behind those that are here.
+            local = experts.reshape(-1) - placement.offset("expert", self.experts.count)
+            here = (local >= 0) & (local < self.experts.count)
+            local = jnp.where(here, local, self.experts.count)
+            order = jnp.argsort(local, stable=True)
+            group_sizes = jnp.bincount(local, length=self.experts.count + 1)[:-1].astype(jnp.int32)
         with jax.named_scope("experts"):
-            sorted_out = self.experts(x[order // config.top_k], flat[order], group_sizes, machine)
+            rows = self.experts(x[order // self.config.top_k], local[order], group_sizes, machine)
             # Back to the tokens' order, so that each token sums its experts in one fixed order.
-            out = jnp.zeros_like(sorted_out).at[order].set(sorted_out).reshape(*experts.shape, -1)
-            y = jnp.einsum("TAD,TA->TD", out, weights, precision="highest").astype(x.dtype)
-            y = machine.placement.reduce(y, "expert")
+            rows = jnp.zeros_like(rows).at[order].set(rows)
+            y = placement.reduce(_combine(rows, here, weights), "mlp")
+            if self.experts.down_bias is not None:
+                # Behind the reduction, so that a split width adds the bias once.
+                bias = self.experts.down_bias.get_value()[jnp.minimum(local, self.experts.count - 1)]
+                y += _combine(bias, here, weights)
+            y = placement.reduce(y.astype(x.dtype), "expert", scatter=True)
         if self.shared is not None:
             shared = self.shared(x, machine)
             if self.shared_gate is not None:
                 shared *= jax.nn.sigmoid(self.shared_gate(x, machine))
             y += shared
         return y
+
+
+def _combine(rows: Float[Array, "R D"], here: Bool[Array, "R"], weights: Float[Array, "T A"]) -> Float[Array, "T D"]:
+    """The weighted sum of each token's experts, fp32, over those that are here."""
+    rows = jnp.where(here[:, None], rows, 0).reshape(*weights.shape, -1)
+    return jnp.einsum("TAD,TA->TD", rows, weights, precision="highest", preferred_element_type=jnp.float32)

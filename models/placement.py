@@ -23,8 +23,12 @@ class Placement(Protocol):
         """Says how x is laid out, one logical axis (or None) for each dimension."""
         ...
 
-    def reduce(self, x: Array, logical: str) -> Array:
-        """Sums partial results of a contraction over a logical axis that may be split."""
+    def reduce(self, x: Array, logical: str, *, scatter: bool = False) -> Array:
+        """Sums partial results of a contraction over a logical axis that may be split.
+
+        With `scatter` the result joins the residual stream: a layout that splits the stream along "tokens" may keep
+        just its own part (a reduce-scatter), since `gather(x, "tokens", 0)` stands before every use of the whole.
+        """
         ...
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
@@ -47,7 +51,7 @@ class OneDevice:
     def constrain(self, x: Array, *logical: str | None) -> Array:
         return x
 
-    def reduce(self, x: Array, logical: str) -> Array:
+    def reduce(self, x: Array, logical: str, *, scatter: bool = False) -> Array:
         return x
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:

@@ -49,14 +49,19 @@ class RopeConfig:
 
 
 def frequencies(rope: RopeConfig) -> np.ndarray:
-    """Radians per position, [dim / 2], float64."""
+    """Radians per position, [dim / 2].
+
+    Rounded to float32 where the code that models are trained with rounds: the last bit of a frequency adds up over
+    positions.
+    """
     scaling = rope.scaling
     theta = rope.theta
     if scaling is not None and scaling.kind == "dynamic":
         # NTK-aware base of "dynamic" scaling, taken at the longest context.
         stretch = scaling.factor * scaling.max_positions / scaling.original_positions - (scaling.factor - 1)
         theta *= max(stretch, 1.0) ** (rope.dim / (rope.dim - 2))
-    plain = theta ** -(np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
+    plain = 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
     match scaling.kind if scaling is not None else None:
         case "linear":
             assert scaling is not None
@@ -104,9 +109,7 @@ def rotation(rope: RopeConfig, positions: Int[Array, "T"]) -> tuple[Float[Array,
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate(
-    x: Float[Array, "T N H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
-) -> Float[Array, "T N H"]:
+def rotate(x: Float[Array, "T N H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]) -> Float[Array, "T N H"]:
     """Rotates the first 2 R entries of each head: entry i pairs with entry i + R."""
     half = cos.shape[-1]
     cos, sin = cos[:, None], sin[:, None]

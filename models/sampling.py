@@ -39,6 +39,12 @@ class SamplingRows:
     choices: Int[Array, "B"]
     token_mask: Bool[Array, "B V"] | None = None
 
+    @classmethod
+    def greedy(cls, num_rows: int) -> "SamplingRows":
+        """Rows that take the most likely token."""
+        whole, real = jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, jnp.float32)
+        return cls(real, whole, real + 1, real, jnp.zeros((num_rows, 2), jnp.uint32), whole)
+
 
 def row_keys(
     seeds: UInt32[Array, "B 2"], choices: Int[Array, "B"], positions: Int[Array, "B"], purpose: Purpose
@@ -54,9 +60,7 @@ def row_keys(
     return jax.vmap(key)(seeds, choices, positions)
 
 
-def sample(
-    logits: Float[Array, "B V"], rows: SamplingRows, positions: Int[Array, "B"]
-) -> Int[Array, "B"]:
+def sample(logits: Float[Array, "B V"], rows: SamplingRows, positions: Int[Array, "B"]) -> Int[Array, "B"]:
     """Draws the token at `positions[b]` of each row from its logits.
 
     Order as in transformers: temperature, top-k, top-p, min-p. The cut is found on sorted logits, and only in a
@@ -97,9 +101,7 @@ def _threshold(scaled: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, 
     return jnp.where(stays & (ordered > -jnp.inf), ordered, jnp.inf).min(axis=-1)
 
 
-def num_accepted(
-    candidates: Int[Array, "B C"], drawn: Int[Array, "B C"]
-) -> Int[Array, "B"]:
+def num_accepted(candidates: Int[Array, "B C"], drawn: Int[Array, "B C"]) -> Int[Array, "B"]:
     """How many drawn tokens hold: those behind candidates that were themselves drawn, and one more.
 
     `candidates[b, i]` is the input whose logits gave `drawn[b, i]`; the first is a token of the text, not a guess.

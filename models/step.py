@@ -5,7 +5,7 @@ ahead-of-time compiler trace it, the torch adapter lowers it.
 """
 
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class StepOutput:
 @dataclass(frozen=True)
 class Step:
     """A model on a backend under a placement; hashable, so that a compiled program can be kept for it."""
+
+    __name__: ClassVar[str] = "step"  # what profiles and dumps call the program
 
     config: ModelConfig
     backend: Backend

@@ -12,7 +12,7 @@ from tokenizers import processors
 from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer, Spelling
 from .errors import ChatTemplateError, TokenizerError
-from .gguf_vocabulary import build_vocabulary
+from .gguf_vocabulary import build_vocabulary, gguf_templates
 from .tokenizer_files import read_folder, tokenizer_errors
 
 _MAX_ID = 2**32 - 1
@@ -62,10 +62,8 @@ class Tokenizer:
         """Read tokenizer.json (or vocab.json and merges.txt) and the files beside it. Raises TokenizerError."""
         files = read_folder(folder)
         source = str(folder / "tokenizer.json")
-        if files.add_bos is not None or files.add_eos is not None or files.backend.post_processor is None:
-            # transformers rebuilds the post-processor when tokenizer_config.json speaks of BOS or EOS.
-            bos = files.special.get("bos_token") if files.add_bos else None
-            eos = files.special.get("eos_token") if files.add_eos else None
+        if files.adds is not None:
+            bos, eos = (files.special.get(role) if role in files.adds else None for role in ("bos_token", "eos_token"))
             _set_template(files.backend, bos, eos)
         with tokenizer_errors(source, "reading it as a tokenizer"):
             return cls(
@@ -88,15 +86,12 @@ class Tokenizer:
         bos = special.get("bos_token") if vocabulary.add_bos else None
         eos = special.get("eos_token") if vocabulary.add_eos else None
         _set_template(vocabulary.backend, bos, eos)
-        template = metadata.get("tokenizer.chat_template")
-        if template is not None and not isinstance(template, str):
-            raise TokenizerError(f"{source}: tokenizer.chat_template is a {type(template).__name__}, expected a string")
         return cls(
             vocabulary.backend,
             source=source,
             special=special,
             eos_ids=vocabulary.eos_ids,
-            templates={"default": template} if template else None,
+            templates=gguf_templates(metadata, source=source),
             template_source=f"{source}: tokenizer.chat_template",
             vocab_size=vocabulary.size,
         )
@@ -165,12 +160,13 @@ class Tokenizer:
             self._backend.save(str(folder / "tokenizer.json"))
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         config["clean_up_tokenization_spaces"] = False
-        templates = self.chat_template.sources if self.chat_template else {}
-        (folder / "chat_template.jinja").unlink(missing_ok=True)
-        if list(templates) == ["default"]:
-            (folder / "chat_template.jinja").write_text(templates["default"], encoding="utf-8")
-        elif templates:
-            config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+        for path in ("chat_template.jinja", "chat_template.json"):
+            (folder / path).unlink(missing_ok=True)
+        for name, text in (self.chat_template.sources if self.chat_template else {}).items():
+            more = folder / "additional_chat_templates"
+            path = folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
         _write_json(folder / "tokenizer_config.json", config)
         if self.eos_ids and not (folder / "generation_config.json").exists():
             ids = sorted(self.eos_ids)

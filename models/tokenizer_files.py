@@ -1,6 +1,7 @@
 """The files of a tokenizer in a Hugging Face folder, read with errors that name file and field."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from ..backends.errors import DistaffError
 from .errors import TokenizerError
 
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -37,15 +39,15 @@ class TokenizerFiles:
     Attributes:
         backend: tokenizer.json, with the special tokens that only tokenizer_config.json names added.
         special: role ("bos_token", ...) to text.
-        add_bos, add_eos: tokenizer_config.json's flags, None where it does not say.
+        adds: "bos_token" and "eos_token", if tokenizer_config.json says that they are added and there is no
+            tokenizer.json to say it (transformers too follows tokenizer.json alone where there is one); else None.
         templates: chat templates by name.
         eos_ids: the ids that end a generation, from generation_config.json or else config.json; empty if neither says.
     """
 
     backend: Tokenizer
     special: dict[str, str]
-    add_bos: bool | None
-    add_eos: bool | None
+    adds: frozenset[str] | None
     templates: dict[str, str] = field(default_factory=dict[str, str])
     template_source: str = ""
     eos_ids: tuple[int, ...] = ()
@@ -58,6 +60,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     for name, value in read_json(folder / "special_tokens_map.json").items():
         config.setdefault(name, value)
     backend = _read_backend(folder)
+    flags = frozenset(role for role in ("bos_token", "eos_token") if _flag(config, f"add_{role}", config_path))
     special = {role: text for role in _ROLES if (text := _text_of(config.get(role), config_path, role)) is not None}
     with tokenizer_errors(str(config_path), "adding its special tokens"):
         _add_missing(backend, config, special, config_path)
@@ -65,8 +68,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(
         backend=backend,
         special=special,
-        add_bos=_flag(config, "add_bos_token", config_path),
-        add_eos=_flag(config, "add_eos_token", config_path),
+        adds=None if (folder / "tokenizer.json").is_file() else flags,
         templates=templates,
         template_source=template_source,
         eos_ids=_eos_ids(folder),
@@ -125,10 +127,10 @@ def _text_of(value: object, path: Path, name: str) -> str | None:
     raise TokenizerError(f"{path}: {name} is {value!r}, expected a string or an object with a string `content`")
 
 
-def _flag(config: Mapping[str, Any], name: str, path: Path) -> bool | None:
+def _flag(config: Mapping[str, Any], name: str, path: Path) -> bool:
     value = config.get(name)
     if value is None or isinstance(value, bool):
-        return value
+        return bool(value)
     raise TokenizerError(f"{path}: {name} is {value!r}, expected true or false")
 
 
@@ -148,17 +150,22 @@ def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping
     extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     values = list(extra.values()) if isinstance(extra, Mapping) else list(extra)
     texts = [*special.values(), *(_text_of(value, path, "additional_special_tokens") for value in values)]
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts if text and text not in known])
+    backend.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in texts if text and text not in known]
+    )
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """Chat templates by name, and the file they are from: chat_template.jinja, .json, tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+    """Chat templates by name, and where they are from: files of their own, or else tokenizer_config.json."""
+    files = [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    files = [path for path in files if path.is_file()]
+    if files:
         try:
-            return {"default": path.read_text(encoding="utf-8")}, str(path)
+            texts = [path.read_text(encoding="utf-8") for path in files]
         except (OSError, ValueError) as error:
-            raise TokenizerError(f"{path}: not readable ({error}); download the model again") from error
+            raise TokenizerError(f"{folder}: a chat template is not readable ({error}); download it again") from error
+        names = ["default" if path.name == "chat_template.jinja" else path.stem for path in files]
+        return dict(zip(names, texts, strict=True)), str(files[0])
     path = folder / "chat_template.json"
     found = read_json(path).get("chat_template")
     if found is None:
@@ -171,6 +178,9 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str],
         isinstance(entry, Mapping) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
         for entry in found
     ):
+        names = [entry["name"] for entry in found]
+        if bad := [name for name in names if not _NAME.fullmatch(name)]:  # they become file names
+            raise TokenizerError(f"{path}: chat_template has the name {bad[0]!r}, expected letters, digits, _ and -")
         return {entry["name"]: entry["template"] for entry in found}, str(path)
     raise TokenizerError(
         f"{path}: chat_template is a {type(found).__name__}, expected a string or a list of objects with name and template"

@@ -1,1 +1,1 @@
-"""The `distaff` command, one module per subcommand."""
+"""The `distaff` command, one module per sub-command, and the shell entry points `demo` and `test`."""

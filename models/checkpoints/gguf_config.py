@@ -18,12 +18,12 @@ class _Fields:
         self.arch = arch
         self.source = source
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def whole(self, key: str, default: int | None = None, *, most: int = 2**20) -> int:
         found = self._get(key, default)
         if isinstance(found, list) and found and all(entry == found[0] for entry in found):
             found = found[0]  # some converters write one number per layer
-        if isinstance(found, bool) or not isinstance(found, int) or found < 0:
-            raise self._wrong(key, found, "a whole number (the same for every layer)")
+        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= most:
+            raise self._wrong(key, found, f"a whole number up to {most} (the same for every layer)")
         return found
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -71,20 +71,22 @@ def config_from_gguf(
     fields = _Fields(metadata, arch.name, source)
     heads = fields.whole("attention.head_count")
     hidden = fields.whole("embedding_length")
-    if not heads or not hidden:
-        raise ConfigError(f"{source}: {arch.name}.attention.head_count or embedding_length is 0, expected at least 1")
-    if "token_embd.weight" not in shapes:
-        raise ConfigError(f"{source}: tensor 'token_embd.weight' is missing, so the vocabulary is unknown")
+    table = shapes.get("token_embd.weight")
+    if table is None or len(table) != 2 or table[1] != hidden or not heads:
+        raise ConfigError(
+            f"{source}: {arch.name}.embedding_length and attention.head_count: found {hidden} and {heads}, expected "
+            f"those of tensor 'token_embd.weight', which is {'missing' if table is None else list(table)}; fetch it again"
+        )
     config: dict[str, Any] = {
         "model_type": arch.model_types[0],
-        "vocab_size": shapes["token_embd.weight"][0],
+        "vocab_size": table[0],
         "hidden_size": hidden,
         "intermediate_size": fields.whole("feed_forward_length", 0),
-        "num_hidden_layers": fields.whole("block_count"),
+        "num_hidden_layers": fields.whole("block_count", most=len(shapes)),
         "num_attention_heads": heads,
         "num_key_value_heads": fields.whole("attention.head_count_kv", heads),
         "head_dim": fields.whole("attention.key_length", hidden // heads),
-        "max_position_embeddings": fields.whole("context_length"),
+        "max_position_embeddings": fields.whole("context_length", most=2**31),
         "rms_norm_eps": fields.real("attention.layer_norm_rms_epsilon"),
         "rope_theta": fields.real("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(fields, rope_factors),
@@ -119,15 +121,15 @@ def _rope_scaling(fields: _Fields, factors: Mapping[str, list[float]]) -> dict[s
         scaling: dict[str, Any] = {
             "rope_type": "yarn",
             "factor": fields.real("rope.scaling.factor"),
-            "original_max_position_embeddings": fields.whole("rope.scaling.original_context_length"),
+            "original_max_position_embeddings": fields.whole("rope.scaling.original_context_length", most=2**31),
         }
         for key, name in (("attn_factor", "attention_factor"), ("beta_fast", "beta_fast"), ("beta_slow", "beta_slow")):
             if fields.has(f"rope.scaling.yarn_{key}"):
                 scaling[name] = fields.real(f"rope.scaling.yarn_{key}")
         return scaling
     raise ConfigError(
-        f"{fields.source}: {fields.arch}.rope.scaling.type: found {kind!r}, expected none, linear, yarn, or the tensors "
-        "rope_freqs.weight or rope_factors_long.weight with rope_factors_short.weight"
+        f"{fields.source}: {fields.arch}.rope.scaling.type: found {kind!r}, expected none, linear, yarn, or the "
+        "tensors rope_freqs.weight or rope_factors_long.weight with rope_factors_short.weight"
     )
 
 
@@ -152,7 +154,7 @@ def _llama3(fields: _Fields, factors: list[float]) -> dict[str, Any]:
         "long_factor": factors,
         "short_factor": factors,
         "attention_factor": 1.0,
-        "original_max_position_embeddings": fields.whole("context_length"),
+        "original_max_position_embeddings": fields.whole("context_length", most=2**31),
     }
 
 
@@ -166,9 +168,9 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int) -> np.n
 
 def _llama(fields: _Fields, config: dict[str, Any]) -> None:
     config["head_dim"] = fields.whole("attention.key_length", fields.whole("rope.dimension_count", config["head_dim"]))
-    if fields.whole("expert_count", 0):
+    if fields.whole("expert_count", 0, most=2**13):
         config["model_type"] = "mixtral"
-        config["num_local_experts"] = fields.whole("expert_count")
+        config["num_local_experts"] = fields.whole("expert_count", most=2**13)
         config["num_experts_per_tok"] = fields.whole("expert_used_count")
 
 
@@ -189,7 +191,7 @@ def _qwen3(fields: _Fields, config: dict[str, Any]) -> None:
 
 def _qwen3moe(fields: _Fields, config: dict[str, Any]) -> None:
     config |= {
-        "num_experts": fields.whole("expert_count"),
+        "num_experts": fields.whole("expert_count", most=2**13),
         "num_experts_per_tok": fields.whole("expert_used_count"),
         "moe_intermediate_size": fields.whole("expert_feed_forward_length"),
         "norm_topk_prob": True,  # llama.cpp always does
@@ -212,7 +214,7 @@ def _gemma2(fields: _Fields, config: dict[str, Any]) -> None:
         "hidden_activation": "gelu_pytorch_tanh",
         "attn_logit_softcapping": fields.real("attn_logit_softcapping"),
         "final_logit_softcapping": fields.real("final_logit_softcapping"),
-        "sliding_window": fields.whole("attention.sliding_window"),
+        "sliding_window": fields.whole("attention.sliding_window", most=2**31),
         "query_pre_attn_scalar": _gemma_query_scale(fields, config, layers_of_27b=46),
     }
 
@@ -228,7 +230,7 @@ def _gemma3(fields: _Fields, config: dict[str, Any]) -> None:
         "attn_logit_softcapping": None,
         "rope_theta": fields.real("rope.freq_base", 1_000_000.0),
         "rope_local_base_freq": fields.real("rope.freq_base_swa", 10000.0),
-        "sliding_window": fields.whole("attention.sliding_window"),
+        "sliding_window": fields.whole("attention.sliding_window", most=2**31),
         "sliding_window_pattern": pattern,
         "layer_types": [
             "full_attention" if (i + 1) % pattern == 0 else "sliding_attention"
@@ -242,27 +244,25 @@ def _phi3(fields: _Fields, config: dict[str, Any]) -> None:
     rotary = fields.whole("rope.dimension_count", config["head_dim"])
     config["partial_rotary_factor"] = rotary / config["head_dim"]
     config["original_max_position_embeddings"] = fields.whole(
-        "rope.scaling.original_context_length", config["max_position_embeddings"]
+        "rope.scaling.original_context_length", config["max_position_embeddings"], most=2**31
     )
-    config["sliding_window"] = fields.whole("attention.sliding_window", 0) or None
+    config["sliding_window"] = fields.whole("attention.sliding_window", 0, most=2**31) or None
     if config["rope_scaling"] is not None and config["rope_scaling"]["rope_type"] == "longrope":
         config["rope_scaling"]["original_max_position_embeddings"] = config["original_max_position_embeddings"]
 
 
 def _olmo2(fields: _Fields, config: dict[str, Any]) -> None:
-    if fields.whole("attention.sliding_window", 0):
+    if fields.whole("attention.sliding_window", 0, most=2**31):
         config["model_type"] = "olmo3"
 
 
 def _gpt_oss(fields: _Fields, config: dict[str, Any]) -> None:
     config |= {
         "intermediate_size": fields.whole("expert_feed_forward_length"),
-        "num_local_experts": fields.whole("expert_count"),
+        "num_local_experts": fields.whole("expert_count", most=2**13),
         "num_experts_per_tok": fields.whole("expert_used_count"),
-        "sliding_window": fields.whole("attention.sliding_window"),
-        "layer_types": [
-            "full_attention" if i % 2 else "sliding_attention" for i in range(config["num_hidden_layers"])
-        ],
+        "sliding_window": fields.whole("attention.sliding_window", most=2**31),
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(config["num_hidden_layers"])],
         "swiglu_limit": 7.0,
         "attention_bias": True,
     }

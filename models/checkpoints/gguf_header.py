@@ -8,6 +8,7 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,21 +115,25 @@ class _Parser:
         for name, shape, kind, offset in infos:
             block, block_bytes = GGML_QUANT_SIZES[kind]
             if shape[-1] % block:
-                raise self.corrupt(f"tensor {name!r}", f"rows of {shape[-1]} values", f"a multiple of {block} for {kind.name}")
+                raise self.corrupt(
+                    f"tensor {name!r}", f"rows of {shape[-1]} values", f"a multiple of {block} for {kind.name}"
+                )
             nbytes = math.prod(shape) // block * block_bytes
             start = data_start + offset
             if offset % alignment:
                 raise self.corrupt(f"tensor {name!r}", f"offset {offset}", f"a multiple of {alignment}")
             if start + nbytes > self.size:
                 raise self.corrupt(
-                    f"tensor {name!r}", f"bytes {start} to {start + nbytes}", f"the end within {self.size} bytes",
+                    f"tensor {name!r}",
+                    f"bytes {start} to {start + nbytes}",
+                    f"the end within {self.size} bytes",
                     "the file is truncated; fetch it again",
                 )
             if name in tensors:
                 raise self.corrupt(f"tensor {name!r}", "it twice", "one of that name")
             tensors[name] = GGUFTensor(name, shape, kind, start, nbytes, self.path)
         by_start = sorted(tensors.values(), key=lambda tensor: tensor.start)
-        for one, other in zip(by_start, by_start[1:], strict=False):
+        for one, other in pairwise(by_start):
             if one.start + one.nbytes > other.start:
                 raise self.corrupt(f"tensor {other.name!r}", f"bytes shared with {one.name!r}", "tensors apart")
         return tensors
@@ -192,7 +197,9 @@ class _Parser:
     def count(self, what: str, smallest: int) -> int:
         found = self.number("Q", what)
         if found > MAX_ITEMS or found * smallest > self.limit - self.at:
-            raise self.corrupt(what, f"{found} entries", f"at most {min(MAX_ITEMS, (self.limit - self.at) // smallest)}")
+            raise self.corrupt(
+                what, f"{found} entries", f"at most {min(MAX_ITEMS, (self.limit - self.at) // smallest)}"
+            )
         return found
 
     def number(self, form: str, what: str) -> int:
@@ -201,11 +208,16 @@ class _Parser:
     def take(self, length: int, what: str) -> bytes:
         if length > self.limit - self.at:
             raise self.corrupt(
-                what, f"{length} bytes wanted at byte {self.at}", f"at most {self.limit - self.at} left", "fetch it again"
+                what,
+                f"{length} bytes wanted at byte {self.at}",
+                f"at most {self.limit - self.at} left",
+                "fetch it again",
             )
         self.at += length
         return self.data[self.at - length : self.at]
 
-    def corrupt(self, what: str, found: object, expected: str, advice: str = "fetch it again") -> CorruptCheckpointError:
+    def corrupt(
+        self, what: str, found: object, expected: str, advice: str = "fetch it again"
+    ) -> CorruptCheckpointError:
         shown = what if len(what) <= 120 else what[:117] + "..."
         return CorruptCheckpointError(f"{self.path}: {shown}: found {str(found)[:200]}, expected {expected}; {advice}")

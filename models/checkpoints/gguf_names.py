@@ -105,7 +105,9 @@ ARCHITECTURES: Final = {
             "llama",
             ("llama", "mistral", "mixtral"),
             (
-                *_rules(_ATTENTION, _MLP, _PRE_NORMS, {"ffn_gate_inp": "block_sparse_moe.gate"}, biases=True, llama=True),
+                *_rules(
+                    _ATTENTION, _MLP, _PRE_NORMS, {"ffn_gate_inp": "block_sparse_moe.gate"}, biases=True, llama=True
+                ),
                 *_experts(_MIXTRAL, "block_sparse_moe.experts"),
             ),
         ),
@@ -121,9 +123,7 @@ ARCHITECTURES: Final = {
             ),
         ),
         Architecture("gemma2", ("gemma2",), _rules(_ATTENTION, _MLP, _GEMMA_NORMS, gemma=True)),
-        Architecture(
-            "gemma3", ("gemma3_text", "gemma3"), _rules(_ATTENTION, _QK_NORM, _MLP, _GEMMA_NORMS, gemma=True)
-        ),
+        Architecture("gemma3", ("gemma3_text", "gemma3"), _rules(_ATTENTION, _QK_NORM, _MLP, _GEMMA_NORMS, gemma=True)),
         Architecture(
             "phi3",
             ("phi3",),

@@ -89,6 +89,8 @@ def copy_tokenizer_files(source: Path, destination: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
+    if (source / "additional_chat_templates").is_dir():
+        shutil.copytree(source / "additional_chat_templates", destination / "additional_chat_templates")
 
 
 def most_stored(tensors: SafetensorsTensors) -> jnp.dtype:

@@ -5,7 +5,6 @@ the low nibble first; `NAME_scales` [E, R, C/32] the exponents. `transformers` p
 """
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Final
 
 import ml_dtypes
@@ -23,8 +22,10 @@ _PAIRS: Final = np.stack(
 )  # both values of a byte
 
 
-def dequantize(blocks: UInt8[np.ndarray, "... C/32 16"], scales: UInt8[np.ndarray, "... C/32"]) -> Float32[np.ndarray, "... C"]:
-    """Values of blocks in float32, exact."""
+def dequantize(
+    blocks: UInt8[np.ndarray, "*R groups 16"], scales: UInt8[np.ndarray, "*R groups"]
+) -> Float32[np.ndarray, "*R C"]:
+    """Values of blocks in float32, exact: C is 32 times the number of groups."""
     values = _PAIRS[blocks].reshape(*scales.shape, 32)
     np.ldexp(values, (scales.astype(np.int32) - 127)[..., None], out=values)
     return values.reshape(*scales.shape[:-1], -1)
@@ -35,9 +36,13 @@ class Mxfp4Tensors:
 
     def __init__(self, stored: SafetensorsTensors) -> None:
         self._stored = stored
+        self._infos = self._find()
 
-    @cached_property
+    @property
     def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def _find(self) -> dict[str, TensorInfo]:
         infos: dict[str, TensorInfo] = {}
         for name, info in self._stored.infos.items():
             if name.endswith("_blocks"):
@@ -53,7 +58,11 @@ class Mxfp4Tensors:
         scales = self._stored.infos.get(f"{name}_scales")
         if scales is None:
             raise MissingTensorError(f"{blocks.file}: found {blocks.name!r} without its _scales; fetch the model again")
-        if (blocks.dtype, scales.dtype) != ("U8", "U8") or len(blocks.shape) != 4 or blocks.shape != (*scales.shape, 16):
+        if (
+            (blocks.dtype, scales.dtype) != ("U8", "U8")
+            or len(blocks.shape) != 4
+            or blocks.shape != (*scales.shape, 16)
+        ):
             raise ShapeMismatchError(
                 f"{blocks.file}: tensor {blocks.name!r}: found {blocks.dtype} {list(blocks.shape)} with scales "
                 f"{scales.dtype} {list(scales.shape)}, expected U8 [E, R, C/32, 16] and U8 [E, R, C/32]"
@@ -62,7 +71,7 @@ class Mxfp4Tensors:
         return TensorInfo(name, (experts, 32 * groups, rows), "MXFP4", blocks.file)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        if self.infos[name].dtype != "MXFP4" or name in self._stored.infos:
+        if name in self._stored.infos:
             return self._stored.read_rows(name, start, stop)
         blocks, scales = (self._stored.raw(f"{name}_{part}")[start:stop] for part in ("blocks", "scales"))
         # Every value fits bfloat16 exactly, so half the memory does.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -80,11 +80,13 @@ class SafetensorsFile:
     def _entry(self, name: str, fields: object, data_start: int, size: int) -> _Entry:
         where = f"{self.path}: tensor {name[:100]!r}"
         if not isinstance(fields, dict):
-            raise CorruptCheckpointError(f"{where}: found {str(fields)[:80]!r}, expected an object; fetch the file again")
+            raise CorruptCheckpointError(
+                f"{where}: found {str(fields)[:80]!r}, expected an object; fetch the file again"
+            )
         dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
         if not isinstance(dtype, str) or dtype not in _BITS:
             raise UnsupportedQuantizationError(
-                f"{where}: dtype: found {str(dtype)[:40]!r}, expected one of {', '.join(FLOATS)}; fetch the model in bf16"
+                f"{where}: dtype: found {str(dtype)[:40]!r}, expected one of {', '.join(FLOATS)}; fetch it in bf16"
             )
         if not _is_whole_list(shape) or len(shape) > MAX_DIMENSIONS:
             raise CorruptCheckpointError(
@@ -120,7 +122,7 @@ class SafetensorsFile:
             )
 
 
-def _is_whole_list(found: object) -> bool:
+def _is_whole_list(found: object) -> TypeGuard[list[int]]:
     return isinstance(found, list) and all(
         isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry < 2**63 for entry in found
     )
@@ -139,10 +141,11 @@ class SafetensorsTensors:
                         "expected it once; fetch the folder again"
                     )
                 self._files[name] = file
+        self._infos = {name: file.entries[name].info for name, file in self._files.items()}
 
-    @cached_property
+    @property
     def infos(self) -> Mapping[str, TensorInfo]:
-        return {name: file.entries[name].info for name, file in self._files.items()}
+        return self._infos
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._files[name].array(name)[start:stop]
@@ -186,7 +189,9 @@ def _open_shards(folder: Path, index: Path) -> SafetensorsTensors:
     names = sorted(set(weight_map.values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise CheckpointError(f"{index}: found no {absent[0]} in the folder, expected {len(names)} shards; fetch the rest")
+        raise CheckpointError(
+            f"{index}: found no {absent[0]} in the folder, expected {len(names)} shards; fetch the rest"
+        )
     files = {name: SafetensorsFile(folder / name) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in files[name].entries:

@@ -10,6 +10,7 @@ from .fields import Fields
 from .gemma import GEMMA2, GEMMA3, GEMMA3_MULTIMODAL
 from .glm4_moe import GLM4_MOE
 from .gpt_oss import GPT_OSS
+from .granite import GRANITE
 from .llama import LLAMA, MISTRAL
 from .mixtral import MIXTRAL
 from .olmo2 import OLMO2
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3_MULTIMODAL,
     PHI3,
     OLMO2,
+    GRANITE,
     GPT_OSS,
     GLM4_MOE,
     COHERE,
@@ -57,7 +59,8 @@ def family_for(hf: Mapping[str, Any], *, source: str = "config.json") -> Family:
             return family
     known = ", ".join(sorted(model_type for family in FAMILIES for model_type in family.model_types))
     raise UnknownArchitectureError(
-        f"{source}: model_type is {model_type!r}, expected one of {known}. A new family is one short file: docs/families.md"
+        f"{source}: model_type is {model_type!r}, expected one of {known}. "
+        "A new family is one short file: docs/families.md"
     )
 
 

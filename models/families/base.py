@@ -74,7 +74,7 @@ def read_layers(
     fields: Fields, layer: Callable[[int], tuple[AttentionConfig, MlpConfig | MoeConfig]], norm: NormConfig
 ) -> tuple[LayerConfig, ...]:
     """Pre-norm layers, each with the attention and feed-forward that `layer` gives for its number."""
-    return tuple(LayerConfig(*layer(i), norm=norm) for i in range(fields.integer("num_hidden_layers")))
+    return tuple(LayerConfig(*layer(i), norm=norm) for i in range(fields.num_layers))
 
 
 def read_model(

@@ -19,6 +19,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 _REQUIRED: Any = object()
+_MAX_LAYERS = 1024
 
 
 class Fields:
@@ -36,12 +37,12 @@ class Fields:
         found = "missing" if given is None else repr(given)
         return ConfigError(f"{self.source}: {field} is {found}, expected {expected}")
 
-    def integer(self, field: str, default: int = _REQUIRED, *, minimum: int = 1) -> int:
+    def integer(self, field: str, default: int = _REQUIRED, *, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
         value = self._get(field, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
-            raise self.error(field, value, f"a whole number of at least {minimum}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self.error(field, value, f"a whole number from {minimum} to {maximum}")
         return value
 
     def number(self, field: str, default: float = _REQUIRED, *, positive: bool = True) -> float:
@@ -63,7 +64,7 @@ class Fields:
 
     def choice(self, field: str, choices: Mapping[str, _Choice], default: str = _REQUIRED) -> _Choice:
         value = self._get(field, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self.error(field, value, "one of " + ", ".join(choices))
         return choices[value]
 
@@ -82,7 +83,7 @@ class Fields:
     def integers(self, field: str) -> tuple[int, ...]:
         """A list of whole numbers, empty where the field is absent."""
         value = self.values.get(field) or []
-        if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
+        if not isinstance(value, Sequence) or not all(isinstance(entry, int) and abs(entry) < 2**31 for entry in value):
             raise self.error(field, value, "a list of whole numbers")
         return tuple(int(entry) for entry in value)
 
@@ -94,6 +95,11 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.error(field, value, "a table")
         return Fields(cast(Mapping[str, Any], value), f"{self.source}: {field}")
+
+    @property
+    def num_layers(self) -> int:
+        """`num_hidden_layers`."""
+        return self.integer("num_hidden_layers", maximum=_MAX_LAYERS)
 
     def layer_types(self, num_layers: int) -> tuple[Literal["full_attention", "sliding_attention"], ...] | None:
         """`layer_types`, one kind of attention for each layer, None where it is absent."""

@@ -55,7 +55,7 @@ def _config(fields: Fields, family: str, kinds: tuple[Kind, ...], *, local_theta
 
 
 def _kinds(fields: Fields, pattern: int) -> tuple[Kind, ...]:
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.num_layers
     return fields.layer_types(num_layers) or tuple(
         "sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(num_layers)
     )
@@ -63,7 +63,8 @@ def _kinds(fields: Fields, pattern: int) -> tuple[Kind, ...]:
 
 def _gemma2(fields: Fields) -> ModelConfig:
     defaults = {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
-    fields = Fields(defaults | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0} | dict(fields.values), fields.source)
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    fields = Fields(defaults | caps | dict(fields.values), fields.source)
     return _config(fields, "gemma2", _kinds(fields, 2), local_theta=None)
 
 

@@ -16,9 +16,7 @@ _EXPERTS = _BLOCK + "mlp.experts."
 
 def _config(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", True)
-    attention = read_attention(
-        fields, theta=150_000.0, head_dim=64, num_kv_heads=8, qkv_bias=bias, out_bias=bias
-    )
+    attention = read_attention(fields, theta=150_000.0, head_dim=64, num_kv_heads=8, qkv_bias=bias, out_bias=bias)
     attention = replace(attention, sinks=True)
     limit = fields.number("swiglu_limit", 7.0)
     moe = MoeConfig(
@@ -28,7 +26,7 @@ def _config(fields: Fields) -> ModelConfig:
         router="topk_softmax",
         router_bias=True,
     )
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.num_layers
     window = read_window(fields, default=128)
     kinds = fields.layer_types(num_layers)
 

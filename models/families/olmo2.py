@@ -19,7 +19,7 @@ def _config(fields: Fields) -> ModelConfig:
     attention = replace(read_attention(fields, qkv_bias=bias, out_bias=bias), qk_norm="full")
     norm = read_norm(fields, eps=1e-5)
     layer = LayerConfig(attention, read_mlp(fields), norm, "post")
-    return read_model(fields, "olmo2", (layer,) * fields.integer("num_hidden_layers"), norm)
+    return read_model(fields, "olmo2", (layer,) * fields.num_layers, norm)
 
 
 def _tensors(config: ModelConfig) -> dict[str, TensorSource]:

@@ -29,7 +29,7 @@ def _config(fields: Fields) -> ModelConfig:
         vocab_size=fields.integer("vocab_size"),
         embed_dim=width,
         max_positions=fields.integer("max_position_embeddings"),
-        layers=(layer,) * fields.integer("num_hidden_layers"),
+        layers=(layer,) * fields.num_layers,
         final_norm=norm if before and not fields.flag("_remove_final_layer_norm", False) else None,
         tied=fields.flag("tie_word_embeddings", True),
         embed_in_dim=None if embed_in_dim == width else embed_in_dim,
@@ -39,9 +39,13 @@ def _config(fields: Fields) -> ModelConfig:
 
 def _tensors(config: ModelConfig) -> dict[str, TensorSource]:
     # Both placements call the norms of a layer by the same names.
-    norms = ("attention_norm", "mlp_norm") if config.layers[0].placement == "pre" else (
-        "attention_post_norm",
-        "mlp_post_norm",
+    norms = (
+        ("attention_norm", "mlp_norm")
+        if config.layers[0].placement == "pre"
+        else (
+            "attention_post_norm",
+            "mlp_post_norm",
+        )
     )
     names = {
         "embedder.table": _MODEL + "embed_tokens.weight",

@@ -16,7 +16,7 @@ def _config(fields: Fields, family: str) -> ModelConfig:
     attention = read_attention(fields, qkv_bias=bias, out_bias=bias)
     norm = NormConfig("layer", fields.number("layer_norm_eps", 1e-5))
     layer = LayerConfig(attention, read_mlp(fields), norm, parallel=True)
-    return read_model(fields, family, (layer,) * fields.integer("num_hidden_layers"), norm, tied=True)
+    return read_model(fields, family, (layer,) * fields.num_layers, norm, tied=True)
 
 
 def _palm(fields: Fields) -> ModelConfig:

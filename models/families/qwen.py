@@ -11,7 +11,7 @@ from .sources import LLAMA_NAMES, sources
 def _config(fields: Fields, family: str, attention: AttentionConfig) -> ModelConfig:
     mlp, norm = read_mlp(fields), read_norm(fields)
     window = read_window(fields, default=4096) if fields.flag("use_sliding_window", False) else None
-    kinds = fields.layer_types(fields.integer("num_hidden_layers"))
+    kinds = fields.layer_types(fields.num_layers)
     first = fields.integer("max_window_layers", 28, minimum=0)
 
     def layer(i: int) -> tuple[AttentionConfig, MlpConfig]:

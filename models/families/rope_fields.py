@@ -34,8 +34,10 @@ def read_rope(
 
 def context_length(fields: Fields, *, extends: bool = True, default: int | None = None) -> int:
     """Longest context in tokens: max_position_embeddings, stretched where the scaling says that it extends it."""
-    trained = fields.integer("max_position_embeddings") if default is None else fields.integer(
-        "max_position_embeddings", default
+    trained = (
+        fields.integer("max_position_embeddings")
+        if default is None
+        else fields.integer("max_position_embeddings", default)
     )
     settings = _settings(fields, None)
     kind = settings.values.get("rope_type") or settings.values.get("type")

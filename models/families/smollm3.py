@@ -12,7 +12,7 @@ def _config(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", False)
     attention = read_attention(fields, theta=2_000_000.0, num_kv_heads=4, qkv_bias=bias, out_bias=bias)
     mlp = read_mlp(fields, bias=fields.flag("mlp_bias", False))
-    num_layers = fields.integer("num_hidden_layers")
+    num_layers = fields.num_layers
     interval = fields.integer("no_rope_layer_interval", 4)
     # The list has a 1 where positions are used, despite its name.
     uses_rope = fields.integers("no_rope_layers") or tuple(int((i + 1) % interval != 0) for i in range(num_layers))

@@ -1,19 +1,24 @@
 """The reference backend against attention written with numpy loops, and its promises about memory it was not given."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from distaff.backends.base import AttentionSpec, CacheGroup, RaggedIndex
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.reference import ReferenceBackend
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 BACKEND = ReferenceBackend()
 
 
-def attend_by_loops(q, keys, values, position, spec, sinks):  # noqa: ANN001, ANN201
+def attend_by_loops(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int, spec: AttentionSpec, sinks: np.ndarray | None
+) -> np.ndarray:
     """One query [N, H] over keys and values [S, K, H] of its row, in float64."""
     out = np.zeros_like(q, np.float64)
     groups = q.shape[0] // keys.shape[1]
@@ -31,7 +36,7 @@ def attend_by_loops(q, keys, values, position, spec, sinks):  # noqa: ANN001, AN
 
 
 @st.composite
-def mixed_batches(draw: st.DrawFn) -> dict[str, object]:
+def mixed_batches(draw: st.DrawFn) -> dict[str, Any]:
     page = draw(st.sampled_from([1, 3, 8]))
     lengths = st.sampled_from([0, 1, page - 1, page, page + 1, 2 * page + 1])
     rows = draw(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=4))  # (cached before, new)
@@ -55,7 +60,7 @@ def mixed_batches(draw: st.DrawFn) -> dict[str, object]:
 
 @given(mixed_batches())
 @settings(max_examples=25, deadline=None)
-def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(case: dict[str, object]) -> None:
+def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(case: dict[str, Any]) -> None:
     """Rows of any length with shuffled pages; every page that no row owns holds NaN, and so does the padding."""
     rng = np.random.default_rng(case["seed"])
     page, rows, spec = case["page"], case["rows"], case["spec"]
@@ -79,7 +84,11 @@ def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(ca
 
     total = sum(new for _, new in rows)
     num_tokens = total + case["padding"] or 1
-    q, k, v = draw(num_tokens, num_heads, head_dim), draw(num_tokens, num_kv, head_dim), draw(num_tokens, num_kv, head_dim)
+    q, k, v = (
+        draw(num_tokens, num_heads, head_dim),
+        draw(num_tokens, num_kv, head_dim),
+        draw(num_tokens, num_kv, head_dim),
+    )
     q[total:], k[total:], v[total:] = np.nan, np.nan, np.nan
     sinks = draw(num_heads) if case["sinks"] else None
     index = RaggedIndex(

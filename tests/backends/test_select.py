@@ -1,6 +1,7 @@
 """Choosing a backend."""
 
 import pytest
+
 from distaff.backends import select
 from distaff.backends.errors import UnsupportedError
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from distaff.models.sampling import Purpose, SamplingRows, num_accepted, row_keys, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from distaff.models.sampling import Purpose, SamplingRows, num_accepted, row_keys, sample
 
 
 def rows(batch: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
@@ -71,7 +72,9 @@ def test_temperature_zero_takes_the_best_and_ties_go_to_the_first() -> None:
 def test_the_mask_wins_over_everything() -> None:
     mask = jnp.asarray([[False, True, False]])
     for temperature in (0.0, 5.0):
-        drawn = sample(jnp.asarray([[9.0, 0.0, 9.0]]), rows(1, temperature=temperature, token_mask=mask), jnp.array([0]))
+        drawn = sample(
+            jnp.asarray([[9.0, 0.0, 9.0]]), rows(1, temperature=temperature, token_mask=mask), jnp.array([0])
+        )
         assert drawn.tolist() == [1]
 
 
@@ -85,19 +88,20 @@ def test_a_row_draws_the_same_alone_and_among_others() -> None:
 
 
 def test_every_part_of_the_key_changes_it() -> None:
-    base = dict(seeds=[0, 1], choices=0, positions=7, purpose=Purpose.SAMPLE)
-    variants = [base, base | dict(seeds=[0, 2]), base | dict(seeds=[1, 1]), base | dict(choices=1)]
-    variants += [base | dict(positions=8), base | dict(purpose=Purpose.ACCEPT), base | dict(purpose=Purpose.RESIDUAL)]
-    keys = {
-        tuple(
-            jax.random.key_data(
-                row_keys(jnp.asarray([v["seeds"]], jnp.uint32), jnp.asarray([v["choices"]], jnp.int32),
-                         jnp.asarray([v["positions"]], jnp.int32), v["purpose"])
-            )[0].tolist()
-        )
-        for v in variants
-    }  # fmt: skip
-    assert len(keys) == len(variants)
+    def key(seed: tuple[int, int], choice: int, position: int, purpose: Purpose) -> tuple[int, ...]:
+        seeds, choices, positions = jnp.asarray([seed], jnp.uint32), jnp.asarray([choice]), jnp.asarray([position])
+        return tuple(jax.random.key_data(row_keys(seeds, choices, positions, purpose))[0].tolist())
+
+    variants = [
+        key((0, 1), 0, 7, Purpose.SAMPLE),
+        key((0, 2), 0, 7, Purpose.SAMPLE),
+        key((1, 1), 0, 7, Purpose.SAMPLE),
+        key((0, 1), 1, 7, Purpose.SAMPLE),
+        key((0, 1), 0, 8, Purpose.SAMPLE),
+        key((0, 1), 0, 7, Purpose.ACCEPT),
+        key((0, 1), 0, 7, Purpose.RESIDUAL),
+    ]
+    assert len(set(variants)) == len(variants)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.lists(st.integers(0, 2), min_size=6, max_size=6))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.reference import ReferenceBackend
 from distaff.models.decoder import init_weights
@@ -74,6 +75,7 @@ def test_a_row_among_ragged_neighbours_gets_the_logits_it_gets_alone(model: Mode
     assert together.logits is not None and float(together.logits.std()) > 0.5
     for i, text in enumerate(many):
         alone, _ = model.run(model.cache(1), [text], [0], temperature=1.0)
+        assert alone.logits is not None
         np.testing.assert_allclose(together.logits[i], alone.logits[0], atol=1e-4)
         assert together.tokens[i] == alone.tokens[0]
 
@@ -86,7 +88,7 @@ def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(model: Model, cuts: li
     for cut in cuts:
         pieces, cache = model.run(cache, [text[start : start + cut]], [start])
         start += cut
-    assert pieces is not None
+    assert pieces is not None and pieces.logits is not None and whole.logits is not None
     np.testing.assert_allclose(pieces.logits, whole.logits, atol=1e-4)
 
 

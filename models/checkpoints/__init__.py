@@ -1,0 +1,30 @@
+"""Checkpoints, in and out: Hugging Face folders, GGUF, Orbax, random weights; and where to get them."""
+
+from .base import Checkpoint, NamedTensors, OnBytes, Place, TensorInfo
+from .convert import ConvertReport, convert
+from .hub import is_offline, resolve_model
+from .opening import open_checkpoint
+from .random_weights import shipped_configs
+from .registry import CachedModel, KnownModel, cache_dir, cached_models, clear_cache, known_models
+from .saving import save
+
+__all__ = [
+    "CachedModel",
+    "Checkpoint",
+    "ConvertReport",
+    "KnownModel",
+    "NamedTensors",
+    "OnBytes",
+    "Place",
+    "TensorInfo",
+    "cache_dir",
+    "cached_models",
+    "clear_cache",
+    "convert",
+    "is_offline",
+    "known_models",
+    "open_checkpoint",
+    "resolve_model",
+    "save",
+    "shipped_configs",
+]

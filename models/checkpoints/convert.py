@@ -1,0 +1,75 @@
+"""From one checkpoint format to another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+
+from ...backends.errors import InvalidParameterError
+from ..decoder import flatten
+from ..families import config_from_hf
+from .base import OnBytes
+from .gguf_writer import TYPES, write_gguf
+from .hub import resolve_model
+from .opening import open_checkpoint
+from .saving import FORMATS, Format, new_path, save
+
+_DTYPES: Final = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What was written: leaves of the weights, and their bytes in memory."""
+
+    tensors: int
+    bytes: int
+
+
+def convert(
+    source: str,
+    destination: Path,
+    *,
+    to: Format,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    offline: bool | None = None,
+    progress: OnBytes | None = None,
+) -> ConvertReport:
+    """Read a checkpoint in any format and write it in another.
+
+    Args:
+        source: what `--model` accepts.
+        destination: the folder (or, for gguf, the file) to make.
+        to: the format.
+        dtype: of the weights written: float32, float16, bfloat16, and for gguf q8_0. None keeps the stored one;
+            quantised weights become float32.
+        overwrite: replace what is at the destination.
+        offline: use the caches alone. None: as HF_HUB_OFFLINE says.
+        progress: called with bytes loaded and their sum.
+
+    Raises:
+        DistaffError: any of its kinds; the destination is then untouched.
+    """
+    if to not in FORMATS:
+        raise InvalidParameterError("to", to, f"one of {', '.join(FORMATS)}")
+    known = tuple(TYPES) if to == "gguf" else _DTYPES
+    if dtype is not None and dtype not in known:
+        raise InvalidParameterError("dtype", dtype, f"one of {', '.join(known)}")
+    checkpoint = open_checkpoint(resolve_model(source, offline=offline))
+    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    name = dtype or checkpoint.stored_dtype.name
+    loaded = jnp.dtype(name if name in _DTYPES else "float32")
+    weights = checkpoint.load_weights(config, dtype=loaded, place=_on_host, progress=progress)
+    if to == "gguf":
+        with new_path(destination, overwrite=overwrite) as path:
+            write_gguf(weights, path, config=config, source=checkpoint, dtype=name)
+    else:
+        save(weights, config=config, source=checkpoint, destination=destination, format=to, overwrite=overwrite)
+    leaves = flatten(weights).values()
+    return ConvertReport(len(leaves), sum(leaf.nbytes for leaf in leaves))
+
+
+def _on_host(_: object) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])

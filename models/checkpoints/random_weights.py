@@ -1,0 +1,93 @@
+"""`random:NAME`: a model of the right shape without a checkpoint, for benchmarks and planning."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+
+from ...backends.errors import UsageError
+from ..config import ModelConfig
+from ..decoder import Weights, flatten, init_weights
+from ..errors import ModelNotFoundError, TokenizerError
+from ..tokenizer import Tokenizer
+from .base import OnBytes, Place
+from .hf_folder import copy_tokenizer_files
+from .json_file import read_object
+
+PREFIX: Final = "random:"
+_CONFIGS: Final = Path(__file__).parents[1] / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Configurations that come with Distaff, by name."""
+    return {path.stem: path for path in sorted(_CONFIGS.glob("*.json"))}
+
+
+def random_config_path(name: str) -> tuple[Path, int]:
+    """The config.json and the seed that `random:NAME[?seed=N]` means.
+
+    Raises:
+        ModelNotFoundError: no shipped configuration, folder or config.json of that name.
+        UsageError: the seed is not a whole number.
+    """
+    target, _, query = name.removeprefix(PREFIX).partition("?")
+    match = re.fullmatch(r"(?:seed=(\d{1,9}))?", query)
+    if match is None:
+        raise UsageError(f"--model {name}: found {query!r} behind the ?, expected seed=N with N below 1000000000")
+    seed = int(match[1] or 0)
+    shipped = shipped_configs()
+    path = shipped.get(target) or Path(target).expanduser()
+    if path.is_dir():
+        path /= "config.json"
+    if not path.is_file() or path.suffix != ".json":
+        raise ModelNotFoundError(
+            f"--model {name}: found no configuration {target!r}, expected a folder with config.json, a .json file, or "
+            f"one of {', '.join(shipped)}"
+        )
+    return path, seed
+
+
+class RandomCheckpoint:
+    """A configuration with random weights. It has a tokenizer only where a folder beside config.json has one."""
+
+    def __init__(self, name: str) -> None:
+        self._config_path, self.seed = random_config_path(name)
+        self.path = Path(name)
+        self.hf_config = read_object(self._config_path)
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        found = self.hf_config.get("eos_token_id")
+        return {} if found is None else {"eos_token_id": found}
+
+    @property
+    def stored_dtype(self) -> jnp.dtype:
+        name = self.hf_config.get("torch_dtype") or self.hf_config.get("dtype")
+        return jnp.dtype(name if name in ("float32", "float16", "bfloat16") else "float32")
+
+    def load_weights(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jnp.dtype | str | type,
+        place: Place | None = None,
+        progress: OnBytes | None = None,
+    ) -> Weights:
+        weights = init_weights(config, seed=self.seed, dtype=jnp.dtype(dtype), place=place)
+        if progress is not None:
+            total = sum(leaf.nbytes for leaf in flatten(weights).values())
+            progress(total, total)
+        return weights
+
+    def tokenizer(self) -> Tokenizer:
+        if self._config_path.parent == _CONFIGS:
+            raise TokenizerError(
+                f"{self.path}: a shipped configuration has no tokenizer; give token ids, or a folder "
+                "with tokenizer.json"
+            )
+        return Tokenizer.from_folder(self._config_path.parent)
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        if self._config_path.parent != _CONFIGS:
+            copy_tokenizer_files(self._config_path.parent, folder)

@@ -1,0 +1,1 @@
+"""Configurations of models without their weights, as package data."""

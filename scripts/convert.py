@@ -1,0 +1,70 @@
+"""`distaff convert`: from one checkpoint format to another."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Debug, Dtype, Json, Offline
+from .output import print_json, size_text
+from .progress import ProgressDisplay, Step
+from .reporting import reporting
+from .startup import prepare_devices
+
+
+class Format(StrEnum):
+    """What can be written."""
+
+    SAFETENSORS = "safetensors"
+    ORBAX = "orbax"
+    GGUF = "gguf"
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="What --model takes: a name, a folder, a .gguf file, a hub id.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; for gguf, the file.")],
+    to: Annotated[
+        Format,
+        typer.Option("--to", help="safetensors for transformers, gguf for llama.cpp, orbax for Distaff."),
+    ],
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option("--dtype", help="What to store. [default: as it is; quantised: float32]", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a checkpoint.
+
+    Reads Hugging Face folders (safetensors), GGUF and Orbax. The configuration and the tokenizer come along.
+    DST appears when it is complete, or not at all.
+
+    \b
+    Examples:
+      distaff convert smollm2-135m-instruct ./smollm2 --to safetensors --dtype bfloat16
+      distaff convert ./smollm2 ./smollm2-orbax --to orbax
+    """
+    with reporting(debug):
+        prepare_devices()
+        from ..models.checkpoints import convert as convert_checkpoint
+
+        with ProgressDisplay(source) as display:
+            report = convert_checkpoint(
+                source,
+                destination,
+                to=to.value,
+                dtype=dtype.value if dtype else None,
+                overwrite=overwrite,
+                offline=offline or None,
+                progress=lambda done, total: display(Step("load", done, total)),
+            )
+        if json:
+            described = {"source": source, "destination": str(destination), "format": to.value}
+            print_json(described | {"tensors": report.tensors, "bytes": report.bytes})
+        else:
+            typer.echo(f"wrote {destination} ({report.tensors} tensors, {size_text(report.bytes)})")

@@ -1,0 +1,135 @@
+"""Runs Distaff's step on the golden checkpoints of this folder (made by make.py) and compares logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from distaff.backends.reference import ReferenceBackend
+from distaff.models.checkpoints import open_checkpoint
+from distaff.models.config import ModelConfig
+from distaff.models.decoder import Weights
+from distaff.models.families import config_from_hf
+from distaff.models.kv_cache import KVCache, RaggedBatch, allocate_cache
+from distaff.models.sampling import SamplingRows
+from distaff.models.step import Step, StepOutput
+
+GOLDEN: Final = Path(__file__).parent
+CASES: Final = tuple(sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz")))
+
+FP32_BOUND: Final = 1e-4
+"""Largest difference of a logit from the oracle in fp32; logits have a standard deviation of at least 1."""
+
+BF16_RATIO: Final = 1.25
+"""Bound in bf16: root mean square error of the logits, relative to the oracle's own error in bf16 (a figure of each case).
+
+bf16 keeps 8 bits, so each product and each sum that is stored is off by up to 0.4 %; how much of that reaches the logits
+depends on the model (depth, norms, a token that changes experts), and the oracle's own error measures it. Distaff rounds
+less often (fp32 norms, rotations and accumulators), so it stays near the oracle's error or below.
+"""
+
+MIN_GAP: Final = 0.02
+"""Tokens are compared up to the first position where the oracle's two best logits are closer than this."""
+
+MAX_TOKENS: Final = 80
+PAGE_SIZE: Final = 16
+# Pages out of order, so that nothing passes that reads the cache as if it were contiguous.
+PAGES: Final = (3, 0, 5, 1, 4)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One case: its checkpoint and what `transformers` computes with it."""
+
+    folder: Path
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Prompt, then the oracle's greedy continuation."""
+        return self._expected["tokens"].tolist()
+
+    @cached_property
+    def prompt_len(self) -> int:
+        return int(self._expected["prompt_len"])
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """fp32 logits [T, V] behind each of `tokens`."""
+        return self._expected["logits"]
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        checkpoint = open_checkpoint(self.folder)
+        return config_from_hf(checkpoint.hf_config, source=str(self.folder / "config.json"))
+
+    def weights(self, dtype: DTypeLike = jnp.float32) -> Weights:
+        return open_checkpoint(self.folder).load_weights(self.config, dtype=jnp.dtype(dtype))
+
+    @cached_property
+    def bf16_error(self) -> float:
+        """Root mean square of what the oracle's logits change by when it computes in bfloat16 itself."""
+        return float(self._expected["bf16_error"])
+
+    def clear(self) -> int:
+        """How many greedy decisions come before the first close one."""
+        top = np.sort(self.logits[self.prompt_len - 1 : -1], axis=-1)
+        close = np.flatnonzero(top[:, -1] - top[:, -2] < MIN_GAP)
+        return int(close[0]) if len(close) else len(top)
+
+    @cached_property
+    def _expected(self) -> dict[str, np.ndarray]:
+        with np.load(self.folder / "expected.npz") as file:
+            return dict(file)
+
+
+class Text:
+    """One text on a model's step: feeds tokens, keeps the cache, returns the logits behind each token."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, dtype: DTypeLike = jnp.float32) -> None:
+        self.step = Step(config, ReferenceBackend(), return_logits=True)
+        self.weights = weights
+        self.length = 0
+        pages = [len(PAGES) + 1] * len(config.cache_groups)
+        empty = allocate_cache(config, self.step.backend, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype)
+        # Positions that were never written must not matter.
+        self.cache: KVCache = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), empty)
+
+    def feed(self, tokens: Sequence[int], *, width: int = MAX_TOKENS) -> tuple[np.ndarray, list[int]]:
+        """Appends tokens in one step padded to `width`: fp32 logits [T, V] and the token drawn behind each."""
+        count = len(tokens)
+        batch = RaggedBatch(
+            tokens=jnp.asarray([*tokens, *[0] * (width - count)], jnp.int32),
+            query_starts=jnp.asarray([0, count], jnp.int32),
+            kv_lens=jnp.asarray([self.length + count], jnp.int32),
+            page_tables=(jnp.asarray([PAGES], jnp.int32),) * len(self.cache),
+            logit_indices=jnp.arange(width, dtype=jnp.int32)[None],
+        )
+        output, self.cache = _run(self.step, self.weights, self.cache, batch, _greedy())
+        self.length += count
+        assert output.logits is not None
+        return np.asarray(output.logits)[0, :count], np.asarray(output.tokens)[0, :count].tolist()
+
+
+# Hundreds of programs are compiled and each runs a few times: LLVM's optimisations would take most of the time.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
+def _run(
+    step: Step, weights: Weights, cache: KVCache, batch: RaggedBatch, rows: SamplingRows
+) -> tuple[StepOutput, KVCache]:
+    return step(weights, cache, batch, rows)
+
+
+def _greedy() -> SamplingRows:
+    return SamplingRows(
+        temperature=jnp.zeros(1, jnp.float32),
+        top_k=jnp.zeros(1, jnp.int32),
+        top_p=jnp.ones(1, jnp.float32),
+        min_p=jnp.zeros(1, jnp.float32),
+        seeds=jnp.zeros((1, 2), jnp.uint32),
+        choices=jnp.zeros(1, jnp.int32),
+    )

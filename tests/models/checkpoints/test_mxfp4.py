@@ -1,0 +1,107 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from distaff.models.checkpoints.hf_folder import HFFolder
+from distaff.models.checkpoints.mxfp4 import dequantize
+from distaff.models.decoder import flatten
+from distaff.models.errors import MissingTensorError, ShapeMismatchError
+from distaff.models.families import config_from_hf
+from safetensors.numpy import load_file, save_file
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def test_every_value_of_every_byte() -> None:
+    """Against the table of the OCP specification, one value at a time."""
+    blocks = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scales = np.array([126, 127, 128, 130] * 4, np.uint8)
+    found = dequantize(blocks, scales.reshape(16, 1)[:, 0].reshape(16))
+    for i, (byte, place) in enumerate((byte, half) for byte in range(256) for half in (0, 1)):
+        nibble = byte >> 4 if place else byte & 15
+        value = E2M1[nibble & 7] * (-1 if nibble & 8 else 1) * 2.0 ** (int(scales[byte // 16]) - 127)
+        assert found.reshape(-1)[i] == value
+
+
+def test_agrees_with_gguf() -> None:
+    """GGUF stores the same format in another order: a byte holds values i and i + 16."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (5, 4, 16), np.uint8)
+    scales = rng.integers(100, 140, (5, 4), np.uint8)
+    nibbles = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(5, 4, 32)
+    packed = (nibbles[..., :16] | nibbles[..., 16:] << 4).astype(np.uint8)
+    stored = np.concatenate([scales[..., None], packed], axis=-1).reshape(5, -1)
+    expected = gguf.dequantize(stored, gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(dequantize(blocks, scales), expected)
+
+
+@pytest.fixture
+def quantised(golden: Path, tmp_path: Path) -> Callable[[], Path]:
+    """A gpt-oss with experts in MXFP4, as published. Its width of experts is 32, so that blocks fit."""
+
+    def make() -> Path:
+        rng = np.random.default_rng(3)
+        folder = tmp_path / "gpt_oss"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        config = json.loads((golden / "gpt_oss" / "config.json").read_text())
+        config |= {"intermediate_size": 64, "quantization_config": {"quant_method": "mxfp4"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        stored = {
+            name: values
+            for file in (golden / "gpt_oss").glob("*.safetensors")
+            for name, values in load_file(file).items()
+        }
+        width, experts = config["hidden_size"], config["num_local_experts"]
+        assert width % 32 == 0
+        for i in range(config["num_hidden_layers"]):
+            name = f"model.layers.{i}.mlp.experts."
+            for part, rows, columns in (("gate_up_proj", 128, width), ("down_proj", width, 64)):
+                del stored[name + part]
+                shape = (experts, rows, columns // 32)
+                stored[f"{name}{part}_blocks"] = rng.integers(0, 256, (*shape, 16), np.uint8)
+                stored[f"{name}{part}_scales"] = rng.integers(120, 130, shape, np.uint8)
+            stored[f"{name}gate_up_proj_bias"] = rng.standard_normal((experts, 128), np.float32)
+        save_file(stored, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+def test_loads_blocks_and_scales_as_one_tensor(quantised: Callable[[], Path]) -> None:
+    checkpoint = HFFolder(quantised())
+    flat = flatten(checkpoint.load_weights(config_from_hf(checkpoint.hf_config), dtype="float32"))
+    assert checkpoint.stored_dtype.name in ("bfloat16", "float32")
+    stored = load_file(checkpoint.path / "model.safetensors")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    both = dequantize(stored[f"{name}_blocks"], stored[f"{name}_scales"])  # [E, 2F, D], gate and up in turn
+    (path,) = [path for path in flat if path.endswith("1.mlp.experts.gate")]
+    np.testing.assert_array_equal(flat[path][0], both[:, ::2])
+    np.testing.assert_array_equal(flat[path.replace("gate", "up")][0], both[:, 1::2])
+    name = "model.layers.1.mlp.experts.down_proj"
+    down = dequantize(stored[f"{name}_blocks"], stored[f"{name}_scales"])  # [E, D, F]
+    np.testing.assert_array_equal(flat[path.replace("gate", "down")][0], down)
+
+
+@pytest.mark.parametrize("part", ["blocks", "scales"])
+def test_one_without_the_other(quantised: Callable[[], Path], part: str) -> None:
+    folder = quantised()
+    stored = load_file(folder / "model.safetensors")
+    del stored[f"model.layers.0.mlp.experts.down_proj_{part}"]
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(MissingTensorError, match=rf"down_proj_\w+' without its _{part}"):
+        _ = HFFolder(folder).tensors
+
+
+def test_blocks_and_scales_of_different_shapes(quantised: Callable[[], Path]) -> None:
+    folder = quantised()
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj_scales"
+    stored[name] = stored[name][:, :-1]
+    save_file({key: np.ascontiguousarray(value) for key, value in stored.items()}, folder / "model.safetensors")
+    with pytest.raises(ShapeMismatchError, match=r"down_proj_blocks': found U8 \[.*\] with scales U8 \[.*\], expected U8 \[E, R"):
+        _ = HFFolder(folder).tensors

@@ -1,0 +1,107 @@
+"""A fake `LLM` for the command line, and a tiny real model for the commands run as a user runs them."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from distaff.scripts.main import main
+from distaff.serving import Completion, FinishReason, Progress, SamplingParams, Timings, TokenEvent, Usage
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+
+
+class FakeGeneration(Iterator[TokenEvent]):
+    """Says the prompt's token ids backwards, one an event."""
+
+    def __init__(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        self.prompt = tuple(prompt)
+        self.params = params
+        self.said: list[int] = []
+
+    def __next__(self) -> TokenEvent:
+        if len(self.said) == min(len(self.prompt), self.params.max_tokens):
+            raise StopIteration
+        token = self.prompt[-1 - len(self.said)]
+        self.said.append(token)
+        return TokenEvent(token, chr(token))
+
+    def completion(self) -> Completion:
+        return Completion(
+            text="".join(map(chr, self.said)),
+            token_ids=tuple(self.said),
+            prompt_token_ids=self.prompt,
+            finish_reason=FinishReason.LENGTH,
+            usage=Usage(len(self.prompt), len(self.said)),
+            timings=Timings(load=1.0, decode=2.0, decoded_tokens=4),
+            seed=self.params.seed or 7,
+        )
+
+
+class FakeLLM:
+    """Code points are its tokens. It remembers how it was made and asked; `failure` is raised when it is asked."""
+
+    made: list[dict[str, Any]]
+    asked: list[SamplingParams]
+    messages: list[Sequence[Mapping[str, str]]]
+    failure: BaseException | None
+
+    def __init__(self, model: str, *, on_progress: Callable[[Progress], None], **arguments: Any) -> None:
+        self.made.append({"model": model, **arguments})
+        on_progress(Progress("load", 1, 2))
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams) -> FakeGeneration:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(params)
+        return FakeGeneration([ord(letter) for letter in prompt] if isinstance(prompt, str) else prompt, params)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        self.messages.append(messages)
+        return [ord(letter) for letter in "|".join(message["content"] for message in messages)]
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
+    """What `distaff generate` takes for an LLM."""
+    kind = type("Fresh", (FakeLLM,), {"made": [], "asked": [], "messages": [], "failure": None})
+    monkeypatch.setattr("distaff.serving.LLM", kind)
+    return kind
+
+
+@pytest.fixture
+def distaff(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command line in this process; returns the exit code. capsys has the output."""
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["distaff", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights whose tokens are single characters, with a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    shutil.copytree(GOLDEN / "llama31", folder, ignore=shutil.ignore_patterns("expected.npz"))
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    specials = ["<unk>", "<s>", "</s>"]
+    letters = [chr(code) for code in range(ord(" "), ord(" ") + size - len(specials))]
+    vocabulary = {token: index for index, token in enumerate([*specials, *letters])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
