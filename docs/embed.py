@@ -1,6 +1,6 @@
 """Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`.
 
-    .venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
+.venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
 """
 
 import os

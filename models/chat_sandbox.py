@@ -17,6 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
+import jinja2.utils
 
 MAX_STEPS = 300_000  # loop iterations, calls and filters, in one rendering
 MAX_CHARACTERS = 16_000_000  # printed in one rendering, and in any string on the way
@@ -67,12 +68,14 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals.pop("lipsum")
         self.globals |= {"raise_exception": _raise_exception, "dict": _make_dict, "namespace": _Namespace}
 
-    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:  # type: ignore[override]
+    def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
         """An attribute that the sandbox hides is an error at once, not an empty string."""
         raise jinja2.exceptions.SecurityError(f"it reads the attribute {attribute!r} of a {type(obj).__name__}")
 
-    def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: jinja2.runtime.Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call that a template makes, recursion of macros and loops included."""
+        if getattr(function, "__self__", None) is self:  # bounded and joined, which no template wrote
+            return function(*args)
         self._budget.steps(1)
         bound = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
         owner, name = getattr(bound, "__self__", None), getattr(bound, "__name__", "")
@@ -87,7 +90,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if operator == "*":
             for size, times in ((left, right), (right, left)):
                 if isinstance(size, (str, list, tuple)) and isinstance(times, int):
-                    self._check_size(len(size) * max(times, 0))  # pyright: ignore[reportUnknownArgumentType]
+                    self._check_size(len(size) * max(times, 0))
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > _MAX_WIDTH:
@@ -118,7 +121,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def _bound_joins[N: jinja2.nodes.Node](self, node: N) -> N:
         for name, value in list(node.iter_fields()):
             if isinstance(value, list):
-                setattr(node, name, [self._bound_join(entry) for entry in value])  # pyright: ignore[reportUnknownVariableType]
+                setattr(node, name, [self._bound_join(entry) for entry in value])
             else:
                 setattr(node, name, self._bound_join(value))
         return node
@@ -129,10 +132,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self._bound_joins(value)
         return self._calling("joined", value) if isinstance(value, jinja2.nodes.Concat) else value
 
-    def _calling(self, method: str, *args: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
+    def _calling(self, method: str, *args: jinja2.nodes.Node) -> jinja2.nodes.Call:
         function = jinja2.nodes.EnvironmentAttribute(method)
         call = jinja2.nodes.Call(function, list(args), [], None, None)
-        return call.set_lineno(args[0].lineno).set_environment(self)
+        call.set_lineno(args[0].lineno).set_environment(self)
+        return call
 
     def _print(self, value: Any) -> Any:
         text = value if isinstance(value, str) else str(value)
@@ -144,7 +148,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         def run(*args: Any, **kwargs: Any) -> Any:
             for value in args:
                 if isinstance(value, (list, tuple, dict, range)):
-                    self._budget.steps(len(value) // 64)  # pyright: ignore[reportUnknownArgumentType]
+                    self._budget.steps(len(value) // 64)
             self._budget.steps(1)
             self._check_arguments(
                 tuple(value for value in args if not hasattr(value, "filters")), kwargs, function.__name__
@@ -166,14 +170,14 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if "replace" in name and len(args) > 2 and isinstance(args[1], str) and isinstance(args[2], str):
             self._check_size(len(text) + text.count(args[1]) * len(args[2]))
         if name == "join" and len(args) > 1 and isinstance(args[1], (list, tuple)):
-            parts: list[Any] = list(args[1])  # pyright: ignore[reportUnknownArgumentType]
+            parts: list[Any] = list(args[1])
             self._check_size(len(parts) * len(text) + sum(len(part) for part in parts if isinstance(part, str)))
 
     def _checked[V](self, value: V) -> V:
         if isinstance(value, (str, list, tuple)):
-            self._check_size(len(value))  # pyright: ignore[reportUnknownArgumentType]
+            self._check_size(len(value))
         if isinstance(value, GeneratorType):  # what map, select and the like return
-            return self._counted(value)  # type: ignore[return-value]
+            return self._counted(value)
         return value
 
     def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
@@ -190,7 +194,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`: marks what the assistant said, for training; here it prints its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """The body alone, in a scope of its own."""
@@ -199,14 +203,14 @@ class _Generation(jinja2.ext.Extension):
         return [jinja2.nodes.Scope(body).set_lineno(line)]
 
 
-class _Namespace(jinja2.runtime.Namespace):
+class _Namespace(jinja2.utils.Namespace):
     """`namespace(...)` without names that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName]
+    def __init__(*args: Any, **kwargs: Any) -> None:
         values = dict(*args[1:], **kwargs)
         for name in values:
             _check_name(name)
-        jinja2.runtime.Namespace.__init__(args[0], values)
+        jinja2.utils.Namespace.__init__(args[0], values)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)

@@ -106,10 +106,10 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, Mapping):
-        pairs = list(value.items())  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        pairs = list(value.items())
         return {_plain(key, where): _plain(entry, f"{where}.{key}") for key, entry in pairs}
     if isinstance(value, (list, tuple)):
-        entries = list(value)  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+        entries = list(value)
         return [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(entries)]
     raise ChatTemplateError(f"{where} is a {type(value).__name__}, expected a JSON value (text, number, list, object)")
 

@@ -20,7 +20,17 @@ from .tokenizer_files import tokenizer_errors
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
 # Tokens that end a turn, for files that name only `eos_token_id` (llama.cpp goes by the same texts).
 _END_OF_TURN = frozenset(
-    ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"]
+    [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_turn>",
+    ]
 )
 # The ids llama.cpp assumes when a SentencePiece file does not say.
 _SPM_DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
@@ -133,7 +143,9 @@ def gguf_templates(metadata: Mapping[str, Any], *, source: str) -> dict[str, str
             name = key.removeprefix("tokenizer.chat_template").removeprefix(".") or "default"
             if not isinstance(value, str) or not name.replace("-", "_").isidentifier():
                 kind = type(value).__name__
-                raise TokenizerError(f"{source}: {key} is a {kind}, expected a string under a name of letters and digits")
+                raise TokenizerError(
+                    f"{source}: {key} is a {kind}, expected a string under a name of letters and digits"
+                )
             found[name] = value
     return {name: text for name, text in found.items() if text}
 

@@ -7,7 +7,7 @@ from typing import no_type_check
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ..backends.base import Backend, PyTree, RaggedIndex
 from .config import ModelConfig
@@ -75,12 +75,3 @@ def allocate_cache(
         backend.allocate_cache(group, num_pages=pages, page_size=page_size, dtype=dtype)
         for group, pages in zip(config.cache_groups, num_pages, strict=True)
     )
-
-
-def cache_bytes_per_token(config: ModelConfig, dtype: DTypeLike) -> int:
-    """Bytes of keys and values that one position takes in all full-attention layers and windows."""
-    entries = sum(2 * group.num_layers * group.num_kv_heads * group.head_dim for group in config.cache_groups)
-    return entries * jnp.dtype(dtype).itemsize
-
-
-Logits = Float[Array, "B C V"]

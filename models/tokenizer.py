@@ -160,10 +160,10 @@ class Tokenizer:
             self._backend.save(str(folder / "tokenizer.json"))
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
         config["clean_up_tokenization_spaces"] = False
-        for path in ("chat_template.jinja", "chat_template.json"):
-            (folder / path).unlink(missing_ok=True)
+        more = folder / "additional_chat_templates"
+        for path in (folder / "chat_template.jinja", folder / "chat_template.json", *more.glob("*.jinja")):
+            path.unlink(missing_ok=True)
         for name, text in (self.chat_template.sources if self.chat_template else {}).items():
-            more = folder / "additional_chat_templates"
             path = folder / "chat_template.jinja" if name == "default" else more / f"{name}.jinja"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="")

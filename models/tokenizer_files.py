@@ -136,7 +136,7 @@ def _flag(config: Mapping[str, Any], name: str, path: Path) -> bool:
 
 def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str], path: Path) -> None:
     """Add the tokens that tokenizer_config.json has and tokenizer.json lacks, in order of id."""
-    known = set(backend.get_added_tokens_decoder()[index].content for index in backend.get_added_tokens_decoder())
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
     listed = config.get("added_tokens_decoder") or {}
     if not isinstance(listed, Mapping):
         raise TokenizerError(f"{path}: added_tokens_decoder is a {type(listed).__name__}, expected an object")
@@ -148,7 +148,9 @@ def _add_missing(backend: Tokenizer, config: Mapping[str, Any], special: Mapping
             backend.add_tokens([AddedToken(text, normalized=bool(options.get("normalized", False)), **flags)])
             known.add(text)
     extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    values = list(extra.values()) if isinstance(extra, Mapping) else list(extra)
+    if not isinstance(extra, (list, Mapping)):
+        raise TokenizerError(f"{path}: additional_special_tokens is {extra!r}, expected a list")
+    values = list(extra.values()) if isinstance(extra, Mapping) else extra
     texts = [*special.values(), *(_text_of(value, path, "additional_special_tokens") for value in values)]
     backend.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in texts if text and text not in known]
@@ -183,7 +185,8 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str],
             raise TokenizerError(f"{path}: chat_template has the name {bad[0]!r}, expected letters, digits, _ and -")
         return {entry["name"]: entry["template"] for entry in found}, str(path)
     raise TokenizerError(
-        f"{path}: chat_template is a {type(found).__name__}, expected a string or a list of objects with name and template"
+        f"{path}: chat_template is a {type(found).__name__}, "
+        "expected a string or a list of objects with name and template"
     )
 
 
@@ -191,10 +194,11 @@ def _eos_ids(folder: Path) -> tuple[int, ...]:
     """As transformers: generation_config.json decides, or else config.json."""
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id")
-        ids = value if isinstance(value, list) else [value]
         if value is None:
             continue
-        if not all(isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0 for entry in ids):
+        listed: list[object] = value if isinstance(value, list) else [value]
+        ids = [entry for entry in listed if isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0]
+        if len(ids) != len(listed):
             raise TokenizerError(f"{folder / name}: eos_token_id is {value!r}, expected an id or a list of ids")
         return tuple(ids)
     return ()

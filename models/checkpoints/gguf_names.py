@@ -58,7 +58,8 @@ def _rules(*tables: dict[str, str], biases: bool = False, gemma: bool = False, l
     layer: dict[str, str] = {}
     for table in tables:
         layer |= table
-    names = _TOP | {f"blk.{{layer}}.{name}": f"model.layers.{{layer}}.{hf}" for name, hf in layer.items()}
+    top = {name: hf for name, hf in _TOP.items() if not (gemma and name == "output")}  # Gemma's head is always tied
+    names = top | {f"blk.{{layer}}.{name}": f"model.layers.{{layer}}.{hf}" for name, hf in layer.items()}
     rules: list[Rule] = []
     for name, hf in names.items():
         layout: Layout = "plain"
@@ -118,7 +119,7 @@ ARCHITECTURES: Final = {
             "qwen3moe",
             ("qwen3_moe",),
             (
-                *_rules(_ATTENTION, _QK_NORM, _MLP, _PRE_NORMS, _MOE_GATE, biases=True),
+                *_rules(_ATTENTION, _QK_NORM, _PRE_NORMS, _MOE_GATE, biases=True),
                 *_experts(_QWEN_EXPERTS, "mlp.experts"),
             ),
         ),

@@ -56,7 +56,7 @@ def resolve_model(
         random_config_path(model)
         return Path(model)
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         return path
     for known in known_models():
         if known.name == model.lower():

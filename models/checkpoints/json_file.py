@@ -32,7 +32,9 @@ def parse_object(text: bytes | str, *, source: str) -> dict[str, Any]:
             "fetch or write the file again"
         ) from error
     if not isinstance(found, dict):
-        raise CorruptCheckpointError(f"{source}: found a JSON {type(found).__name__}, expected an object")
+        raise CorruptCheckpointError(
+            f"{source}: found a JSON {type(found).__name__}, expected an object; fetch it again"
+        )
     return found
 
 

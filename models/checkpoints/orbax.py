@@ -1,6 +1,6 @@
 """Distaff's own checkpoints: the weights as the decoder has them, stored by Orbax.
 
-    FOLDER/distaff.json    format version; shape and type of every leaf
+    FOLDER/distaff.json    format version; shape and type of every leaf; CRC-32 of every file that holds numbers
     FOLDER/config.json     and generation_config.json, tokenizer files: as in a Hugging Face folder
     FOLDER/weights/        an Orbax PyTree of {dotted path: array}, one Zarr 3 array each
 
@@ -9,7 +9,7 @@ own restore holds about three times an array while it reads it.
 """
 
 import logging
-from collections import deque
+import zlib
 from collections.abc import Callable
 from itertools import pairwise, product
 from math import prod
@@ -34,7 +34,6 @@ from .json_file import read_object, write_object
 MANIFEST: Final = "distaff.json"
 FORMAT_VERSION: Final = 1
 CHUNK_BYTES: Final = 16 * 2**20
-_IN_FLIGHT: Final = 4  # chunks being read at once
 _DTYPES: Final = ("float32", "float16", "bfloat16")
 
 
@@ -52,6 +51,9 @@ class OrbaxFolder:
                 "original checkpoint again with this version of Distaff"
             )
         self.leaves = self._read_leaves(content.get("leaves"))
+        self._checksums = content.get("crc32")
+        if not isinstance(self._checksums, dict):
+            raise CorruptCheckpointError(f"{self.manifest}: crc32: expected an object; convert the model again")
         self.hf_config = read_object(path / "config.json")
 
     def _read_leaves(self, found: object) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:
@@ -142,7 +144,7 @@ class OrbaxFolder:
     def _reader(
         self, path: str, stored: ts.TensorStore, spec: WeightSpec
     ) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
-        widths = stored.chunk_layout.read_chunk.shape or ()
+        widths = stored.chunk_layout.write_chunk.shape or ()
         chunk = [width or n for width, n in zip(widths, spec.shape, strict=True)]
         folder = self.path / "weights" / path
 
@@ -150,25 +152,25 @@ class OrbaxFolder:
             slices = index or (slice(None),) * len(spec.shape)
             bounds = [s.indices(n)[:2] for s, n in zip(slices, spec.shape, strict=True)]
             shard = aligned_empty(tuple(stop - start for start, stop in bounds), spec.dtype)
-            waiting: deque[tuple[tuple[slice, ...], Any]] = deque()
-
-            def finish() -> None:
-                where, block = waiting.popleft()
-                try:
-                    shard[where] = block.result()
-                except ValueError as error:
-                    raise _damaged(folder, error) from error
-
             for cut in product(*(_cuts(*pair, width) for pair, width in zip(bounds, chunk, strict=True))):
                 where = tuple(slice(a - first, b - first) for (a, b), (first, _) in zip(cut, bounds, strict=True))
-                waiting.append((where, stored[tuple(slice(*pair) for pair in cut)].read()))
-                if len(waiting) > _IN_FLIGHT:
-                    finish()
-            while waiting:
-                finish()
+                try:
+                    self._verify(folder, [a // width for (a, _), width in zip(cut, chunk, strict=True)])
+                    # One at a time: each chunk in flight is held compressed, decoded and once more.
+                    shard[where] = stored[tuple(slice(*pair) for pair in cut)].read().result()
+                except (ValueError, OSError) as error:
+                    raise _damaged(folder, error) from error
             return shard
 
         return read
+
+    def _verify(self, folder: Path, index: list[int]) -> None:
+        """Zarr finds a chunk that is cut short, but not one in which a bit has changed."""
+        file = folder.joinpath("c", *map(str, index))
+        if _crc32(file) != self._checksums.get(file.relative_to(self.path).as_posix()):
+            raise CorruptCheckpointError(
+                f"{file}: found another content than {MANIFEST} has the CRC-32 of; copy or convert the model again"
+            )
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_folder(self.path)
@@ -190,6 +192,10 @@ def _damaged(folder: Path, error: Exception) -> CorruptCheckpointError:
     )
 
 
+def _crc32(file: Path) -> int:
+    return zlib.crc32(np.memmap(file, np.uint8, mode="r"))
+
+
 def write_orbax(weights: Weights, folder: Path) -> None:
     """Write weights and manifest into an existing folder."""
     flat = flatten(weights)
@@ -204,4 +210,6 @@ def write_orbax(weights: Weights, folder: Path) -> None:
     finally:
         logger.setLevel(level)
     leaves = {path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in flat.items()}
-    write_object(folder / MANIFEST, {"format_version": FORMAT_VERSION, "leaves": leaves})
+    chunks = sorted(file for file in (folder / "weights").glob("*/c/**/*") if file.is_file())
+    checksums = {file.relative_to(folder).as_posix(): _crc32(file) for file in chunks}
+    write_object(folder / MANIFEST, {"format_version": FORMAT_VERSION, "leaves": leaves, "crc32": checksums})

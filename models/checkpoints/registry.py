@@ -120,10 +120,13 @@ def clear_cache(names: Iterable[str] | None = None, *, cache: Path | None = None
 
 
 def _hub_repos() -> list["CachedRepoInfo"]:
-    from huggingface_hub import scan_cache_dir  # slow to import, and few commands need it
+    from huggingface_hub import constants, scan_cache_dir  # slow to import, and few commands need it
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        return sorted((repo for repo in scan_cache_dir().repos if repo.repo_type == "model"), key=lambda r: r.repo_id)
+        return sorted(
+            (repo for repo in scan_cache_dir(constants.HF_HUB_CACHE).repos if repo.repo_type == "model"),
+            key=lambda r: r.repo_id,
+        )
     except CacheNotFound:
         return []

@@ -1,7 +1,8 @@
 """Runs Distaff's step on the golden checkpoints of this folder (made by make.py) and compares logits."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
@@ -10,17 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from distaff.backends.reference import ReferenceBackend
 from distaff.models.checkpoints import open_checkpoint
 from distaff.models.config import ModelConfig
-from distaff.models.decoder import Weights
+from distaff.models.decoder import Weights, bind, flatten, unflatten, weight_specs
 from distaff.models.families import config_from_hf
 from distaff.models.kv_cache import KVCache, RaggedBatch, allocate_cache
+from distaff.models.layers import Machine
+from distaff.models.placement import OneDevice
 from distaff.models.sampling import SamplingRows
 from distaff.models.step import Step, StepOutput
 
-GOLDEN: Final = Path(__file__).parent
+GOLDEN: Final = Path(os.environ.get("DISTAFF_GOLDEN") or Path(__file__).parent)
+"""Where the cases are: those of the repository, or those that `scripts/test --oracle` has just made anew."""
+
 CASES: Final = tuple(sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz")))
 
 FP32_BOUND: Final = 1e-4
@@ -89,47 +95,74 @@ class Golden:
 
 
 class Text:
-    """One text on a model's step: feeds tokens, keeps the cache, returns the logits behind each token."""
+    """One text on a model: feeds tokens, keeps the cache, returns the logits behind each token."""
 
     def __init__(self, config: ModelConfig, weights: Weights, dtype: DTypeLike = jnp.float32) -> None:
-        self.step = Step(config, ReferenceBackend(), return_logits=True)
+        self.config = config
         self.weights = weights
         self.length = 0
         pages = [len(PAGES) + 1] * len(config.cache_groups)
-        empty = allocate_cache(config, self.step.backend, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype)
+        empty = allocate_cache(config, _MACHINE.backend, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype)
         # Positions that were never written must not matter.
         self.cache: KVCache = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), empty)
 
-    def feed(self, tokens: Sequence[int], *, width: int = MAX_TOKENS) -> tuple[np.ndarray, list[int]]:
-        """Appends tokens in one step padded to `width`: fp32 logits [T, V] and the token drawn behind each."""
-        count = len(tokens)
-        batch = RaggedBatch(
-            tokens=jnp.asarray([*tokens, *[0] * (width - count)], jnp.int32),
-            query_starts=jnp.asarray([0, count], jnp.int32),
-            kv_lens=jnp.asarray([self.length + count], jnp.int32),
-            page_tables=(jnp.asarray([PAGES], jnp.int32),) * len(self.cache),
-            logit_indices=jnp.arange(width, dtype=jnp.int32)[None],
-        )
-        output, self.cache = _run(self.step, self.weights, self.cache, batch, _greedy())
-        self.length += count
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Appends tokens; returns fp32 logits [T, V]. One program does for any number of them up to MAX_TOKENS."""
+        logits, self.cache = _forward(self.config, self.weights, self.cache, self._batch(tokens, MAX_TOKENS))
+        self.length += len(tokens)
+        return np.asarray(logits)[: len(tokens)]
+
+    def step(self, token: int) -> tuple[np.ndarray, int]:
+        """Appends one token by the step that serving runs: logits [V] behind it, and the next token, greedily."""
+        batch = self._batch([token], 1)
+        step = Step(self.config, _MACHINE.backend, _MACHINE.placement, return_logits=True)
+        output, self.cache = _step(step, self.weights, self.cache, batch, SamplingRows.greedy(1))
+        self.length += 1
         assert output.logits is not None
-        return np.asarray(output.logits)[0, :count], np.asarray(output.tokens)[0, :count].tolist()
+        return np.asarray(output.logits)[0, 0], int(output.tokens[0, 0])
+
+    def _batch(self, tokens: Sequence[int], width: int) -> RaggedBatch:
+        groups = len(self.cache)
+        batch = RaggedBatch.single(tokens, self.length, num_tokens=width, num_pages=len(PAGES), num_groups=groups)
+        return replace(batch, page_tables=(jnp.asarray([PAGES], jnp.int32),) * groups)
 
 
-# Hundreds of programs are compiled and each runs a few times: LLVM's optimisations would take most of the time.
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"})
-def _run(
+_MACHINE: Final = Machine(ReferenceBackend(), OneDevice())
+
+# Hundreds of programs are compiled and each runs a few times: LLVM's optimisations would take most of the time, and
+# sampling, which has tests of its own, half of the rest.
+_FAST_COMPILE: Final = {"xla_backend_optimization_level": "0"}
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=_FAST_COMPILE)
+def _forward(
+    config: ModelConfig, weights: Weights, cache: KVCache, batch: RaggedBatch
+) -> tuple[Float[Array, "T V"], KVCache]:
+    decoder = bind(config, weights)
+    hidden, cache = decoder(batch, cache, _MACHINE)
+    return decoder.logits(hidden, _MACHINE), cache
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=_FAST_COMPILE)
+def _step(
     step: Step, weights: Weights, cache: KVCache, batch: RaggedBatch, rows: SamplingRows
 ) -> tuple[StepOutput, KVCache]:
     return step(weights, cache, batch, rows)
 
 
-def _greedy() -> SamplingRows:
-    return SamplingRows(
-        temperature=jnp.zeros(1, jnp.float32),
-        top_k=jnp.zeros(1, jnp.int32),
-        top_p=jnp.ones(1, jnp.float32),
-        min_p=jnp.zeros(1, jnp.float32),
-        seeds=jnp.zeros((1, 2), jnp.uint32),
-        choices=jnp.zeros(1, jnp.int32),
+def restacked(weights: Weights, old: ModelConfig, new: ModelConfig) -> Weights:
+    """The same weights for a configuration whose layers repeat in other blocks; leaves it has no use for are dropped."""
+    single: dict[tuple[str, int], Array] = {}
+    flat = flatten(weights)
+    for path, leaf in flat.items():
+        if path.startswith("segments."):
+            _, segment, _, position, key = path.split(".", 4)
+            for entry, number in zip(leaf, old.segments[int(segment)].layer_ids[int(position)], strict=True):
+                single[key, number] = entry
+    specs = weight_specs(new, jnp.float32)
+    return unflatten(
+        {
+            path: flat[path] if spec.layers is None else jnp.stack([single[spec.key, i] for i in spec.layers])
+            for path, spec in specs.items()
+        }
     )

@@ -46,7 +46,7 @@ def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 @given(ids=IDS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_byte_level_ids_of_any_kind_decode_as_tokenizers_does(
     name: str, skip: bool, ids: list[int], folder: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_byte_level_ids_of_any_kind_decode_as_tokenizers_does(
 @pytest.mark.parametrize("name", SENTENCEPIECE)
 @given(ids=IDS)
 @example(ids=[0xE6 + 3, 0x97 + 3, 0xA5 + 3, 400, 0xF0 + 3, 0x9F + 3])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_byte_fallback_decodes_as_tokenizers_does_where_bytes_are_text(
     name: str, skip: bool, ids: list[int], folder: Path
 ) -> None:
@@ -74,8 +74,9 @@ def test_byte_fallback_decodes_as_tokenizers_does_where_bytes_are_text(
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
-@given(ids=st.lists(st.integers(3, 400) | st.integers(3, 258), max_size=24))
-@settings(max_examples=200, deadline=None)
+# 35 is the byte token of a space: at the front tokenizers strips it, as it does any space; SentencePiece does not.
+@given(ids=st.lists(st.integers(3, 400).filter(lambda index: index != 35) | st.integers(128, 258), max_size=24))
+@settings(max_examples=100, deadline=None)
 def test_broken_bytes_decode_as_sentencepiece_does(name: str, ids: list[int]) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     original = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / f"{name}.model"))
@@ -87,8 +88,8 @@ def test_text_comes_out_as_soon_as_it_is_certain(name: str) -> None:
     """After every token, what has come out is the text so far less an unfinished code point at its end."""
     tokenizer = load(name)
     steps = 0
-    for text in HARD[::2]:
-        ids = tokenizer.encode(text, add_special=False)[:40]
+    for text in HARD[::3]:
+        ids = tokenizer.encode(text, add_special=False)[:30]
         if "\ufffd" in text:
             continue
         detokenizer = tokenizer.detokenizer(skip_special=False)
@@ -97,7 +98,7 @@ def test_text_comes_out_as_soon_as_it_is_certain(name: str) -> None:
             said += detokenizer.add(index)
             assert said == tokenizer.decode(ids[:count], skip_special=False).rstrip("\ufffd")
         steps += len(ids)
-    assert steps > 500
+    assert steps > 300
 
 
 def test_an_emoji_in_four_tokens_comes_out_at_the_fourth() -> None:
@@ -128,7 +129,8 @@ def test_the_leading_space_of_sentencepiece_goes_once() -> None:
     space = tokenizer.encode(" ", add_special=False)
     detokenizer = tokenizer.detokenizer()
     assert detokenizer.add(tokenizer.bos_id or 0) == ""
-    assert [detokenizer.add(index) for index in tokenizer.encode("the", add_special=False)][0] in ("", "th", "the", "t")
+    said = "".join(detokenizer.add(index) for index in tokenizer.encode("the", add_special=False))
+    assert said == "the"
     assert space and detokenizer.add(space[0]) in (" ", "  ")  # in the middle it stays
     assert detokenizer.finish() == ""
     assert detokenizer.add(space[0]) in ("", " ")  # a new text: stripped again
@@ -154,7 +156,7 @@ def test_ids_beyond_the_vocabulary_are_silent() -> None:
 def test_every_token_takes_the_same_time() -> None:
     """No look back: what is kept between tokens is shorter than a code point, whatever came before."""
     detokenizer = load("llama").detokenizer()
-    for _ in range(2_000):
+    for _ in range(500):
         for index in (0xF0 + 3, 0x9F + 3, 400):
             detokenizer.add(index)
         kept = sum(len(value) for value in vars(detokenizer).values() if isinstance(value, (str, bytes, list)))
@@ -181,7 +183,21 @@ DECODERS: list[dict[str, Any] | None] = [
     },
     {"type": "Sequence", "decoders": [{"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}]},
 ]
-PIECES = ["\u2581", "a", "\u2581a", "\u2581\u2581", "ab", "_b_", "<0x41>", "<0xC3>", "<0xa9>", "<0x4>", "\u0120x", "é z", " "]
+PIECES = [
+    "\u2581",
+    "a",
+    "\u2581a",
+    "\u2581\u2581",
+    "ab",
+    "_b_",
+    "<0x41>",
+    "<0xC3>",
+    "<0xa9>",
+    "<0x4>",
+    "\u0120x",
+    "é z",
+    " ",
+]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

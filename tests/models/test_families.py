@@ -38,7 +38,7 @@ def test_goldens_can_tell(golden: Golden) -> None:
 
 
 def test_prefill_logits(golden: Golden, weights: Weights) -> None:
-    logits, _ = Text(golden.config, weights).feed(golden.tokens)
+    logits = Text(golden.config, weights).feed(golden.tokens)
     assert worst(logits, golden) <= FP32_BOUND
 
 
@@ -49,16 +49,11 @@ def test_decode_logits_and_tokens(golden: Golden, weights: Weights) -> None:
     # Without a greedy continuation (dynamic scaling), the last tokens of the prompt are fed one by one.
     greedy = len(golden.tokens) > end
     end -= 0 if greedy else 16
-    found, drawn = [], []
-    for start, stop in ((0, 17), (17, 18), (18, end)):
-        logits, drawn = text.feed(golden.tokens[start:stop])
-        found.append(logits)
+    found = [text.feed(golden.tokens[start:stop]) for start, stop in ((0, 17), (17, 18), (18, end))]
     tokens: list[int] = []
     for position in range(end, len(golden.tokens)):
-        tokens.append(drawn[-1])
-        fed = tokens[-1] if greedy else golden.tokens[position]
-        logits, drawn = text.feed([fed])
-        found.append(logits)
+        tokens.append(int(found[-1][-1].argmax()))
+        found.append(text.feed([tokens[-1] if greedy else golden.tokens[position]]))
     if greedy:
         compared = golden.clear()
         print(f"{golden.folder.name}: {compared} greedy tokens compared")
@@ -70,7 +65,7 @@ def test_decode_logits_and_tokens(golden: Golden, weights: Weights) -> None:
 
 
 def test_bf16_logits(golden: Golden) -> None:
-    logits, _ = Text(golden.config, golden.weights(jnp.bfloat16), jnp.bfloat16).feed(golden.tokens)
+    logits = Text(golden.config, golden.weights(jnp.bfloat16), jnp.bfloat16).feed(golden.tokens)
     error = float(np.sqrt(np.square(logits - golden.logits).mean()))
     print(f"{golden.folder.name}: rms error {error:.4f}, oracle {golden.bf16_error:.4f}, std {golden.logits.std():.2f}")
     assert error <= BF16_RATIO * golden.bf16_error
@@ -78,13 +73,16 @@ def test_bf16_logits(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("case", ["llama31", "gemma3", "gpt_oss"])
-def test_a_program_for_single_tokens_agrees(case: str) -> None:
-    """The decode program of the real loop has one token and no padding; here for one, two and three cache groups."""
+def test_serving_step_agrees(case: str) -> None:
+    """Decoding as serving does it, one token wide and with the sampler; here for one, two and three cache groups."""
     golden = Golden(GOLDEN / case)
     text = Text(golden.config, golden.weights())
-    text.feed(golden.tokens[:60])
-    found = np.concatenate([text.feed([token], width=1)[0] for token in golden.tokens[60:]])
-    assert worst(found, golden, 60) <= FP32_BOUND
+    start = golden.prompt_len - 1
+    text.feed(golden.tokens[:start])
+    found, drawn = zip(*(text.step(token) for token in golden.tokens[start:-1]), strict=True)
+    assert worst(np.stack(found), golden, start) <= FP32_BOUND
+    compared = golden.clear()
+    assert list(drawn[:compared]) == golden.tokens[start + 1 :][:compared]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -149,7 +149,7 @@ def test_ids_that_end_a_generation() -> None:
     types = golden("gpt-2")["metadata"]["tokenizer.ggml.token_type"]
     # gpt-oss: <|end|> closes a channel, the turn goes on.
     names = ["<|return|>", "<|call|>", "<|end|>"]
-    tokenizer = load("gpt-2", tokens=tokens + names, token_type=types + [3, 3, 3], eot_token_id=len(tokens) + 2)
+    tokenizer = load("gpt-2", tokens=[*tokens, *names], token_type=[*types, 3, 3, 3], eot_token_id=len(tokens) + 2)
     assert tokenizer.eos_ids == {0, 2, len(tokens), len(tokens) + 1}
     # The same text as a normal token is no end.
     assert load("gpt-2", tokens=[*tokens, "<|end|>"], token_type=[*types, 1]).eos_ids == {0, 2}
@@ -190,7 +190,10 @@ def test_several_chat_templates() -> None:
         ({"model": None}, ["tokenizer.ggml.model", "missing", "gpt2, llama, t5"]),
         ({"model": "bert"}, ["tokenizer.ggml.model", "'bert'", "gpt2, llama, t5"]),
         ({"model": 7}, ["tokenizer.ggml.model", "int"]),
-        ({"pre": "deepseek-coder"}, ["tokenizer.ggml.pre", "'deepseek-coder'", "llama-bpe", "smollm", "qwen2", "gpt-4o"]),
+        (
+            {"pre": "deepseek-coder"},
+            ["tokenizer.ggml.pre", "'deepseek-coder'", "llama-bpe", "smollm", "qwen2", "gpt-4o"],
+        ),
         ({"tokens": None}, ["tokenizer.ggml.tokens", "missing"]),
         ({"tokens": []}, ["tokenizer.ggml.tokens", "empty"]),
         ({"tokens": "abc"}, ["tokenizer.ggml.tokens", "str"]),
@@ -234,7 +237,18 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
     max_leaves=5,
 )
-KEYS = ["model", "pre", "tokens", "scores", "token_type", "merges", "bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"]
+KEYS = [
+    "model",
+    "pre",
+    "tokens",
+    "scores",
+    "token_type",
+    "merges",
+    "bos_token_id",
+    "eos_token_id",
+    "unknown_token_id",
+    "padding_token_id",
+]
 KEYS += ["add_bos_token", "add_space_prefix", "remove_extra_whitespaces", "precompiled_charsmap"]
 
 
@@ -252,14 +266,10 @@ def test_junk_raises_nothing_but_tokenizer_errors(
     floats = st.lists(st.floats(width=32), min_size=len(tokens), max_size=len(tokens))
     values = {"model": model, "tokens": tokens, "token_type": shape.draw(numbers), "scores": shape.draw(floats)}
     values |= {"merges": shape.draw(st.lists(st.sampled_from(["a b", "ab a", "b b"]), max_size=2))} | changes
+    complaint = ""
     try:
         tokenizer = Tokenizer.from_gguf({f"tokenizer.ggml.{key}": value for key, value in values.items()}, source="m")
+        tokenizer.decode(tokenizer.encode("ab <a>\u2581 é"))
     except TokenizerError as error:
-        assert "m: " in str(error)
-        return
-    try:
-        ids = tokenizer.encode("ab <a>\u2581 é")
-    except TokenizerError as error:
-        assert "m: encoding the text failed" in str(error)  # a unigram vocabulary without an unknown token
-        return
-    tokenizer.decode(ids)
+        complaint = str(error)
+    assert not complaint or "m: " in complaint

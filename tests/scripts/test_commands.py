@@ -33,7 +33,8 @@ def start(
 
     def run(*arguments: str) -> Done:
         code = distaff(*arguments)
-        return Done(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
 
     return run
 

@@ -122,7 +122,9 @@ def test_missing_tensors(tiny_folder: Callable[..., Path]) -> None:
 
 
 def test_extra_tensors(tiny_folder: Callable[..., Path]) -> None:
-    with pytest.raises(ExtraTensorError, match=r"found 'model\.layers\.2\.mlp\.up_proj\.weight', expected only the 21 tensors"):
+    with pytest.raises(
+        ExtraTensorError, match=r"found 'model\.layers\.2\.mlp\.up_proj\.weight', expected only the 21 tensors"
+    ):
         _load(tiny_folder(change={"model.layers.2.mlp.up_proj.weight": np.ones((2, 2), np.float32)}))
 
 

@@ -55,9 +55,7 @@ def test_reads_a_type_as_the_package_does(tiny_gguf: Callable[..., Path], kind: 
         np.testing.assert_array_equal(np.asarray(found, expected.dtype), expected[slice(*rows)])
 
 
-def test_undoes_the_order_of_rotated_rows(
-    tiny_gguf: Callable[..., Path], tiny_tensors: dict[str, np.ndarray]
-) -> None:
+def test_undoes_the_order_of_rotated_rows(tiny_gguf: Callable[..., Path], tiny_tensors: dict[str, np.ndarray]) -> None:
     tensors = _tensors(tiny_gguf())
     for name, expected in tiny_tensors.items():
         np.testing.assert_array_equal(tensors.read_rows(name, 0, len(expected)), expected, err_msg=name)
@@ -114,23 +112,31 @@ def test_bfloat16_stays_as_it_is(tiny_gguf: Callable[..., Path]) -> None:
 def test_refuses_a_type_that_has_no_values(tiny_gguf: Callable[..., Path]) -> None:
     path = tiny_gguf(kind=Kind.Q8_1, raw=lambda shape: np.zeros((*shape[:-1], shape[-1] // 32 * 40), np.uint8))
     checkpoint = GGUFCheckpoint(path)
-    with pytest.raises(UnsupportedQuantizationError, match=r"tiny\.gguf: tensor 'model\.embed_tokens\.weight': found type Q8_1"):
+    with pytest.raises(
+        UnsupportedQuantizationError, match=r"tiny\.gguf: tensor 'model\.embed_tokens\.weight': found type Q8_1"
+    ):
         checkpoint.load_weights(config_from_hf(checkpoint.hf_config), dtype="float32")
 
 
 def test_refuses_an_unknown_architecture(tiny_gguf: Callable[..., Path]) -> None:
     path = tiny_gguf()
     path.write_bytes(path.read_bytes().replace(b"llama", b"lamma"))
-    with pytest.raises(UnknownArchitectureError, match=r"general\.architecture is 'lamma', expected one of llama, smollm3"):
+    with pytest.raises(
+        UnknownArchitectureError, match=r"general\.architecture is 'lamma', expected one of llama, smollm3"
+    ):
         GGUFCheckpoint(path)
 
 
 def test_names_missing_and_extra_tensors(tiny_gguf: Callable[..., Path]) -> None:
     path = tiny_gguf(leave_out=("blk.1.ffn_up.weight",))
     checkpoint = GGUFCheckpoint(path)
-    with pytest.raises(MissingTensorError, match=r"expected also 'model\.layers\.1\.mlp\.up_proj\.weight': family llama"):
+    with pytest.raises(
+        MissingTensorError, match=r"expected also 'model\.layers\.1\.mlp\.up_proj\.weight': family llama"
+    ):
         checkpoint.load_weights(config_from_hf(checkpoint.hf_config), dtype="float32")
-    path = tiny_gguf("more.gguf", edit=lambda writer: writer.add_tensor("blk.0.attn_gate.weight", np.ones((2, 2), "f4")))
+    path = tiny_gguf(
+        "more.gguf", edit=lambda writer: writer.add_tensor("blk.0.attn_gate.weight", np.ones((2, 2), "f4"))
+    )
     checkpoint = GGUFCheckpoint(path)
     with pytest.raises(ExtraTensorError, match=r"found 'blk\.0\.attn_gate\.weight', expected only the 21 tensors"):
         checkpoint.load_weights(config_from_hf(checkpoint.hf_config), dtype="float32")

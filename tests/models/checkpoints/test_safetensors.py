@@ -77,7 +77,11 @@ _HEADERS: dict[str, tuple[object, type[CheckpointError], str]] = {
         CorruptCheckpointError,
         r"tensor 'a': found 8 bytes, expected 12 for F32 of shape \[3\]",
     ),
-    "an overlap": ({"a": _ONE, "b": _ONE}, CorruptCheckpointError, r"tensor 'b': found its data at byte \d+, expected \d+"),
+    "an overlap": (
+        {"a": _ONE, "b": _ONE},
+        CorruptCheckpointError,
+        r"tensor 'b': found its data at byte \d+, expected \d+",
+    ),
     "a gap": (
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
         CorruptCheckpointError,
@@ -156,7 +160,9 @@ def _edit_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
 def test_a_missing_shard(tiny_folder: Callable[..., Path]) -> None:
     folder = tiny_folder(shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"index\.json: found no model-00002-of-00003\.safetensors .* expected 3 shards"):
+    with pytest.raises(
+        CheckpointError, match=r"index\.json: found no model-00002-of-00003\.safetensors .* expected 3 shards"
+    ):
         open_folder(folder)
 
 
@@ -182,13 +188,17 @@ def test_a_tensor_in_two_shards(tiny_folder: Callable[..., Path]) -> None:
     second.write_bytes(first.read_bytes())
     _edit_index(folder, lambda index: [index.pop(name) for name in list(index) if name not in names])
     _edit_index(folder, lambda index: index.update({next(iter(names)): second.name}))
-    with pytest.raises(CorruptCheckpointError, match=r"found it in model-00001-of-00002\.safetensors too, expected it once"):
+    with pytest.raises(
+        CorruptCheckpointError, match=r"found it in model-00001-of-00002\.safetensors too, expected it once"
+    ):
         open_folder(folder)
 
 
 def test_a_folder_without_safetensors(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(CheckpointError, match=r"found pytorch_model\.bin, which is not read, expected model\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"found pytorch_model\.bin, which is not read, expected model\.safetensors"
+    ):
         open_folder(tmp_path)
 
 
@@ -197,18 +207,24 @@ def test_eight_bit_floats_are_refused_when_they_are_needed(tiny_folder: Callable
 
     values = np.zeros((288, 256), ml_dtypes.float8_e4m3fn)
     folder = HFFolder(tiny_folder(change={"lm_head.weight": values}))
-    with pytest.raises(UnsupportedQuantizationError, match=r"tensor 'lm_head\.weight': found type F8_E4M3, expected float"):
+    with pytest.raises(
+        UnsupportedQuantizationError, match=r"tensor 'lm_head\.weight': found type F8_E4M3, expected float"
+    ):
         folder.load_weights(config_from_hf(folder.hf_config), dtype="float32")
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
 def test_other_quantisations_are_refused_by_name(tiny_folder: Callable[..., Path], method: str) -> None:
     folder = tiny_folder(config={"quantization_config": {"quant_method": method}})
-    with pytest.raises(UnsupportedQuantizationError, match=rf"config\.json: quantization_config\.quant_method: found '{method}'"):
+    with pytest.raises(
+        UnsupportedQuantizationError, match=rf"config\.json: quantization_config\.quant_method: found '{method}'"
+    ):
         HFFolder(folder)
 
 
-@pytest.mark.parametrize(("stored", "name"), [(np.float32, "float32"), (ml_dtypes.bfloat16, "bfloat16"), (np.float16, "float16")])
+@pytest.mark.parametrize(
+    ("stored", "name"), [(np.float32, "float32"), (ml_dtypes.bfloat16, "bfloat16"), (np.float16, "float16")]
+)
 def test_says_which_dtype_keeps_what_is_stored(tiny_folder: Callable[..., Path], stored: Any, name: str) -> None:
     assert HFFolder(tiny_folder(dtype=stored)).stored_dtype.name == name
 

@@ -4,12 +4,13 @@ Run in an environment with transformers, sentencepiece, gguf and regex (`scripts
 
     python tests/models/golden_tokenizers/make.py [--smollm2 SmolLM2-135M-Instruct.gguf]
 
-Every byte-level original is checked against a second one, written here in plain Python over the `regex` package, so that
-no golden id rests on the `tokenizers` library alone.
+Every byte-level original is checked against a second one, written here in plain Python over the `regex` package, so
+that no golden id rests on the `tokenizers` library alone.
 """
 
 import argparse
 import io
+import itertools
 import json
 import runpy
 import tempfile
@@ -37,7 +38,6 @@ SPLITS = GGUF_PRE_TOKENIZER_SPLITS
 
 def write(name: str, data: dict[str, Any]) -> None:
     (HERE / f"{name}.json").write_text(json.dumps(data, ensure_ascii=True, separators=(",", ":")) + "\n", "ascii")
-    print(name, (HERE / f"{name}.json").stat().st_size)
 
 
 def split_on(pattern: str) -> Any:
@@ -73,7 +73,7 @@ class PlainBpe:
     def __init__(self, metadata: dict[str, Any], cuts: list[str], *, nfc: bool, ignore_merges: bool) -> None:
         tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
         self.ids = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}
-        whole = [token for token, kind in zip(tokens, types) if kind in (CONTROL, USER_DEFINED)]
+        whole = [token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
         self.whole = regex.compile("|".join(regex.escape(token) for token in sorted(whole, key=len, reverse=True)))
         self.ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(metadata["tokenizer.ggml.merges"])}
         self.cuts = [isolated(cut) for cut in cuts]
@@ -101,7 +101,7 @@ class PlainBpe:
             return [self.ids["".join(symbols)]]
         symbols = [symbol for symbol in symbols if symbol in self.ids]  # a byte without a token is dropped
         while len(symbols) > 1:
-            pairs = [self.ranks.get(pair, 1 << 30) for pair in zip(symbols, symbols[1:])]
+            pairs = [self.ranks.get(pair, 1 << 30) for pair in itertools.pairwise(symbols)]
             best = min(pairs)
             if best == 1 << 30:
                 break
@@ -113,7 +113,7 @@ class PlainBpe:
 def byte_level_metadata(original: Tokenizer, pre: str, special: list[str], user: list[str]) -> dict[str, Any]:
     vocabulary = original.get_vocab()
     tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
-    kinds = {token: CONTROL for token in special} | {token: USER_DEFINED for token in user}
+    kinds = dict.fromkeys(special, CONTROL) | dict.fromkeys(user, USER_DEFINED)
     merges = [" ".join(pair) for pair in json.loads(original.to_str())["model"]["merges"]]
     return {
         "tokenizer.ggml.model": "gpt2",
@@ -174,7 +174,7 @@ def byte_level(
     metadata = byte_level_metadata(original, pre, SPECIAL, list(user))
     plain = PlainBpe(metadata, cuts, nfc=nfc, ignore_merges=ignore_merges)
     ids = [original.encode(text, add_special_tokens=False).ids for text in HARD]
-    for text, expected in zip(HARD, ids):
+    for text, expected in zip(HARD, ids, strict=True):
         assert plain.encode(text) == expected, (pre, text, plain.encode(text), expected)
     texts = [original.decode(row, skip_special_tokens=False) for row in ids]
     write(pre, {"metadata": metadata, "ids": ids, "texts": texts})
@@ -280,7 +280,13 @@ def sentencepiece_families() -> None:
     sentencepiece_vocabulary("unigram", "t5", model_type="unigram")
     # A few of the rules of NFKC: its whole table makes a golden file of a megabyte. Rules of several code points are
     # left out on purpose: tokenizers applies the table grapheme by grapheme, SentencePiece by the longest match.
-    pairs = [*zip(range(0xFF01, 0xFF5F), range(0x21, 0x7F)), (0x3000, 0x20), (0xA0, 0x20), (0x09, 0x20), (0x0A, 0x20)]
+    pairs = [
+        *zip(range(0xFF01, 0xFF5F), range(0x21, 0x7F), strict=True),
+        (0x3000, 0x20),
+        (0xA0, 0x20),
+        (0x09, 0x20),
+        (0x0A, 0x20),
+    ]
     rules = [f"{old:x}\t{new:x}" for old, new in pairs] + ["fb01\t66 69", "fb00\t66 66", "e000\t"]
     with tempfile.NamedTemporaryFile("w", suffix=".tsv") as table:
         table.write("\n".join(rules) + "\n")
@@ -327,7 +333,7 @@ def smollm2(path: Path) -> None:
         original.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in first[:17]])
         plain = PlainBpe(values, [r"\p{N}", GPT2_SPLIT], nfc=False, ignore_merges=False)
         rows.append([original.encode(text, add_special_tokens=False).ids for text in HARD])
-        for text, expected in zip(HARD, rows[-1]):
+        for text, expected in zip(HARD, rows[-1], strict=True):
             assert plain.encode(text) == expected, (text, plain.encode(text), expected)
         texts = [original.decode(row, skip_special_tokens=False) for row in rows[-1]]
     write("smollm2", {"metadata": short, "ids": rows[0], "whole_ids": rows[1], "whole_texts": texts})

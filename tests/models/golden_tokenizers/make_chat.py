@@ -1,6 +1,6 @@
 """Make chat.json: prompts by transformers' `apply_chat_template` for templates in the styles that models use.
 
-    python tests/models/golden_tokenizers/make_chat.py        (in the oracle environment)
+python tests/models/golden_tokenizers/make_chat.py        (in the oracle environment)
 """
 
 import json
@@ -141,7 +141,7 @@ and not(message.content.startswith('<tool>')) %}
 }
 
 CHATS: dict[str, list[dict[str, Any]]] = {
-    "one": [{"role": "user", "content": "  Hello <there> & \"you\"  "}],
+    "one": [{"role": "user", "content": '  Hello <there> & "you"  '}],
     "turns": [
         {"role": "system", "content": " Be brief. "},
         {"role": "user", "content": "Hi\n\n  there"},
@@ -153,14 +153,23 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         {"role": "assistant", "content": "4", "thinking": "\neasy\n"},
     ],
     "odd": [
-        {"role": "user", "content": "a", "parts": [{"role": "inner", "content": "b"}, {"role": "inner", "content": "c"}]},
+        {
+            "role": "user",
+            "content": "a",
+            "parts": [{"role": "inner", "content": "b"}, {"role": "inner", "content": "c"}],
+        },
         {"role": "skip", "content": "s"},
         {"role": "assistant", "content": "d"},
         {"role": "stop", "content": "e"},
         {"role": "user", "content": "f"},
     ],
 }
-TOOLS = [{"type": "function", "function": {"name": "get_é", "description": "<x> & 'y'", "parameters": {"a": [1, None, True]}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "get_é", "description": "<x> & 'y'", "parameters": {"a": [1, None, True]}},
+    }
+]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -183,7 +192,6 @@ def main() -> None:
     data = {"templates": TEMPLATES, "chats": CHATS, "special": SPECIAL, "cases": cases}
     path = Path(__file__).parent / "chat.json"
     path.write_text(json.dumps(data, ensure_ascii=True, indent=1) + "\n", "ascii")
-    print(len(cases), sum("error" in case for case in cases), {case.get("error") for case in cases})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make folders.json: tokenizer folders in the forms found on the hub, and how transformers reads them.
 
-    python tests/models/golden_tokenizers/make_folders.py        (in the oracle environment, after make.py)
+python tests/models/golden_tokenizers/make_folders.py        (in the oracle environment, after make.py)
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, PreTraine
 
 HERE = Path(__file__).parent
 HARD: list[str] = runpy.run_path(str(HERE / "texts.py"))["HARD"]
-KEPT = HARD[::3] + ["<|im_start|>user<|im_end|>", "<s>a</s> <pad>b<extra>", "x<new>y  <new_too> z"]
+KEPT = [*HARD[::3], "<|im_start|>user<|im_end|>", "<s>a</s> <pad>b<extra>", "x<new>y  <new_too> z"]
 
 
 def vocabulary(name: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -112,7 +112,6 @@ def main() -> None:
             }
     data = json.dumps({"texts": KEPT, "folders": found}, ensure_ascii=True, separators=(",", ":"))
     (HERE / "folders.json").write_text(data + "\n", "ascii")
-    print(len(data), {name: list(value["files"]) for name, value in found.items()})
 
 
 if __name__ == "__main__":
