@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from ..backends.base import PyTree
 from . import rope
@@ -210,14 +210,14 @@ def init_weights(
     if place is not None:
         shardings = unflatten({path: place(spec) for path, spec in weight_specs(config, dtype).items()})
 
-    def init() -> Weights:
+    def init(seed: UInt32[Array, ""]) -> Weights:
         # XLA's own generator: threefry takes several times as long to compile, once for each leaf.
         rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
         decoder = Decoder(config, rngs=rngs, dtype=jnp.dtype(dtype))
         state = nnx.to_flat_state(nnx.split(decoder)[1])
         return unflatten({_dotted(path): variable.get_value() for path, variable in state})
 
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(init, out_shardings=shardings)(jnp.uint32(seed))
 
 
 def flatten(weights: Weights) -> dict[str, PyTree]:

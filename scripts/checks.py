@@ -134,7 +134,7 @@ def _devices() -> Iterator[Finding]:
             if platforms == "cpu"
             else "install the extra for it (see above)",
         )
-    yield Finding("backend", Status.OK, type(select_backend()).__name__)
+    yield Finding("backend", Status.OK, select_backend().name)
 
 
 def _memory() -> Iterator[Finding]:

@@ -48,6 +48,7 @@ def convert(
     Examples:
       distaff convert smollm2-135m-instruct ./smollm2 --to safetensors --dtype bfloat16
       distaff convert ./smollm2 ./smollm2-orbax --to orbax
+      distaff convert ./smollm2 ./smollm2.gguf --to gguf
     """
     with reporting(debug):
         prepare_devices()
@@ -65,6 +66,6 @@ def convert(
             )
         if json:
             described = {"source": source, "destination": str(destination), "format": to.value}
-            print_json(described | {"tensors": report.tensors, "bytes": report.bytes})
+            print_json(described | {"bytes": report.bytes})
         else:
-            typer.echo(f"wrote {destination} ({report.tensors} tensors, {size_text(report.bytes)})")
+            typer.echo(f"wrote {destination} ({to.value}, {size_text(report.bytes)} of weights)")

@@ -148,7 +148,8 @@ def check(pieces: list[Piece], infos: Mapping[str, TensorInfo], config: ModelCon
                 f"{info.file}: tensor {name!r}: found type {info.dtype}, expected floating point or a quantisation "
                 "that can be undone; fetch the model in bf16, or as GGUF"
             )
-    allowed = [*HARMLESS, *family_named(config.family).ignored]
+    own = (rule.replace("{num_layers}", str(config.num_layers)) for rule in family_named(config.family).ignored)
+    allowed = [*HARMLESS, *own]
     if config.tied:
         allowed.append(r"(language_model\.)?lm_head\.weight")
     extra = [name for name in infos if name not in needed and not any(re.fullmatch(rule, name) for rule in allowed)]

@@ -47,7 +47,7 @@ def convert(
             quantised weights become float32.
         overwrite: replace what is at the destination.
         offline: use the caches alone. None: as HF_HUB_OFFLINE says.
-        progress: called with bytes loaded and their sum.
+        progress: called with bytes read and written, and what both come to.
 
     Raises:
         DistaffError: any of its kinds; the destination is then untouched.
@@ -61,15 +61,34 @@ def convert(
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
     name = dtype or checkpoint.stored_dtype.name
     loaded = jnp.dtype(name if name in _DTYPES else "float32")
-    weights = checkpoint.load_weights(config, dtype=loaded, place=_on_host, progress=progress)
+    weights = checkpoint.load_weights(config, dtype=loaded, place=_on_host, progress=_half(progress, 0))
+    write = _half(progress, 1)
     if to == "gguf":
         with new_path(destination, overwrite=overwrite) as path:
-            write_gguf(weights, path, config=config, source=checkpoint, dtype=name)
+            write_gguf(weights, path, config=config, source=checkpoint, dtype=name, progress=write)
     else:
-        save(weights, config=config, source=checkpoint, destination=destination, format=to, overwrite=overwrite)
+        save(
+            weights,
+            config=config,
+            source=checkpoint,
+            destination=destination,
+            format=to,
+            overwrite=overwrite,
+            progress=write,
+        )
     leaves = flatten(weights).values()
     return ConvertReport(len(leaves), sum(leaf.nbytes for leaf in leaves))
 
 
+def _half(progress: OnBytes | None, half: int) -> OnBytes | None:
+    """Progress of reading as the first half of the whole, of writing as the second."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(half * total + done, 2 * total)
+
+
 def _on_host(_: object) -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    try:
+        return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])

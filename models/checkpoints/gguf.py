@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 from pathlib import Path
 from typing import Any, Final
@@ -246,10 +247,12 @@ class GGUFCheckpoint:
     @property
     def generation_config(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        ends = [self.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-        ids = list(dict.fromkeys(end for end in ends if isinstance(end, int)))
-        if ids:
-            found["eos_token_id"] = ids[0] if len(ids) == 1 else ids
+        ends = [self.hf_config["eos_token_id"]] if "eos_token_id" in self.hf_config else []
+        if self._has_tokenizer:
+            # The vocabulary tells more: a file names one end, and models have one of a text and one of a turn.
+            ends += sorted(self.tokenizer().eos_ids - set(ends))
+        if ends:
+            found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         for key in ("bos_token_id", "pad_token_id"):
             if key in self.hf_config:
                 found[key] = self.hf_config[key]
@@ -274,9 +277,17 @@ class GGUFCheckpoint:
         tensors = GGUFTensors(self._file, self.hf_config)
         return load_named(tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
 
-    def tokenizer(self) -> Tokenizer:
+    @property
+    def _has_tokenizer(self) -> bool:
+        return "tokenizer.ggml.tokens" in self.metadata
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_gguf(self.metadata, source=str(self.path))
 
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
     def copy_tokenizer(self, folder: Path) -> None:
-        if "tokenizer.ggml.tokens" in self.metadata:
+        if self._has_tokenizer:
             self.tokenizer().save(folder)

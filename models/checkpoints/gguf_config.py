@@ -75,7 +75,7 @@ def config_from_gguf(
     if table is None or len(table) != 2 or table[1] != hidden or not heads:
         raise ConfigError(
             f"{source}: {arch.name}.embedding_length and attention.head_count: found {hidden} and {heads}, expected "
-            f"those of tensor 'token_embd.weight', which is {'missing' if table is None else list(table)}; fetch it again"
+            f"those of tensor 'token_embd.weight' ({'missing' if table is None else list(table)}); fetch it again"
         )
     config: dict[str, Any] = {
         "model_type": arch.model_types[0],

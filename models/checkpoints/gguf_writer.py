@@ -103,10 +103,7 @@ def _layer(
             parts.append(part)
         if not parts:
             return []
-        shape = (len(parts), *parts[0].shape)
-        return [
-            _typed(names[0], shape, kind, lambda: np.stack([np.asarray(part.make(), np.float32) for part in parts]))
-        ]
+        return [_typed(names[0], (len(parts), *parts[0].shape), kind, lambda: _stacked(parts))]
     if (name := rule.hf.format(layer=layer)) not in tensors:
         return []
     tensor = tensors[name]
@@ -128,6 +125,13 @@ def _layer(
             ]
         case _:
             return [_typed(names[0], tensor.shape, kind, tensor.make)]
+
+
+def _stacked(parts: list[OutgoingTensor]) -> np.ndarray:
+    made = np.empty((len(parts), *parts[0].shape), np.float32)
+    for entry, part in zip(made, parts, strict=True):
+        entry[...] = part.make()
+    return made
 
 
 def _interleaved(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -51,9 +51,10 @@ class OrbaxFolder:
                 "original checkpoint again with this version of Distaff"
             )
         self.leaves = self._read_leaves(content.get("leaves"))
-        self._checksums = content.get("crc32")
-        if not isinstance(self._checksums, dict):
+        checksums = content.get("crc32")
+        if not isinstance(checksums, dict):
             raise CorruptCheckpointError(f"{self.manifest}: crc32: expected an object; convert the model again")
+        self._checksums: dict[str, Any] = checksums
         self.hf_config = read_object(path / "config.json")
 
     def _read_leaves(self, found: object) -> dict[str, tuple[tuple[int, ...], jnp.dtype]]:

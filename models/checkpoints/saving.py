@@ -46,7 +46,7 @@ def save(
         dtype: to convert to; as the weights are by default.
         overwrite: replace what is at the destination.
         max_shard_bytes: size of a safetensors shard.
-        progress: called with bytes written and their sum (safetensors alone).
+        progress: called with bytes written and their sum; once, at the end, for orbax.
 
     Raises:
         UsageError: the destination exists and `overwrite` is not set.
@@ -64,6 +64,9 @@ def save(
             if target is not None:
                 weights = jax.tree.map(lambda leaf: leaf.astype(target), weights)
             write_orbax(weights, folder)
+            if progress is not None:
+                total = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+                progress(total, total)
         write_object(folder / "config.json", _described(hf, target))
         if source.generation_config:
             write_object(folder / "generation_config.json", source.generation_config)

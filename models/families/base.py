@@ -20,7 +20,8 @@ class Family:
         config: translates the configuration.
         tensors: names the checkpoint tensor behind each leaf, by its key (WeightSpec.key).
         gguf_archs: values of `general.architecture` in GGUF files that hold this family.
-        ignored: patterns of tensor names that checkpoints carry and inference does not need.
+        ignored: patterns of tensor names that checkpoints carry and inference does not need; `{num_layers}` stands for
+            the number of the layer behind the last.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Family:
     config: Callable[[Fields], ModelConfig]
     tensors: Callable[[ModelConfig], dict[str, TensorSource]]
     gguf_archs: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    ignored: tuple[str, ...] = ()
 
 
 def read_norm(fields: Fields, *, eps: float = 1e-6, offset: float = 0.0) -> NormConfig:

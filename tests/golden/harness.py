@@ -33,11 +33,11 @@ FP32_BOUND: Final = 1e-4
 """Largest difference of a logit from the oracle in fp32; logits have a standard deviation of at least 1."""
 
 BF16_RATIO: Final = 1.25
-"""Bound in bf16: root mean square error of the logits, relative to the oracle's own error in bf16 (a figure of each case).
+"""Bound in bf16: root mean square error of the logits, relative to the oracle's own error in bf16 (one for each case).
 
-bf16 keeps 8 bits, so each product and each sum that is stored is off by up to 0.4 %; how much of that reaches the logits
-depends on the model (depth, norms, a token that changes experts), and the oracle's own error measures it. Distaff rounds
-less often (fp32 norms, rotations and accumulators), so it stays near the oracle's error or below.
+bf16 keeps 8 bits, so whatever is stored is off by up to 0.4 %. How much of that reaches the logits depends on the model
+(its depth, its norms, tokens that change experts), and the oracle's own error measures it. Distaff rounds less often
+(norms, rotations and accumulators are fp32), so it stays near the oracle's error or below.
 """
 
 MIN_GAP: Final = 0.02
@@ -102,9 +102,11 @@ class Text:
         self.weights = weights
         self.length = 0
         pages = [len(PAGES) + 1] * len(config.cache_groups)
-        empty = allocate_cache(config, _MACHINE.backend, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype)
+        empty = jax.eval_shape(
+            lambda: allocate_cache(config, _MACHINE.backend, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype)
+        )
         # Positions that were never written must not matter.
-        self.cache: KVCache = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), empty)
+        self.cache: KVCache = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), empty)
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends tokens; returns fp32 logits [T, V]. One program does for any number of them up to MAX_TOKENS."""
@@ -151,18 +153,20 @@ def _step(
 
 
 def restacked(weights: Weights, old: ModelConfig, new: ModelConfig) -> Weights:
-    """The same weights for a configuration whose layers repeat in other blocks; leaves it has no use for are dropped."""
-    single: dict[tuple[str, int], Array] = {}
+    """The same weights for a configuration whose layers repeat in other blocks; leaves of no use to it are dropped."""
+    single: dict[tuple[str, int], np.ndarray] = {}
     flat = flatten(weights)
     for path, leaf in flat.items():
         if path.startswith("segments."):
             _, segment, _, position, key = path.split(".", 4)
-            for entry, number in zip(leaf, old.segments[int(segment)].layer_ids[int(position)], strict=True):
+            for entry, number in zip(
+                np.asarray(leaf), old.segments[int(segment)].layer_ids[int(position)], strict=True
+            ):
                 single[key, number] = entry
     specs = weight_specs(new, jnp.float32)
     return unflatten(
         {
-            path: flat[path] if spec.layers is None else jnp.stack([single[spec.key, i] for i in spec.layers])
+            path: flat[path] if spec.layers is None else np.stack([single[spec.key, i] for i in spec.layers])
             for path, spec in specs.items()
         }
     )

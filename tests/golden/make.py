@@ -12,15 +12,16 @@ One folder per case: `config.json` and `model*.safetensors` as `transformers` wr
     logits      float32 [T, V]  one forward pass over `tokens`, fp32 arithmetic, eager attention
     bf16_error  float32 []    root mean square of what the logits change by when `transformers` computes in bfloat16
 
-Weights are drawn per tensor from (seed, tensor name), rounded to bfloat16 and saved so: fp32 and bf16 runs read the same
-numbers. Every norm scale, bias, sink and correction is random, so that each of them matters. The scales are chosen so that
-logits have a standard deviation of at least 1. Of several draws the first is taken whose greedy decisions are all clear
-(top-2 gap >= MIN_GAP) and do not run into a short loop, and whose logits hardly change when `transformers` computes in
-float64: a model that magnifies rounding errors tells nothing about another implementation.
+Weights are drawn per tensor from (seed, tensor name), rounded to bfloat16 and saved so: fp32 and bf16 runs read the
+same numbers. Every norm scale, bias, sink and correction is random, so that each of them matters. The scales are chosen
+so that logits have a standard deviation of at least 1. Of several draws the first is taken whose greedy decisions are
+all clear (top-2 gap >= MIN_GAP) and do not run into a short loop, and whose logits hardly change when `transformers`
+computes in float64: a model that magnifies rounding errors tells nothing about another implementation.
 
 Dynamic scaling recomputes its frequencies as the sequence grows in `transformers`, so only one forward pass at the
 maximum length (max_position_embeddings * factor) is well defined; that case has a prompt of that length and no greedy
-tokens. Longrope switches once, at the original length; its prompt is longer than that, so all its tokens are well defined.
+tokens. Longrope switches once, at the original length; its prompt is longer than that, so all its tokens are well
+defined.
 """
 
 import argparse
@@ -152,7 +153,9 @@ CASES: dict[str, Case] = {
         _llama(num_hidden_layers=5, no_rope_layer_interval=4, tie_word_embeddings=True, pad_token_id=2,
                rope_parameters=_theta(500.0)),
     ),
-    "mistral": Case("MistralConfig", _llama(sliding_window=7, num_attention_heads=6, num_key_value_heads=2, head_dim=8)),
+    "mistral": Case(
+        "MistralConfig", _llama(sliding_window=7, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+    ),
     "qwen2": Case(
         "Qwen2Config",
         _llama(num_hidden_layers=4, use_sliding_window=True, sliding_window=9, max_window_layers=2,
@@ -174,7 +177,8 @@ CASES: dict[str, Case] = {
     ),
     "qwen3_moe_mixed": Case(
         "Qwen3MoeConfig",
-        _llama(head_dim=10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=False, intermediate_size=28,
+        _llama(head_dim=10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=False,
+               intermediate_size=28,
                num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[1]),
         published={"rope_parameters": None, "rope_theta": 100.0, "rope_scaling": ..., "layer_types": None,
                    "num_local_experts": None, "num_experts": 5, "use_sliding_window": False, "sliding_window": ...,
@@ -205,7 +209,8 @@ CASES: dict[str, Case] = {
     "gemma3_published": Case(
         "Gemma3TextConfig",
         dict(vocab_size=99, hidden_size=32, intermediate_size=30, num_hidden_layers=7, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=10, max_position_embeddings=128, sliding_window=8, query_pre_attn_scalar=13,
+             num_key_value_heads=2, head_dim=10, max_position_embeddings=128, sliding_window=8,
+             query_pre_attn_scalar=13,
              rope_parameters={"sliding_attention": _theta(50.0),
                               "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2000.0}}),
         published={"rope_parameters": None, "rope_theta": 2000.0, "rope_local_base_freq": 50.0, "layer_types": None,
@@ -281,7 +286,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, *, model_type: str, tied
     leaf = name.rsplit(".", 1)[-1]
     if "norm" in name and leaf == "weight":
         if model_type.startswith("gemma"):
-            # Used as 1 + scale. Larger after each sublayer, or the embedding (scaled by sqrt(D)) would outweigh them all.
+            # Used as 1 + scale. Larger after each sublayer, or the embedding (times sqrt(D)) would outweigh them all.
             return (1.0 if "post_" in name else 0.3) + 0.4 * noise
         return (1.5 if ("q_norm" in name or "k_norm" in name) else 1.0) + 0.4 * noise
     if leaf == "sinks":
@@ -303,7 +308,11 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, *, model_type: str, tied
 def build(case: Case, seed: int) -> PreTrainedModel:
     """The model of one case with weights drawn from `seed`, rounded to bfloat16 values, in float32."""
     config = getattr(transformers, case.config)(**json.loads(json.dumps(dict(case.args))))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").float().eval()
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+        .float()
+        .eval()
+    )
     tied = bool(getattr(config, "tie_word_embeddings", False))
     persistent = model.state_dict(keep_vars=True)
     seen: set[int] = set()
@@ -401,7 +410,9 @@ def make(name: str, out: Path, seed: int) -> None:
     if reason is not None:
         raise SystemExit(f"{name}: no clear draw in {DRAWS}, the last one: {reason}")
     save(model, case, folder)
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     again = expected(loaded, prompt, case.greedy)
     if not np.array_equal(again["tokens"], result["tokens"]) or np.abs(again["logits"] - result["logits"]).max() > 1e-5:
         raise SystemExit(f"{name}: what was saved computes something else than what was built")

@@ -4,8 +4,8 @@ Runs in the oracle environment (transformers 5, torch on CPU, gguf), never in Di
 
     python tests/golden/make_smollm2.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --out tests/golden/smollm2_instruct.json
 
-Writes, per prompt: the prompt (text or chat messages), its token ids, 64 greedy token ids (fp32; fewer if the model ends)
-and the distance of the two best logits at each of them.
+Writes, per prompt: the prompt (text or chat messages), its token ids, 64 greedy token ids (fp32; fewer if the model
+ends) and the distance of the two best logits at each of them.
 """
 
 import argparse

@@ -59,7 +59,9 @@ def test_decode_logits_and_tokens(golden: Golden, weights: Weights) -> None:
         print(f"{golden.folder.name}: {compared} greedy tokens compared")
         assert tokens[:compared] == golden.tokens[end : end + compared]
         # What follows another token than the oracle's cannot be compared.
-        same = next((i for i, (a, b) in enumerate(zip(tokens, golden.tokens[end:], strict=True)) if a != b), len(tokens))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(tokens, golden.tokens[end:], strict=True)) if a != b), len(tokens)
+        )
         found = found[: 3 + same]
     assert worst(np.concatenate(found), golden) <= FP32_BOUND
 

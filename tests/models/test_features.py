@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,15 +35,11 @@ def attention(**changes: Any) -> Mutation:
 
 
 def mlp(**changes: Any) -> Mutation:
-    return layers(
-        lambda old: replace(old, mlp=replace(old.mlp, **changes)) if isinstance(old.mlp, MlpConfig) else old
-    )
+    return layers(lambda old: replace(old, mlp=replace(old.mlp, **changes)) if isinstance(old.mlp, MlpConfig) else old)
 
 
 def moe(**changes: Any) -> Mutation:
-    return layers(
-        lambda old: replace(old, mlp=replace(old.mlp, **changes)) if isinstance(old.mlp, MoeConfig) else old
-    )
+    return layers(lambda old: replace(old, mlp=replace(old.mlp, **changes)) if isinstance(old.mlp, MoeConfig) else old)
 
 
 def expert(**changes: Any) -> Mutation:
@@ -106,7 +101,7 @@ def copied(**keys: str) -> WeightMutation:
 def untied(weights: Weights) -> Weights:
     """An unembedding of its own: the embedding, moved by one token."""
     table = flatten(weights)["embedder.table"]
-    return {**weights, "unembedder": {"table": jnp.roll(table, 1, axis=0)}}
+    return {**weights, "unembedder": {"table": np.roll(table, 1, axis=0)}}
 
 
 def same_rope(config: ModelConfig) -> ModelConfig:

@@ -1,7 +1,9 @@
 """Tokenizers of folders: as transformers reads them, saved as it reads them, and bad ones refused."""
 
 import json
+import os
 import runpy
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from distaff.models.errors import ChatTemplateError, TokenizerError
 from distaff.models.tokenizer import Tokenizer
 from distaff.models.tokenizer_files import tokenizer_errors
 
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden_tokenizers"
 FOLDERS: dict[str, Any] = json.loads((GOLDEN / "folders.json").read_text("ascii"))
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -257,3 +260,21 @@ def test_the_whole_vocabulary_of_smollm2(smollm2: Path) -> None:
     for text, ids, decoded in zip(texts, golden["whole_ids"], golden["whole_texts"], strict=True):
         assert tokenizer.encode(text) == ids
         assert tokenizer.decode(ids, skip_special=False) == decoded
+
+
+def test_saved_tokenizers_mean_the_same_to_transformers(tmp_path: Path) -> None:
+    """Runs where there is an oracle environment (`scripts/test --oracle` makes one)."""
+    oracle = Path(os.environ.get("DISTAFF_ORACLE_PYTHON", ROOT / ".venv-oracle" / "bin" / "python"))
+    if not oracle.exists():
+        pytest.skip(f"no oracle environment ({oracle})")
+    texts: list[str] = runpy.run_path(str(GOLDEN / "texts.py"))["HARD"]
+    for name in ("smollm2", "llama-bpe", "qwen2", "gpt-4o", "llama", "gemma", "unigram"):
+        metadata = json.loads((GOLDEN / f"{name}.json").read_text("ascii"))["metadata"]
+        tokenizer = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.add_eos_token": True}, source=name)
+        tokenizer.save(tmp_path / name)
+        ids = [tokenizer.encode(text) for text in texts]
+        expected = {"texts": texts, "ids": ids, "eos_ids": sorted(tokenizer.eos_ids)}
+        change(tmp_path / name / "expected.json", decoded=[tokenizer.decode(row) for row in ids], **expected)
+    command = [str(oracle), str(GOLDEN / "check_saved.py"), *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from its GGUF file: the same greedy tokens as `transformers` on the same dequantised weights."""
+"""SmolLM2-135M-Instruct from its GGUF file: the greedy tokens of `transformers` on the same dequantised weights."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 
 from distaff.serving import LLM, SamplingParams
 
-from ..golden.harness import GOLDEN, MIN_GAP
+from ..golden.harness import MIN_GAP
 
-ROWS: list[dict[str, Any]] = json.loads((GOLDEN / "smollm2_instruct.json").read_text("utf-8"))["rows"]
+GOLDEN = Path(__file__).parent.parent / "golden" / "smollm2_instruct.json"
+ROWS: list[dict[str, Any]] = json.loads(GOLDEN.read_text("utf-8"))["rows"]
 MIN_COMPARED = 16
 
 

@@ -1,16 +1,22 @@
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
 from distaff.models.checkpoints import assemble
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.decoder import WeightSpec, flatten
 from distaff.models.errors import ExtraTensorError, MissingTensorError, ShapeMismatchError
 from distaff.models.families import config_from_hf
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def _load(folder: Path, **options: object) -> dict[str, jax.Array]:
@@ -130,6 +136,27 @@ def test_extra_tensors(tiny_folder: Callable[..., Path]) -> None:
 
 def test_known_extras_are_left_alone(tiny_folder: Callable[..., Path]) -> None:
     _load(tiny_folder(change={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(32, np.float32)}))
+
+
+def test_a_layer_that_predicts_further_ahead_is_left_alone(golden: Path, tmp_path: Path) -> None:
+    """GLM-4.5 ships one layer more than it has; only that number is let pass."""
+    shutil.copytree(golden / "glm4_moe", tmp_path, dirs_exist_ok=True)
+    last = HFFolder(tmp_path).hf_config["num_hidden_layers"]
+    for layer, fits in ((last, True), (last + 1, False)):
+        save_file(
+            {f"model.layers.{layer}.eh_proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "extra.safetensors"
+        )
+        weight_map = {name: "model.safetensors" for name in _names(tmp_path / "model.safetensors")}
+        weight_map[f"model.layers.{layer}.eh_proj.weight"] = "extra.safetensors"
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with nullcontext() if fits else pytest.raises(ExtraTensorError, match=rf"layers\.{layer}\.eh_proj"):
+            _load(tmp_path)
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "np") as tensors:
+        return list(tensors.keys())
 
 
 def test_a_tied_checkpoint_may_repeat_its_embeddings(tiny_folder: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@ import math
 
 import jax.numpy as jnp
 import pytest
+
 from distaff.models.checkpoints import shipped_configs
 from distaff.models.checkpoints.json_file import read_object
 from distaff.models.decoder import weight_specs

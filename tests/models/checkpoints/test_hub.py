@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from distaff.backends.errors import UsageError
 from distaff.models.checkpoints import hub, is_offline, open_checkpoint, registry, resolve_model
 from distaff.models.checkpoints.registry import KnownModel, WheelSource

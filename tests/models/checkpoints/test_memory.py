@@ -8,8 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from distaff.models.checkpoints import convert, resolve_model
 from safetensors.numpy import save_file
+
+from distaff.models.checkpoints import convert, resolve_model
 
 SLACK = 200 * 2**20
 
@@ -99,16 +100,20 @@ def test_loading_a_sharded_folder(sharded: Path, tmp_path: Path) -> None:
     _check(_measure("load", sharded, tmp_path))
 
 
-@pytest.mark.parametrize("format", ["safetensors", "orbax"])
-def test_saving_and_loading_again(sharded: Path, tmp_path: Path, format: str) -> None:
-    _check(_measure(format, sharded, tmp_path / "out"))
+def test_loading_gguf(sharded: Path, tmp_path: Path) -> None:
+    convert(str(sharded), tmp_path / "out.gguf", to="gguf", dtype="q8_0")
+    _check(_measure("load", tmp_path / "out.gguf", tmp_path))
+
+
+def test_loading_orbax(sharded: Path, tmp_path: Path) -> None:
+    convert(str(sharded), tmp_path / "out", to="orbax")
     _check(_measure("load", tmp_path / "out", tmp_path))
 
 
-@pytest.mark.parametrize("dtype", ["q8_0", "bfloat16"])
-def test_loading_gguf(sharded: Path, tmp_path: Path, dtype: str) -> None:
-    convert(str(sharded), tmp_path / "out.gguf", to="gguf", dtype=dtype)
-    _check(_measure("load", tmp_path / "out.gguf", tmp_path))
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_saving(sharded: Path, tmp_path: Path, format: str) -> None:
+    _check(_measure(format, sharded, tmp_path / "out"))
 
 
 @pytest.mark.slow

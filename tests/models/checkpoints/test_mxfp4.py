@@ -6,12 +6,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.checkpoints.mxfp4 import dequantize
 from distaff.models.decoder import flatten
 from distaff.models.errors import MissingTensorError, ShapeMismatchError
 from distaff.models.families import config_from_hf
-from safetensors.numpy import load_file, save_file
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 

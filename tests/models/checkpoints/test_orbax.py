@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 from distaff.models.checkpoints import convert, open_checkpoint
 from distaff.models.checkpoints.orbax import OrbaxFolder
 from distaff.models.decoder import WeightSpec, flatten
@@ -20,7 +22,6 @@ from distaff.models.errors import (
     ShapeMismatchError,
 )
 from distaff.models.families import config_from_hf
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def orbax(tiny_folder: Callable[..., Path], tmp_path: Path) -> Path:
 
 def _load(folder: Path, **options: Any) -> dict[str, jax.Array]:
     checkpoint = open_checkpoint(folder)
-    return flatten(checkpoint.load_weights(config_from_hf(checkpoint.hf_config), **({"dtype": "float32"} | options)))
+    return flatten(checkpoint.load_weights(config_from_hf(checkpoint.hf_config), **{"dtype": "float32", **options}))
 
 
 def test_restores_what_was_saved(orbax: Path) -> None:

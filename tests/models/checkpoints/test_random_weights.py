@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from distaff.models.checkpoints import open_checkpoint, shipped_configs
 from distaff.models.checkpoints.random_weights import RandomCheckpoint
 from distaff.models.decoder import flatten

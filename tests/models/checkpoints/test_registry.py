@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from distaff.models.checkpoints import CachedModel, cache_dir, cached_models, clear_cache
 from distaff.models.errors import ModelNotFoundError
 

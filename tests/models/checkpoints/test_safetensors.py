@@ -8,12 +8,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from distaff.models.checkpoints.hf_folder import HFFolder
-from distaff.models.checkpoints.safetensors import SafetensorsFile, open_folder
-from distaff.models.errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+
+from distaff.models.checkpoints.hf_folder import HFFolder
+from distaff.models.checkpoints.safetensors import SafetensorsFile, open_folder
+from distaff.models.errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
 
 
 @pytest.fixture
@@ -130,15 +131,17 @@ def test_changed_bytes_raise_nothing_but_checkpoint_errors(small: Path, data: st
     broken = small.with_name("broken.safetensors")
     broken.write_bytes(content)
     tracemalloc.start()
+    message = None
     try:
         file = SafetensorsFile(broken)
     except CheckpointError as error:
-        assert str(broken) in str(error)
+        message = str(error)
     else:
         assert sum(file.array(name).nbytes for name in file.entries) < len(content)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+    assert message is None or str(broken) in message
     assert peak < 2**20
 
 
@@ -150,7 +153,7 @@ def test_reads_shards(tiny_folder: Callable[..., Path], tiny_tensors: dict[str, 
     assert len({info.file for info in tensors.infos.values()}) == 3
 
 
-def _edit_index(folder: Path, change: Callable[[dict[str, str]], Any]) -> None:
+def _edit_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     change(index["weight_map"])

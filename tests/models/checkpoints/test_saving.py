@@ -1,18 +1,19 @@
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from distaff.backends.errors import InvalidParameterError, UsageError
-from distaff.models.checkpoints import convert, open_checkpoint, save
+from distaff.models.checkpoints import convert, open_checkpoint, resolve_model, save
 from distaff.models.checkpoints.safetensors import open_folder
 from distaff.models.decoder import flatten
 from distaff.models.errors import CheckpointError
 from distaff.models.families import config_from_hf
-from safetensors.numpy import load_file
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[2] / "golden").glob("*/config.json"))
 
@@ -58,6 +59,25 @@ def test_the_long_way_round_is_bit_equal(tiny_gguf: Callable[..., Path], tmp_pat
         np.testing.assert_array_equal(loaded[2][path].view(np.uint32), leaf.view(np.uint32), err_msg=path)
 
 
+@pytest.mark.slow
+def test_the_long_way_round_with_a_real_model(tmp_path: Path) -> None:
+    source = resolve_model("smollm2-135m-instruct", offline=False)
+    convert(str(source), tmp_path / "orbax", to="orbax")
+    convert(str(tmp_path / "orbax"), tmp_path / "folder", to="safetensors")
+    convert(str(tmp_path / "folder"), tmp_path / "again.gguf", to="gguf")
+    first = open_checkpoint(source)
+    config = config_from_hf(first.hf_config)
+    expected = flatten(first.load_weights(config, dtype="float32"))
+    text = "Grüße, 東京!  1234 don't\n\tdef f(x): return 🎉"
+    for path in (tmp_path / "orbax", tmp_path / "folder", tmp_path / "again.gguf"):
+        checkpoint = open_checkpoint(path)
+        assert config_from_hf(checkpoint.hf_config) == config
+        assert checkpoint.tokenizer().encode(text) == first.tokenizer().encode(text)
+        assert checkpoint.tokenizer().eos_ids == first.tokenizer().eos_ids
+        for name, leaf in flatten(checkpoint.load_weights(config, dtype="float32")).items():
+            np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
 def _finite_q4_k(shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // 256, 144), np.uint8)
@@ -99,6 +119,13 @@ def test_converts_to_another_dtype(tiny_folder: Callable[..., Path], tmp_path: P
         out = tmp_path / format
         save(weights, config=config, source=checkpoint, destination=out, format=format, dtype="float32")
         assert open_checkpoint(out).stored_dtype == jnp.float32
+
+
+@pytest.mark.parametrize("to", ["safetensors", "orbax", "gguf"])
+def test_progress_is_of_reading_and_writing(tiny_folder: Callable[..., Path], tmp_path: Path, to: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    report = convert(str(tiny_folder()), tmp_path / "out", to=to, progress=lambda *done: seen.append(done))
+    assert seen == sorted(seen) and seen[-1] == (2 * report.bytes, 2 * report.bytes)
 
 
 def test_keeps_what_is_stored(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -151,7 +178,7 @@ def test_a_failure_leaves_nothing_behind(
     monkeypatch.setattr("distaff.models.checkpoints.gguf_writer._write", fail)
     with pytest.raises(CheckpointError, match=r"out: cannot be written \(No space left on device\)"):
         convert(str(folder), out, to=to, overwrite=True)  # pyright: ignore[reportArgumentType]
-    assert os.listdir(tmp_path / "place") == ["out"] and (out / "precious").exists()
+    assert list((tmp_path / "place").iterdir()) == [out] and (out / "precious").exists()
 
 
 def test_refuses_dtypes_by_name(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
