@@ -38,7 +38,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
     except Exception as error:
         raise CompilerNotFoundError(
             f"topology {topology!r}: the TPU compiler cannot describe it ({error}); "
-            "install it with `pip install 'distaff[tpu]'`, and name a topology such as v5e:2x4 or v6e:2x2"
+            "install Distaff with its extra `tpu`, and name a topology such as v5e:2x4 or v6e:2x2"
         ) from error
 
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,25 @@ def test_pins_satisfy_the_ranges(extra: str) -> None:
         assert requirement.specifier.contains(exact), (
             f"constraints.txt: {requirement.name}=={exact} is not {requirement}"
         )
+
+
+def test_nothing_is_installed_unpinned_and_nothing_pinned_in_vain() -> None:
+    """Follows what the installed distributions require, as pip does."""
+    pinned = pins("constraints.txt")
+    build = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["build-system"]["requires"]}
+    waiting, seen = requirements("dev", "tpu"), set[tuple[str, str]]()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                assert version(name) == pinned.get(name), f"constraints.txt does not pin {name}=={version(name)}"
+                for line in requires(name) or []:
+                    needed = Requirement(line)
+                    if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                        waiting.append(needed)
+    assert {name for name, _ in seen} | build == pinned.keys()
 
 
 def test_lower_bounds_are_stated_and_nothing_is_listed_twice() -> None:

@@ -1,6 +1,6 @@
 """The reference backend against attention written with numpy loops, and its promises about memory it was not given."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -35,72 +35,72 @@ def attend_by_loops(
     return out
 
 
+@dataclass(frozen=True)
+class Case:
+    """What one compiled program is made for; lengths, page tables and contents vary."""
+
+    page: int
+    num_kv_heads: int
+    groups: int
+    head_dim: int
+    spec: AttentionSpec
+    sinks: bool = False
+    bounded: bool = False
+
+
+CASES = [
+    Case(8, 1, 1, 8, AttentionSpec(1.0)),
+    Case(3, 2, 3, 5, AttentionSpec(0.3, window=4), bounded=True),
+    Case(1, 3, 2, 2, AttentionSpec(1.0, soft_cap=2.0), sinks=True),
+    Case(8, 2, 1, 8, AttentionSpec(0.3, window=1), sinks=True),
+    Case(3, 1, 7, 5, AttentionSpec(1.0, window=4, soft_cap=2.0), sinks=True, bounded=True),
+]
+ROWS, TOKENS, PAGES_PER_ROW = 4, 40, 12
+
+
 @st.composite
-def mixed_batches(draw: st.DrawFn) -> dict[str, Any]:
-    page = draw(st.sampled_from([1, 3, 8]))
-    lengths = st.sampled_from([0, 1, page - 1, page, page + 1, 2 * page + 1])
-    rows = draw(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=4))  # (cached before, new)
-    return {
-        "page": page,
-        "rows": [(before if new else 0, new) for before, new in rows],
-        "kv_heads": draw(st.integers(1, 3)),
-        "groups": draw(st.integers(1, 3)),
-        "head_dim": draw(st.sampled_from([2, 5, 8])),
-        "spec": AttentionSpec(
-            draw(st.sampled_from([1.0, 0.3])),
-            draw(st.sampled_from([None, 1, 4])),
-            draw(st.sampled_from([None, 2.0])),
-        ),
-        "sinks": draw(st.booleans()),
-        "padding": draw(st.integers(0, 3)),
-        "bound": draw(st.booleans()),
-        "seed": draw(st.integers(0, 2**16)),
-    }
+def row_lengths(draw: st.DrawFn, page: int) -> list[tuple[int, int]]:
+    """Positions cached before and tokens new in each row: none, one, around a page, several pages; some rows empty."""
+    most = min(page * PAGES_PER_ROW // 2, TOKENS // ROWS)
+    length = st.sampled_from(sorted({0, 1, page - 1, page, page + 1, most} & set(range(most + 1))))
+    rows = [(draw(length), draw(length)) for _ in range(ROWS)]
+    return [(before if new else 0, new) for before, new in rows]
 
 
-@given(mixed_batches())
-@settings(max_examples=25, deadline=None)
-def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(case: Case, data: st.DataObject) -> None:
     """Rows of any length with shuffled pages; every page that no row owns holds NaN, and so does the padding."""
-    rng = np.random.default_rng(case["seed"])
-    page, rows, spec = case["page"], case["rows"], case["spec"]
-    num_kv, head_dim = case["kv_heads"], case["head_dim"]
-    num_heads = num_kv * case["groups"]
-    pages_per_row = max(1, max(-(-(before + new) // page) for before, new in rows))
-    num_pages = len(rows) * pages_per_row + 1
-    table = rng.permutation(num_pages - 1).reshape(len(rows), pages_per_row) + 1
+    rows = data.draw(row_lengths(case.page))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    num_kv, head_dim, page, spec = case.num_kv_heads, case.head_dim, case.page, case.spec
+    num_heads, num_pages = num_kv * case.groups, ROWS * PAGES_PER_ROW + 1
+    table = rng.permutation(num_pages - 1).reshape(ROWS, PAGES_PER_ROW) + 1
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
     group = CacheGroup(num_layers=3, num_kv_heads=num_kv, head_dim=head_dim, window=spec.window)
-    cache = np.full(
-        BACKEND.allocate_cache(group, num_pages=num_pages, page_size=page, dtype=jnp.float32).shape, np.nan, np.float32
-    )
+    empty = BACKEND.allocate_cache(group, num_pages=num_pages, page_size=page, dtype=jnp.float32)
+    cache = np.full(empty.shape, np.nan, np.float32)
     history = [(draw(before, num_kv, head_dim), draw(before, num_kv, head_dim)) for before, _ in rows]
     for row, (keys, values) in enumerate(history):
         for s in range(len(keys)):
             cache[1, table[row, s // page], s % page] = keys[s], values[s]
 
     total = sum(new for _, new in rows)
-    num_tokens = total + case["padding"] or 1
-    q, k, v = (
-        draw(num_tokens, num_heads, head_dim),
-        draw(num_tokens, num_kv, head_dim),
-        draw(num_tokens, num_kv, head_dim),
-    )
+    q, k, v = (draw(TOKENS, heads, head_dim) for heads in (num_heads, num_kv, num_kv))
     q[total:], k[total:], v[total:] = np.nan, np.nan, np.nan
-    sinks = draw(num_heads) if case["sinks"] else None
+    sinks = draw(num_heads) if case.sinks else None
     index = RaggedIndex(
         jnp.asarray(table, jnp.int32),
         jnp.asarray(np.cumsum([0, *(new for _, new in rows)]), jnp.int32),
         jnp.asarray([before + new for before, new in rows], jnp.int32),
-        max(1, max(new for _, new in rows)) if case["bound"] else None,
+        TOKENS // ROWS if case.bounded else None,
     )
-    out, written = BACKEND.ragged_attention(
-        jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(cache), jnp.int32(1), index, spec,
-        None if sinks is None else jnp.asarray(sinks),
-    )  # fmt: skip
+    arrays = (jnp.asarray(array) for array in (q, k, v, cache))
+    out, written = _attend(*arrays, jnp.int32(1), index, spec, None if sinks is None else jnp.asarray(sinks))
 
     expected, token = cache.copy(), 0
     for row, (before, new) in enumerate(rows):
@@ -114,6 +114,9 @@ def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(ca
         token += new
     np.testing.assert_array_equal(written, expected)
     np.testing.assert_array_equal(out[total:], 0)
+
+
+_attend = jax.jit(BACKEND.ragged_attention, static_argnames=("spec",))
 
 
 def test_attention_is_one_named_equation_in_the_jaxpr() -> None:

@@ -166,7 +166,7 @@ def test_compile_time_does_not_grow_with_depth(target: str) -> None:
         jax.config.update("jax_enable_compilation_cache", enabled)
         compilation_cache.reset_cache()
     shallow, deep = (statistics.median(times[depth]) for depth in DEPTHS)
-    print(f"{target}: {shallow:.2f} s for {DEPTHS[0]} layers, {deep:.2f} s for {DEPTHS[1]}")  # noqa: T201
+    print(f"{target}: {shallow:.2f} s for {DEPTHS[0]} layers, {deep:.2f} s for {DEPTHS[1]}")
     assert deep < 1.1 * shallow, times
 
 

@@ -146,7 +146,7 @@ def test_a_layer_that_predicts_further_ahead_is_left_alone(golden: Path, tmp_pat
         save_file(
             {f"model.layers.{layer}.eh_proj.weight": np.zeros((2, 2), np.float32)}, tmp_path / "extra.safetensors"
         )
-        weight_map = {name: "model.safetensors" for name in _names(tmp_path / "model.safetensors")}
+        weight_map = dict.fromkeys(_names(tmp_path / "model.safetensors"), "model.safetensors")
         weight_map[f"model.layers.{layer}.eh_proj.weight"] = "extra.safetensors"
         index = tmp_path / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": weight_map}))
