@@ -55,28 +55,31 @@ def frequencies(rope: RopeConfig) -> np.ndarray:
     positions.
     """
     scaling = rope.scaling
-    theta = rope.theta
-    if scaling is not None and scaling.kind == "dynamic":
-        # NTK-aware base of "dynamic" scaling, taken at the longest context.
-        stretch = scaling.factor * scaling.max_positions / scaling.original_positions - (scaling.factor - 1)
-        theta *= max(stretch, 1.0) ** (rope.dim / (rope.dim - 2))
-    exponents = np.arange(0, rope.dim, 2, dtype=np.float32) / np.float32(rope.dim)
-    plain = 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
-    match scaling.kind if scaling is not None else None:
+    plain = _plain(rope.dim, rope.theta)
+    if scaling is None:
+        return plain
+    match scaling.kind:
         case "linear":
-            assert scaling is not None
             return plain / scaling.factor
+        case "dynamic":
+            return _plain(rope.dim, _dynamic_theta(rope, scaling))
         case "llama3":
-            assert scaling is not None
             return _llama3(plain, scaling)
         case "yarn":
-            assert scaling is not None
             return _yarn(plain, rope, scaling)
         case "longrope":
-            assert scaling is not None
             return plain / np.asarray(scaling.divisors, np.float64)
-        case _:
-            return plain
+
+
+def _plain(dim: int, theta: float) -> np.ndarray:
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return 1 / (theta ** exponents.astype(np.float64)).astype(np.float32)
+
+
+def _dynamic_theta(rope: RopeConfig, scaling: RopeScaling) -> float:
+    """The NTK-aware base of "dynamic" scaling, taken at the longest context."""
+    stretch = scaling.factor * scaling.max_positions / scaling.original_positions - (scaling.factor - 1)
+    return rope.theta * max(stretch, 1.0) ** (rope.dim / (rope.dim - 2))
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:

@@ -19,7 +19,6 @@ class Family:
         model_types: values of `model_type` in config.json that this family reads.
         config: translates the configuration.
         tensors: names the checkpoint tensor behind each leaf, by its key (WeightSpec.key).
-        gguf_archs: values of `general.architecture` in GGUF files that hold this family.
         ignored: patterns of tensor names that checkpoints carry and inference does not need; `{num_layers}` stands for
             the number of the layer behind the last.
     """
@@ -28,7 +27,6 @@ class Family:
     model_types: tuple[str, ...]
     config: Callable[[Fields], ModelConfig]
     tensors: Callable[[ModelConfig], dict[str, TensorSource]]
-    gguf_archs: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
 

@@ -92,8 +92,8 @@ def _language_tensors(config: ModelConfig) -> dict[str, TensorSource]:
     return {key: replace(source, name=f"language_model.{source.name}") for key, source in _tensors(config).items()}
 
 
-GEMMA2 = Family("gemma2", ("gemma2",), _gemma2, _tensors, gguf_archs=("gemma2",))
-GEMMA3 = Family("gemma3", ("gemma3_text",), _gemma3, _tensors, gguf_archs=("gemma3",))
+GEMMA2 = Family("gemma2", ("gemma2",), _gemma2, _tensors)
+GEMMA3 = Family("gemma3", ("gemma3_text",), _gemma3, _tensors)
 GEMMA3_MULTIMODAL = Family(
     "gemma3_multimodal",
     ("gemma3",),

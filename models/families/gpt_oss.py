@@ -63,4 +63,4 @@ def _tensors(config: ModelConfig) -> dict[str, TensorSource]:
     )
 
 
-GPT_OSS = Family("gpt_oss", ("gpt_oss",), _config, _tensors, gguf_archs=("gpt-oss",))
+GPT_OSS = Family("gpt_oss", ("gpt_oss",), _config, _tensors)

@@ -22,5 +22,5 @@ def _mistral(fields: Fields) -> ModelConfig:
     return read_model(fields, "mistral", read_layers(fields, lambda i: (attention, mlp), norm), norm)
 
 
-LLAMA = Family("llama", ("llama",), _config, lambda config: sources(LLAMA_NAMES), gguf_archs=("llama",))
+LLAMA = Family("llama", ("llama",), _config, lambda config: sources(LLAMA_NAMES))
 MISTRAL = Family("mistral", ("mistral",), _mistral, lambda config: sources(LLAMA_NAMES))

@@ -26,4 +26,4 @@ def _tensors(config: ModelConfig) -> dict[str, TensorSource]:
     return sources({**LLAMA_NAMES, **_NAMES})
 
 
-OLMO2 = Family("olmo2", ("olmo2",), _config, _tensors, gguf_archs=("olmo2",))
+OLMO2 = Family("olmo2", ("olmo2",), _config, _tensors)

@@ -34,4 +34,4 @@ def _tensors(config: ModelConfig) -> dict[str, TensorSource]:
     )
 
 
-PHI3 = Family("phi3", ("phi3",), _config, _tensors, gguf_archs=("phi3",))
+PHI3 = Family("phi3", ("phi3",), _config, _tensors)

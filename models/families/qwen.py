@@ -31,5 +31,5 @@ def _qwen3(fields: Fields) -> ModelConfig:
     return _config(fields, "qwen3", replace(attention, qk_norm="head"))
 
 
-QWEN2 = Family("qwen2", ("qwen2",), _qwen2, lambda config: sources(LLAMA_NAMES), gguf_archs=("qwen2",))
-QWEN3 = Family("qwen3", ("qwen3",), _qwen3, lambda config: sources(LLAMA_NAMES), gguf_archs=("qwen3",))
+QWEN2 = Family("qwen2", ("qwen2",), _qwen2, lambda config: sources(LLAMA_NAMES))
+QWEN3 = Family("qwen3", ("qwen3",), _qwen3, lambda config: sources(LLAMA_NAMES))

@@ -50,4 +50,4 @@ def _tensors(config: ModelConfig) -> dict[str, TensorSource]:
 
 
 QWEN2_MOE = Family("qwen2_moe", ("qwen2_moe",), _qwen2_moe, _tensors)
-QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), _qwen3_moe, _tensors, gguf_archs=("qwen3moe",))
+QWEN3_MOE = Family("qwen3_moe", ("qwen3_moe",), _qwen3_moe, _tensors)

@@ -30,4 +30,4 @@ def _config(fields: Fields) -> ModelConfig:
     return read_model(fields, "smollm3", read_layers(fields, layer, norm), norm, tied=True)
 
 
-SMOLLM3 = Family("smollm3", ("smollm3",), _config, lambda config: sources(LLAMA_NAMES), gguf_archs=("smollm3",))
+SMOLLM3 = Family("smollm3", ("smollm3",), _config, lambda config: sources(LLAMA_NAMES))
