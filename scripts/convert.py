@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Dtype, Json, Offline
+from .options import Debug, Json, Offline
 from .output import print_json, size_text
 from .progress import ProgressDisplay, Step
 from .reporting import reporting
@@ -21,6 +21,15 @@ class Format(StrEnum):
     GGUF = "gguf"
 
 
+class Stored(StrEnum):
+    """Types that weights can be stored in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    Q8_0 = "q8_0"
+
+
 def convert(
     source: Annotated[
         str, typer.Argument(metavar="SRC", help="What --model takes: a name, a folder, a .gguf file, a hub id.")
@@ -31,8 +40,12 @@ def convert(
         typer.Option("--to", help="safetensors for transformers, gguf for llama.cpp, orbax for Distaff."),
     ],
     dtype: Annotated[
-        Dtype | None,
-        typer.Option("--dtype", help="What to store. [default: as it is; quantised: float32]", show_default=False),
+        Stored | None,
+        typer.Option(
+            "--dtype",
+            help="What to store; q8_0 in gguf alone. [default: as it is; quantised: float32]",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
     offline: Offline = False,
@@ -48,7 +61,7 @@ def convert(
     Examples:
       distaff convert smollm2-135m-instruct ./smollm2 --to safetensors --dtype bfloat16
       distaff convert ./smollm2 ./smollm2-orbax --to orbax
-      distaff convert ./smollm2 ./smollm2.gguf --to gguf
+      distaff convert ./smollm2 ./smollm2.gguf --to gguf --dtype q8_0
     """
     with reporting(debug):
         prepare_devices()

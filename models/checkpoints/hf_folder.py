@@ -11,6 +11,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..decoder import Weights
 from ..errors import UnsupportedQuantizationError
+from ..families import family_for
 from ..tokenizer import Tokenizer
 from .assemble import load_named
 from .base import NamedTensors, OnBytes, Place
@@ -37,6 +38,7 @@ class HFFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.hf_config = read_object(path / "config.json")
+        family_for(self.hf_config, source=str(path / "config.json"))  # before a word about the weights
         self._stored = open_folder(path)
         self._check_quantization()
 

@@ -12,7 +12,7 @@ from distaff.models.checkpoints.gguf import GGUFCheckpoint
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.checkpoints.orbax import OrbaxFolder
 from distaff.models.checkpoints.random_weights import RandomCheckpoint
-from distaff.models.errors import CheckpointError, CorruptCheckpointError, ModelNotFoundError
+from distaff.models.errors import CheckpointError, CorruptCheckpointError, ModelNotFoundError, UnknownArchitectureError
 from distaff.models.families import config_from_hf
 
 
@@ -86,3 +86,9 @@ def test_a_changed_gguf_header_raises_nothing_but_our_errors(
     except DistaffError as error:
         message = str(error)
     assert str(path) in message
+
+
+def test_an_unknown_architecture_is_named_before_a_word_about_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(UnknownArchitectureError, match=r"config\.json: model_type is 'mamba', expected one of"):
+        open_checkpoint(tmp_path)

@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         (folder / "x.gguf").write_bytes(bytes(size))
     (tmp_path / "distaff" / "models" / ".fetch-1").mkdir()
-    repo = tmp_path / "hub" / "models--facebook--opt-125m"
+    repo = tmp_path / "hub" / "models--Qwen--Qwen3-0.6B"
     blob = repo / "blobs" / "abc"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(bytes(7))
@@ -41,19 +41,19 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_lists_both_caches(cache: Path) -> None:
-    assert _names(cached_models(cache)) == [("one", 10, False), ("two", 20, False), ("opt-125m", 7, True)]
+    assert _names(cached_models(cache)) == [("one", 10, False), ("two", 20, False), ("qwen3-0.6b", 7, True)]
 
 
 def test_clears_its_own_unless_named(cache: Path) -> None:
     assert _names(clear_cache(cache=cache)) == [("one", 10, False), ("two", 20, False)]
-    assert _names(cached_models(cache)) == [("opt-125m", 7, True)]
+    assert _names(cached_models(cache)) == [("qwen3-0.6b", 7, True)]
     assert clear_cache(cache=cache) == []
-    assert _names(clear_cache(["facebook/opt-125m"], cache=cache)) == [("opt-125m", 7, True)]
+    assert _names(clear_cache(["Qwen/Qwen3-0.6B"], cache=cache)) == [("qwen3-0.6b", 7, True)]
     assert cached_models(cache) == []
 
 
 def test_clears_nothing_when_a_name_is_wrong(cache: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"cache: found no 'three', expected one of one, two, opt-125m"):
+    with pytest.raises(ModelNotFoundError, match=r"cache: found no 'three', expected one of one, two, qwen3-0.6b"):
         clear_cache(["one", "three"], cache=cache)
     assert len(cached_models(cache)) == 3
 
