@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..rope import RopeConfig, RopeScaling, frequencies
 from .gguf_names import architecture_named
 
 
@@ -159,11 +160,15 @@ def _llama3(fields: _Fields, factors: list[float]) -> dict[str, Any]:
 
 
 def llama3_factors(scaling: Mapping[str, Any], theta: float, width: int) -> np.ndarray:
-    """What llama3 scaling divides each of the width/2 frequencies by (Llama 3.1 reference code)."""
-    wavelengths = 2 * math.pi * theta ** (np.arange(0, width, 2) / width)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    smooth = np.clip((scaling["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0, 1)
-    return 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    """What llama3 scaling divides each of the width / 2 frequencies by."""
+    llama3 = RopeScaling(
+        "llama3",
+        factor=scaling["factor"],
+        original_positions=scaling["original_max_position_embeddings"],
+        low_freq_factor=scaling["low_freq_factor"],
+        high_freq_factor=scaling["high_freq_factor"],
+    )
+    return frequencies(RopeConfig(width, theta)) / frequencies(RopeConfig(width, theta, llama3))
 
 
 def _llama(fields: _Fields, config: dict[str, Any]) -> None:

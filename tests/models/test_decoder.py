@@ -25,6 +25,8 @@ from distaff.models.kv_cache import RaggedBatch, allocate_cache
 from distaff.models.sampling import SamplingRows
 from distaff.models.step import Step
 
+from ..golden.harness import CASES
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 BACKEND = ReferenceBackend()
 
@@ -168,6 +170,17 @@ def test_compile_time_does_not_grow_with_depth(target: str) -> None:
     shallow, deep = (statistics.median(times[depth]) for depth in DEPTHS)
     print(f"{target}: {shallow:.2f} s for {DEPTHS[0]} layers, {deep:.2f} s for {DEPTHS[1]}")
     assert deep < 1.1 * shallow, times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_compiles_for_a_tpu(case: str) -> None:
+    pytest.importorskip("libtpu", reason="the TPU compiler is in the extra `tpu`")
+    step, args = abstract_step(read(case), jnp.bfloat16)
+    program = compile_ahead(step, args, "v6e:2x2", donate=(1,))
+    # The cache is donated: what comes in goes out in the same memory.
+    cache_bytes = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[1]))
+    assert program.memory_analysis().alias_size_in_bytes >= cache_bytes
 
 
 def test_families_have_distinct_names_and_types() -> None:
