@@ -124,7 +124,10 @@ class Backend(Protocol):
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
-        """`einsum(equation, x, weight)`, accumulated in fp32, in out_dtype (None: the dtype of x)."""
+        """`einsum(equation, x, weight)`, accumulated in fp32, in out_dtype (None: the dtype of x).
+
+        Weights are [out..., in...] in the order of the equation, whose first letter is the tokens: "TNH,DNH->TD".
+        """
         ...
 
     def grouped_linear(

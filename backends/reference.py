@@ -3,6 +3,7 @@
 It favours clarity: attention gathers the pages of each row and pads queries to a rectangle.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,17 @@ class ReferenceBackend:
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
-        product = jnp.einsum(equation, x, weight, precision="highest", preferred_element_type=jnp.float32)
-        return product.astype(out_dtype or x.dtype)
+        # Both sides as matrices: given three axes, XLA:CPU transposes the whole weight before it multiplies.
+        num_contracted = len(equation.split(",")[0]) - 1
+        out = weight.shape[: weight.ndim - num_contracted]
+        product = jax.lax.dot_general(
+            x.reshape(x.shape[0], -1),
+            weight.reshape(math.prod(out), -1),
+            (((1,), (1,)), ((), ())),
+            precision="highest",
+            preferred_element_type=jnp.float32,
+        )
+        return product.reshape(-1, *out).astype(out_dtype or x.dtype)
 
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]

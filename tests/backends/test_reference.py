@@ -128,6 +128,20 @@ def test_attention_is_one_named_equation_in_the_jaxpr() -> None:
     assert [str(equation.primitive) for equation in jaxpr.eqns].count("ragged_attention") == 1
 
 
+@pytest.mark.parametrize(
+    ("equation", "x", "weight"),
+    [("TD,NHD->TNH", (5, 7), (3, 2, 7)), ("TNH,DNH->TD", (5, 3, 2), (7, 3, 2)), ("TD,VD->TV", (1, 7), (11, 7))],
+)
+def test_linear_is_the_einsum_that_it_is_asked_for(equation: str, x: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    values, weights = (rng.normal(size=shape).astype(np.float32) for shape in (x, weight))
+    want = np.einsum(equation, values, weights)
+    np.testing.assert_allclose(BACKEND.linear(jnp.asarray(values), jnp.asarray(weights), equation), want, atol=1e-5)
+    half = jnp.asarray(values, jnp.bfloat16), jnp.asarray(weights, jnp.bfloat16)
+    assert BACKEND.linear(*half, equation).dtype == jnp.bfloat16
+    assert BACKEND.linear(*half, equation, out_dtype=jnp.float32).dtype == jnp.float32
+
+
 def test_grouped_linear_multiplies_each_group_by_its_matrix() -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(7, 5)).astype(np.float32), rng.normal(size=(4, 3, 5)).astype(np.float32)
