@@ -8,6 +8,7 @@ from math import prod
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, unflatten, weight_specs
@@ -30,7 +31,7 @@ def load_named(
     tensors: NamedTensors,
     config: ModelConfig,
     *,
-    dtype: jnp.dtype | str | type,
+    dtype: DTypeLike,
     source: str,
     place: Place | None = None,
     progress: OnBytes | None = None,

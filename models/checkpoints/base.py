@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec
@@ -84,7 +85,7 @@ class Checkpoint(Protocol):
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype | str | type,
+        dtype: DTypeLike,
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:

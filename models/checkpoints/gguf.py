@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+from jax.typing import DTypeLike
 
 from ..config import ModelConfig
 from ..decoder import Weights
@@ -270,7 +271,7 @@ class GGUFCheckpoint:
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype | str | type,
+        dtype: DTypeLike,
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ..config import ModelConfig
 from ..decoder import Weights
@@ -73,7 +74,7 @@ class HFFolder:
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype | str | type,
+        dtype: DTypeLike,
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:

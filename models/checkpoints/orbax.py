@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from jax.typing import DTypeLike
 
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
@@ -87,7 +88,7 @@ class OrbaxFolder:
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype | str | type,
+        dtype: DTypeLike,
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:

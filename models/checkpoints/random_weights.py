@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ...backends.errors import UsageError
 from ..config import ModelConfig
@@ -70,7 +71,7 @@ class RandomCheckpoint:
         self,
         config: ModelConfig,
         *,
-        dtype: jnp.dtype | str | type,
+        dtype: DTypeLike,
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:

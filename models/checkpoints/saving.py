@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ...backends.errors import UsageError
 from ..config import ModelConfig
@@ -30,7 +31,7 @@ def save(
     source: Checkpoint,
     destination: Path,
     format: Literal["safetensors", "orbax"],
-    dtype: jnp.dtype | str | type | None = None,
+    dtype: DTypeLike | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: OnBytes | None = None,

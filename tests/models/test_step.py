@@ -1,6 +1,5 @@
 """The pure step on a golden checkpoint: what a row gets must not depend on how it is batched, cut or guessed."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.reference import ReferenceBackend
-from distaff.models.decoder import init_weights
+from distaff.models.checkpoints import open_checkpoint
 from distaff.models.families import config_from_hf
 from distaff.models.kv_cache import KVCache, RaggedBatch, allocate_cache
 from distaff.models.sampling import SamplingRows
@@ -24,12 +23,12 @@ PAGE, PAGES = 16, 4
 
 
 class Model:
-    """A tiny random model with windows of two kinds, and its step."""
+    """A golden model with windows of two kinds, and its step."""
 
     def __init__(self, case: str) -> None:
-        self.config = config_from_hf(json.loads((GOLDEN / case / "config.json").read_text()))
-        # Wider than the initialiser makes them, so that logits differ clearly.
-        self.weights = jax.tree.map(lambda w: w * 6, init_weights(self.config, seed=0, dtype=jnp.float32))
+        checkpoint = open_checkpoint(GOLDEN / case)
+        self.config = config_from_hf(checkpoint.hf_config)
+        self.weights = checkpoint.load_weights(self.config, dtype=jnp.float32)
         self.step = jax.jit(Step(self.config, BACKEND, return_logits=True))
 
     def cache(self, rows: int) -> KVCache:
