@@ -262,7 +262,8 @@ def sentencepiece_vocabulary(name: str, model: str, *, architecture: str = "llam
     ids = [processor.encode(text) for text in HARD]
     texts = [processor.decode(row) for row in ids]
     write(name, {"metadata": metadata, "ids": ids, "texts": texts})
-    (HERE / f"{name}.model").write_bytes(stream.getvalue())
+    proto.normalizer_spec.normalization_rule_tsv = ""  # a temporary file's path; its rules are compiled in
+    (HERE / f"{name}.model").write_bytes(proto.SerializeToString())
 
 
 def sentencepiece_families() -> None:
