@@ -14,6 +14,7 @@ from distaff.models.checkpoints.safetensors import open_folder
 from distaff.models.decoder import flatten
 from distaff.models.errors import CheckpointError
 from distaff.models.families import config_from_hf
+from distaff.serving import LLM, SamplingParams
 
 FAMILIES = sorted(path.parent.name for path in (Path(__file__).parents[2] / "golden").glob("*/config.json"))
 
@@ -76,6 +77,9 @@ def test_the_long_way_round_with_a_real_model(tmp_path: Path) -> None:
         assert checkpoint.tokenizer().eos_ids == first.tokenizer().eos_ids
         for name, leaf in flatten(checkpoint.load_weights(config, dtype="float32")).items():
             np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+    params = SamplingParams(max_tokens=24, temperature=0)
+    answers = [LLM(path).generate("The three longest rivers are", params) for path in (source, tmp_path / "folder")]
+    assert answers[0].token_ids == answers[1].token_ids and len(answers[0].token_ids) >= 16
 
 
 def _finite_q4_k(shape: tuple[int, ...]) -> np.ndarray:
