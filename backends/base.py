@@ -63,20 +63,25 @@ class RaggedIndex:
 
 @dataclass(frozen=True)
 class MemoryInfo:
-    """Bytes of one device: `total`, and `free` at the time of asking."""
+    """Bytes of one device: `total`, and `free` at the time of asking; `shared` with the host's other programs."""
 
     total: int
     free: int
+    shared: bool = False
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can be asked for. An empty tuple means any value."""
+    """What a backend can be asked for. An empty tuple means any value.
+
+    `batch_invariant`: a token's numbers are the same bits in every bucket and beside any neighbours.
+    """
 
     dtypes: tuple[str, ...]
     kv_dtypes: tuple[str, ...]
     head_dims: tuple[int, ...] = ()
     page_sizes: tuple[int, ...] = ()
+    batch_invariant: bool = False
 
 
 @runtime_checkable

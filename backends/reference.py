@@ -1,6 +1,6 @@
 """The backend in plain jax.numpy: the oracle for every kernel, and the fallback on any device that XLA knows.
 
-It favours clarity: attention gathers the pages of each row and pads queries to a rectangle.
+It favours clarity: attention gathers all pages of a row and pads queries to a rectangle.
 """
 
 import math
@@ -19,6 +19,7 @@ from .base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, Pr
 from .errors import UnsupportedError
 
 _MIN_BUCKET = 16
+_MAX_SCORES = 2**24  # fp32 scores that attention holds at once, over all rows and heads
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ class ReferenceBackend:
         if stats and "bytes_limit" in stats:
             return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         page = os.sysconf("SC_PAGE_SIZE")
-        return MemoryInfo(total=page * os.sysconf("SC_PHYS_PAGES"), free=page * os.sysconf("SC_AVPHYS_PAGES"))
+        return MemoryInfo(
+            total=page * os.sysconf("SC_PHYS_PAGES"), free=page * os.sysconf("SC_AVPHYS_PAGES"), shared=True
+        )
 
     def buckets(self, max_tokens: int) -> tuple[int, ...]:
         sizes = [_MIN_BUCKET]
@@ -153,41 +156,46 @@ def reference_ragged_attention(
     page = jnp.where(padding, num_pages, index.page_table[row, position // page_size])
     cache = cache.at[layer, page, position % page_size].set(jnp.stack([k, v], axis=1).astype(cache.dtype), mode="drop")
 
-    # Queries padded to a rectangle [B, Q]; keys of each row gathered from its pages [B, S].
+    # Queries padded to a rectangle, keys gathered from a row's pages; as many rows at once as scores leave room for.
     max_query_len = min(index.max_query_len or num_tokens, num_tokens)
     slot = jnp.arange(max_query_len)
-    source = jnp.minimum(index.query_starts[:-1, None] + slot, num_tokens - 1)
-    queries = q[source].reshape(num_rows, max_query_len, -1, groups, head_dim)
-    gathered = cache[layer, index.page_table].astype(q.dtype)
-    keys, values = jnp.moveaxis(gathered.reshape(num_rows, -1, *gathered.shape[3:]), 2, 0)
+    key_position = jnp.arange(index.page_table.shape[1] * page_size)
 
-    key_position = jnp.arange(keys.shape[1])
-    query_position = (index.kv_lens - query_lens)[:, None] + slot
-    written = key_position < index.kv_lens[:, None]
-    visible = key_position <= query_position[..., None]
-    if spec.window is not None:
-        visible &= key_position > query_position[..., None] - spec.window
-    visible &= written[:, None]
+    def attend(
+        start: Int[Array, ""], query_len: Int[Array, ""], kv_len: Int[Array, ""], pages: Int[Array, "pages"]
+    ) -> Float[Array, "Q K G H"]:
+        queries = q[jnp.minimum(start + slot, num_tokens - 1)].reshape(max_query_len, -1, groups, head_dim)
+        gathered = cache[layer, pages].astype(q.dtype)
+        keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
+        query_position = (kv_len - query_len + slot)[:, None]
+        written = key_position < kv_len
+        visible = written & (key_position <= query_position)
+        if spec.window is not None:
+            visible &= key_position > query_position - spec.window
 
-    scores = jnp.einsum("BQKGH,BSKH->BKGQS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
-    scores *= spec.scale
-    if spec.soft_cap is not None:
-        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
-    sink = None if sinks is None else sinks.astype(jnp.float32).reshape(-1, groups)[None, :, :, None]
-    if sink is not None:
-        top = jnp.maximum(top, sink)
-    weights = jnp.exp(scores - top[..., None])
-    total = weights.sum(axis=-1)
-    if sink is not None:
-        total += jnp.exp(sink - top)
-    weights /= jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
+        scores = jnp.einsum("QKGH,SKH->KGQS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
+        scores *= spec.scale
+        if spec.soft_cap is not None:
+            scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
+        sink = None if sinks is None else sinks.astype(jnp.float32).reshape(-1, groups)[..., None]
+        if sink is not None:
+            top = jnp.maximum(top, sink)
+        weights = jnp.exp(scores - top[..., None])
+        total = weights.sum(axis=-1)
+        if sink is not None:
+            total += jnp.exp(sink - top)
+        weights /= jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
 
-    # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
-    values = jnp.where(written[..., None, None], values, 0)
-    out = jnp.einsum(
-        "BKGQS,BSKH->BQKGH", weights.astype(q.dtype), values, precision="highest", preferred_element_type=jnp.float32
-    )
+        # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
+        values = jnp.where(written[:, None, None], values, 0)
+        return jnp.einsum(
+            "KGQS,SKH->QKGH", weights.astype(q.dtype), values, precision="highest", preferred_element_type=jnp.float32
+        )
+
+    rows = (index.query_starts[:-1], query_lens, index.kv_lens, index.page_table)
+    at_once = _MAX_SCORES // (num_heads * max_query_len * key_position.shape[0])
+    out = jax.lax.map(lambda of_row: attend(*of_row), rows, batch_size=min(max(at_once, 1), num_rows))
     out = out[row, jnp.minimum(offset, max_query_len - 1)].reshape(q.shape)
     return jnp.where(padding[:, None, None], 0, out).astype(q.dtype), cache

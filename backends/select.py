@@ -6,7 +6,16 @@ from .base import Backend
 from .errors import UnsupportedError
 from .reference import ReferenceBackend
 
-CANDIDATES: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend}
+
+def _cpu() -> Backend:
+    try:
+        from .cpu.backend import CpuBackend
+    except ImportError as error:
+        raise UnsupportedError(f"its kernels need llvmlite: {error}") from error
+    return CpuBackend()
+
+
+CANDIDATES: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "reference": ReferenceBackend}
 """Constructors in the order that `auto` tries them; each raises UnsupportedError with its reason to decline."""
 
 

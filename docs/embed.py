@@ -1,4 +1,5 @@
-"""Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`.
+"""Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`,
+and the table behind `<!-- table: sampling parameters -->`.
 
 .venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
 """
@@ -12,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- (?P<kind>help|file): (?P<what>.*?) -->\n```\w*\n)(?P<body>.*?)(```\n)", re.DOTALL)
 
+_TABLE = re.compile(r"(<!-- table: sampling parameters -->\n)(?:\|.*\n)*")
+
 
 def documents() -> list[Path]:
     """Every document that users read."""
@@ -20,7 +23,8 @@ def documents() -> list[Path]:
 
 def embedded(text: str) -> str:
     """A document's text with its blocks filled."""
-    return _BLOCK.sub(lambda block: block[1] + _content(block["kind"], block["what"]) + block[5], text)
+    text = _BLOCK.sub(lambda block: block[1] + _content(block["kind"], block["what"]) + block[5], text)
+    return _TABLE.sub(lambda table: table[1] + _sampling_parameters(), text)
 
 
 def _content(kind: str, what: str) -> str:
@@ -35,6 +39,17 @@ def _content(kind: str, what: str) -> str:
         text=True,
         check=True,
     ).stdout
+
+
+def _sampling_parameters() -> str:
+    """The capability table, a line for each parameter."""
+    from distaff.serving.capabilities import PARAMETERS  # imports JAX, which few documents need
+
+    lines = ["| Parameter | Default | Accepted | Where | What it does |", "|---|---|---|---|---|"]
+    for parameter in PARAMETERS:
+        cells = (f"`{parameter.name}`", f"`{parameter.default!r}`", parameter.domain.expected, parameter.where.value)
+        lines.append(f"| {' | '.join(cells)} | {parameter.doc} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

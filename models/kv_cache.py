@@ -51,10 +51,15 @@ class RaggedBatch:
             logit_indices=jnp.asarray([[count - 1]], jnp.int32),
         )
 
+    def rows(self) -> Int[Array, "T"]:
+        """The row that each token belongs to; B at padding."""
+        token = jnp.arange(self.tokens.shape[0], dtype=jnp.int32)
+        return jnp.searchsorted(self.query_starts[1:], token, side="right").astype(jnp.int32)
+
     def positions(self) -> Int[Array, "T"]:
         """The absolute position of each token; 0 at padding."""
         token = jnp.arange(self.tokens.shape[0], dtype=jnp.int32)
-        row = jnp.searchsorted(self.query_starts[1:], token, side="right")
+        row = self.rows()
         last = self.kv_lens.shape[0] - 1
         inside = jnp.minimum(row, last)
         position = self.kv_lens[inside] - self.query_starts[inside + 1] + token
@@ -75,3 +80,28 @@ def allocate_cache(
         backend.allocate_cache(group, num_pages=pages, page_size=page_size, dtype=dtype)
         for group, pages in zip(config.cache_groups, num_pages, strict=True)
     )
+
+
+def read_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]]) -> KVCache:
+    """Pages `ids[g]` of each group, in the backend's own form [L, n, ...]: to be kept, sent, or written elsewhere."""
+
+    def read(group: PyTree, pages: Array) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[:, pages], group)
+
+    return tuple(read(*each) for each in zip(cache, ids, strict=True))
+
+
+def write_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]], pages: KVCache) -> KVCache:
+    """The cache with what `read_pages` gave written to pages `ids[g]`; ids past the end are left out."""
+
+    def write(group: PyTree, where: Array, new: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf, page: leaf.at[:, where].set(page, mode="drop"), group, new)
+
+    return tuple(write(*each) for each in zip(cache, ids, pages, strict=True))
+
+
+def copy_pages(
+    cache: KVCache, sources: tuple[Int[Array, "n"], ...], targets: tuple[Int[Array, "n"], ...]
+) -> KVCache:
+    """The cache with page `targets[g][i]` a copy of `sources[g][i]`; targets past the end are left out."""
+    return write_pages(cache, targets, read_pages(cache, sources))

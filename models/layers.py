@@ -119,7 +119,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Int[Array, "T"], machine: Machine) -> Float[Array, "T D"]:
         table = self.table.get_value()
-        size = jax.tree.leaves(table)[0].shape[0]
+        size = table.shape[0]
         local = ids - machine.placement.offset(LOGICAL_AXES[self.letters[0]], size)
         here = (local >= 0) & (local < size)
         rows = machine.backend.embed(table, jnp.where(here, local, 0))

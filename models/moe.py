@@ -48,7 +48,7 @@ class Experts(nnx.Module):
     @property
     def count(self) -> int:
         """Experts that are here: all of them, or this device's part."""
-        return jax.tree.leaves(self.gate.get_value())[0].shape[0]
+        return self.gate.get_value().shape[0]
 
     def __call__(
         self, x: Float[Array, "R D"], expert: Int[Array, "R"], group_sizes: Int[Array, "E"], machine: Machine

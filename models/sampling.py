@@ -4,13 +4,18 @@ A row's random key is (its seed, its choice index, the absolute position of the 
 the draw). Nothing else enters, so a request gets the same tokens alone or in any batch, cut in any way.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from .logprobs import TokenLogprobs, token_logprobs
+from .penalties import penalise, uses_penalties
+from .row_state import RowState, SamplingRows
+from .token_masks import add_bias, allow, ban_stops, ban_words
+from .truncation import draw_truncated
+from .vocabulary_blocks import argmax, block_maxima
 
 
 class Purpose(IntEnum):
@@ -19,31 +24,6 @@ class Purpose(IntEnum):
     SAMPLE = 0
     ACCEPT = 1
     RESIDUAL = 2
-
-
-@no_type_check  # JAX rebuilds it around tracers, shapes and shardings
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SamplingRows:
-    """Each row's sampling parameters.
-
-    `temperature` 0 takes the most likely token. `top_k` 0, `top_p` 1 and `min_p` 0 leave everything in. `seeds` are
-    64 bits as two words; `choices` numbers the answers to one request. `token_mask` allows tokens, all where None.
-    """
-
-    temperature: Float[Array, "B"]
-    top_k: Int[Array, "B"]
-    top_p: Float[Array, "B"]
-    min_p: Float[Array, "B"]
-    seeds: UInt32[Array, "B 2"]
-    choices: Int[Array, "B"]
-    token_mask: Bool[Array, "B V"] | None = None
-
-    @classmethod
-    def greedy(cls, num_rows: int) -> "SamplingRows":
-        """Rows that take the most likely token."""
-        whole, real = jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, jnp.float32)
-        return cls(real, whole, real + 1, real, jnp.zeros((num_rows, 2), jnp.uint32), whole)
 
 
 def row_keys(
@@ -60,45 +40,78 @@ def row_keys(
     return jax.vmap(key)(seeds, choices, positions)
 
 
-def sample(logits: Float[Array, "B V"], rows: SamplingRows, positions: Int[Array, "B"]) -> Int[Array, "B"]:
-    """Draws the token at `positions[b]` of each row from its logits.
+def draw(
+    logits: Float[Array, "B V"],
+    state: RowState,
+    slots: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    token_mask: Bool[Array, "B V"] | None = None,
+) -> tuple[Int[Array, "B"], TokenLogprobs]:
+    """Draws the token that will stand at `positions[b]` of the text in slot `slots[b]`, by that slot's parameters.
 
-    Order as in transformers: temperature, top-k, top-p, min-p. The cut is found on sorted logits, and only in a
-    batch in which some row asks for one.
+    A slot of R marks an empty row, whose token means nothing. Log-probabilities are zeros where no row asks for them.
+    What happens to the logits, in this order:
+
+    1. log-probabilities are taken;
+    2. tokens that are not allowed, bad words, and stop ids before the least length are masked: nothing below brings
+       them back;
+    3. repetition penalty (prompt and answer), then frequency and presence penalty (answer);
+    4. bias;
+    5. temperature 0: the most likely token. Otherwise the temperature;
+    6. top-k, typical-p, top-p, min-p, each on what the last one left;
+    7. the most likely token after Gumbel noise (`exponential` has it) is drawn.
+
+    A feature that no row of the batch uses is not computed.
     """
     logits = logits.astype(jnp.float32)
-    if rows.token_mask is not None:
-        logits = jnp.where(rows.token_mask, logits, -jnp.inf)
-    greedy = jnp.argmax(logits, axis=-1)
+    num_slots = state.history.shape[0]
+    used = slots < num_slots
+    slots = jnp.minimum(slots, num_slots - 1)
 
-    def draw() -> Array:
-        scaled = logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
-        cut = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
-        threshold = jax.lax.cond(
-            cut.any(), lambda: _threshold(scaled, rows), lambda: jnp.full(cut.shape, -jnp.inf, jnp.float32)
-        )
-        kept = jnp.where(scaled >= threshold[:, None], scaled, -jnp.inf)
-        keys = row_keys(rows.seeds, rows.choices, positions, Purpose.SAMPLE)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[-1:], jnp.float32))(keys)
-        return jnp.argmax(kept + noise, axis=-1)
+    def rows() -> SamplingRows:  # called inside a branch, what only that branch looks at is gathered there
+        return jax.tree.map(lambda field: jnp.asarray(field)[slots], state.rows)
 
-    drawn = jax.lax.cond((rows.temperature > 0).any(), draw, lambda: greedy)
-    return jnp.where(rows.temperature > 0, drawn, greedy).astype(jnp.int32)
+    def history() -> Array:
+        return jnp.asarray(state.history)[slots]
+
+    row = rows()
+    random = used & (row.temperature > 0)
+    shapers = (
+        (row.restricted | (token_mask is not None), lambda x: allow(x, rows(), token_mask)),
+        ((row.bad_words[:, :, -1] >= 0).any(axis=-1), lambda x: ban_words(x, rows(), history(), positions)),
+        (positions < row.min_lens, lambda x: ban_stops(x, rows(), positions)),
+        (uses_penalties(row), lambda x: penalise(x, rows(), history(), positions)),
+        ((row.bias_ids >= 0).any(axis=-1), lambda x: add_bias(x, rows())),
+    )
+    wanted = jnp.stack([(used & uses).any() for uses, _ in shapers])
+    maxima = block_maxima(logits)
+
+    def shaped() -> Array:
+        x = logits
+        for each, (_, shape) in zip(wanted, shapers, strict=True):
+            x = jax.lax.cond(each, shape, lambda x: x, x)
+        best = block_maxima(x)
+        return jax.lax.cond(random.any(), _draw, lambda x, best, *_: argmax(x, best), x, best, rows(), positions, used)
+
+    tokens = jax.lax.cond(wanted.any() | random.any(), shaped, lambda: argmax(logits, maxima))
+    logprobs = jax.lax.cond(
+        (used & (row.num_logprobs >= 0)).any(),
+        lambda: token_logprobs(logits, tokens, maxima),
+        lambda: TokenLogprobs.zeros(len(slots)),
+    )
+    return tokens, logprobs
 
 
-def _threshold(scaled: Float[Array, "B V"], rows: SamplingRows) -> Float[Array, "B"]:
-    """The smallest logit that a row keeps. Ties with it stay, as they do in transformers for top-k."""
-    ordered = jnp.sort(scaled, axis=-1, descending=True)
-    rank = jnp.arange(ordered.shape[-1])
-    top_k = jnp.where(rows.top_k > 0, rows.top_k, ordered.shape[-1])[:, None]
-    ordered = jnp.where(rank < top_k, ordered, -jnp.inf)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    # A token stays while those before it have not reached top_p; the first always does.
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    stays = (before < rows.top_p[:, None]) | (rank == 0)
-    # min-p measures against the most likely token among those that top-p left.
-    stays &= probabilities >= rows.min_p[:, None] * probabilities[:, :1]
-    return jnp.where(stays & (ordered > -jnp.inf), ordered, jnp.inf).min(axis=-1)
+def _draw(
+    logits: Float[Array, "B V"], maxima: Float[Array, "B N"], rows: SamplingRows, positions: Int[Array, "B"],
+    used: Bool[Array, "B"],
+) -> Int[Array, "B"]:  # fmt: skip
+    """Draws in the rows that have a temperature, and takes the most likely token in the others."""
+    best = argmax(logits, maxima)
+    random = used & (rows.temperature > 0)
+    keys = row_keys(rows.seeds, rows.choices, positions, Purpose.SAMPLE)
+    drawn = draw_truncated(logits, rows, keys, random, maxima)
+    return jnp.where(random, drawn, best)
 
 
 def num_accepted(candidates: Int[Array, "B C"], drawn: Int[Array, "B C"]) -> Int[Array, "B"]:

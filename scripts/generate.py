@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..backends.errors import UsageError
-from .options import Debug, Dtype, Json, Offline
-from .output import TextStream, print_json
+from . import sampling_options as sampling
+from .choice_writer import ChoiceWriter
+from .logprob_table import table
+from .options import ENGINE, Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
+from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
+from .sampling_options import given
 from .startup import prepare_devices
 
 if TYPE_CHECKING:
-    from ..serving import LLM, Generation, SamplingParams
+    from ..serving import LLM, Completion, Generation, SamplingParams
+
+_MAX_BATCH = 32
 
 
 def generate(
@@ -35,45 +41,41 @@ def generate(
         bool, typer.Option("--chat", help="Send the prompt as a user's message, through the model's chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option("--system", help="With --chat: the system message before it.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Most tokens to generate. [default: 128]", metavar="N")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature", help="0 takes the likeliest token each time (greedy). [default: 1.0]", metavar="X"
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option("--top-k", help="Draw from the N likeliest tokens only; 0: all. [default: 0]", metavar="N"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            help="Draw from the likeliest tokens that make up this probability. [default: 1.0]",
-            metavar="X",
-        ),
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            "--min-p", help="Drop tokens less likely than this share of the likeliest. [default: 0.0]", metavar="X"
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", help="The same seed gives the same text. [default: drawn; --json tells it]", metavar="N"
-        ),
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option("--stop", help="End before this text; may be given several times.", metavar="TEXT"),
-    ] = None,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.")] = Dtype.FLOAT32,
-    backend: Annotated[str, typer.Option("--backend", help="What computes: auto or reference.")] = "auto",
+    max_tokens: sampling.MaxTokens = None,
+    min_tokens: sampling.MinTokens = None,
+    stop: sampling.Stop = None,
+    stop_token_id: sampling.StopTokenId = None,
+    ignore_eos: sampling.IgnoreEos = False,
+    temperature: sampling.Temperature = None,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    min_p: sampling.MinP = None,
+    typical_p: sampling.TypicalP = None,
+    seed: sampling.Seed = None,
+    repetition_penalty: sampling.RepetitionPenalty = None,
+    presence_penalty: sampling.PresencePenalty = None,
+    frequency_penalty: sampling.FrequencyPenalty = None,
+    logit_bias: sampling.LogitBias = None,
+    bad_word: sampling.BadWord = None,
+    allow_token_ids: sampling.AllowTokenIds = None,
+    n: sampling.N = None,
+    logprobs: sampling.Logprobs = None,
+    prompt_logprobs: sampling.PromptLogprobs = None,
+    echo: sampling.Echo = False,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.", rich_help_panel=ENGINE)
+    ] = Dtype.FLOAT32,
+    backend: Annotated[
+        str, typer.Option("--backend", help="What computes: auto, cpu or reference.", rich_help_panel=ENGINE)
+    ] = "auto",
+    max_batch: MaxBatch = None,
+    kv_memory: KVMemory = None,
+    context: Context = None,
+    deterministic: Deterministic = False,
+    no_prefix_cache: Annotated[
+        bool,
+        typer.Option("--no-prefix-cache", help="Compute the prompt for each answer again.", rich_help_panel=ENGINE),
+    ] = False,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -88,35 +90,64 @@ def generate(
       distaff generate -m smollm2-135m-instruct --chat -p "Why is the sky blue?"
       distaff generate -m smollm2-135m-instruct --temperature 0 --max-tokens 20 -p "Once upon a time"
       echo "The capital of France is" | distaff generate -m smollm2-135m-instruct --json
+      distaff generate -m smollm2-135m-instruct --n 3 --top-p 0.9 --logprobs 2 -p "My favourite colour is"
       distaff generate -m ./my-model -p "def add(a, b):" --stop "class" --dtype bfloat16
 
     \b
     --json prints one object:
       text, token_ids (those generated, a token that ended the text included), prompt_token_ids,
-      finish_reason ("stop" or "length"), usage, timings (load, compile, prefill and decode in
-      seconds, tokens_per_second of decode), seed
+      finish_reason ("stop" or "length"), usage, timings (load, compile, queue, ttft, prefill and
+      decode in seconds, tokens_per_second of decode), seed, choices (with --n all of them: index,
+      text, token_ids, finish_reason, stopped_by, logprobs) and prompt_logprobs
     """
     with reporting(debug):
         text = _read_prompt(prompt, prompt_file)
         if system is not None and not chat:
             raise UsageError("--system needs --chat: without a chat template there is no system message")
-        chosen = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "seed": seed,
-            "stop": tuple(stop) if stop else None,
-        }
+        chosen = given(
+            min_tokens=min_tokens,
+            stop=stop,
+            stop_token_ids=stop_token_id,
+            ignore_eos=ignore_eos,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=sampling.parse_logit_bias(logit_bias or []),
+            bad_words=bad_word,
+            allowed_token_ids=sampling.parse_ids("--allow-token-ids", allow_token_ids),
+            n=n,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            echo=echo,
+        )
+        if max_tokens is not None:
+            chosen["max_tokens"] = sampling.parse_max_tokens(max_tokens)
+        engine = given(
+            max_batch=max_batch,
+            kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory),
+            context=context,
+            deterministic=deterministic,
+        )
+        if no_prefix_cache:
+            engine["prefix_cache"] = False
         prepare_devices()
         from ..serving import LLM, SamplingParams
 
-        params = SamplingParams(**{name: value for name, value in chosen.items() if value is not None})
+        params = SamplingParams(**chosen)
+        engine.setdefault("max_batch", min(params.n, _MAX_BATCH))  # nothing else comes: a small engine starts sooner
         with ProgressDisplay(model) as display:
-            llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display)
+            llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display, **engine)
             generation = _begin(llm, text, params, chat=chat, system=system)
-            _write(generation, display, as_json=json)
+            completion = _write(generation, params.n, display, as_json=json)
+        if not json:
+            _write_logprobs(llm, completion)
+            _write_times(completion)
 
 
 def _begin(llm: "LLM", text: str, params: "SamplingParams", *, chat: bool, system: str | None) -> "Generation":
@@ -126,23 +157,40 @@ def _begin(llm: "LLM", text: str, params: "SamplingParams", *, chat: bool, syste
     return llm.stream(llm.chat_ids([*messages, {"role": "user", "content": text}]), params)
 
 
-def _write(generation: "Generation", display: ProgressDisplay, *, as_json: bool) -> None:
-    stream = TextStream()
+def _write(generation: "Generation", num_choices: int, display: ProgressDisplay, *, as_json: bool) -> "Completion":
+    writer = ChoiceWriter(num_choices)
     for event in generation:
         display.close()
         if not as_json:
-            stream.write(event.text)
+            writer.write(event.choice, event.text, ended=event.finish_reason is not None)
     completion = generation.completion()
     if as_json:
         print_json(completion.to_dict())
+    else:
+        writer.finish()
+    return completion
+
+
+def _write_logprobs(llm: "LLM", completion: "Completion") -> None:
+    def spell(token: int) -> str:
+        return str(token) if llm.tokenizer is None else repr(llm.tokenizer.decode([token], skip_special=False))
+
+    tables = [("prompt", completion.prompt_logprobs)]
+    tables += [(f"choice {choice.index + 1}", choice.logprobs) for choice in completion.choices]
+    for title, entries in tables:
+        if entries is not None:
+            sys.stderr.write("\n".join([f"[{title}]", *table(entries, spell)]) + "\n")
+
+
+def _write_times(completion: "Completion") -> None:
+    if not sys.stderr.isatty():
         return
-    stream.finish()
-    if sys.stderr.isatty():
-        times, usage = completion.timings, completion.usage
-        sys.stderr.write(
-            f"[{usage.prompt_tokens} + {usage.completion_tokens} tokens; load {times.load:.1f} s, compile "
-            f"{times.compile:.1f} s, prefill {times.prefill:.2f} s, {times.tokens_per_second:.1f} tokens/s]\n"
-        )
+    times, usage = completion.timings, completion.usage
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    sys.stderr.write(
+        f"[{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens; load {times.load:.1f} s, compile "
+        f"{times.compile:.1f} s, prefill {times.prefill:.2f} s, {times.tokens_per_second:.1f} tokens/s]\n"
+    )
 
 
 def _read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from . import convert, doctor, generate, models
+from . import bench, convert, doctor, generate, models
 from .reporting import exit_code_of
+from .sections import SectionedCommand
 
 app = typer.Typer(
     name="distaff",
@@ -40,9 +41,10 @@ def _root(
     """
 
 
-app.command("generate")(generate.generate)
+app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("convert")(convert.convert)
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 
 

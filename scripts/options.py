@@ -1,9 +1,18 @@
 """Options that mean the same in every command."""
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+from ..backends.errors import InvalidParameterError
+
+ENGINE = "How it runs"
+"""Title of the options that say how a model is run."""
+
+_UNITS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BINARY_UNITS = {"Ki": 1024, "Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
 
 
 class Dtype(StrEnum):
@@ -18,3 +27,52 @@ Offline = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line, the last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its stack trace too.")]
+
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--max-batch",
+        help="Most texts computed at once; more wait. [default: 32, or fewer if fewer come]",
+        metavar="N",
+        rich_help_panel=ENGINE,
+    ),
+]
+KVMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-memory",
+        help="Memory of the KV cache, such as 512MB or 2GiB. [default: a share of what is free]",
+        metavar="SIZE",
+        rich_help_panel=ENGINE,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Longest text in tokens, prompt included. [default: the model's]",
+        metavar="N",
+        rich_help_panel=ENGINE,
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same tokens whatever else is computed at the same time, in bfloat16 too; slower.",
+        rich_help_panel=ENGINE,
+    ),
+]
+
+
+def parse_size(field: str, text: str) -> int:
+    """Bytes of a size such as "512MB" (millions) or "2GiB" (powers of 1024). Raises InvalidParameterError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT]i)|([kKMGT]?))B?", text.strip())
+    size = 0
+    if match is not None:
+        number, binary, decimal = match.groups()
+        unit = _BINARY_UNITS[binary] if binary else _UNITS["k" if decimal == "K" else decimal]
+        size = int(float(number) * unit)
+    if size < 1:
+        raise InvalidParameterError(field, text, "a size such as 512MB or 2GiB")
+    return size

@@ -1,20 +1,46 @@
-"""When each request is computed: `LLM` generates text from a model."""
+"""When each request is computed: `LLM` generates text from a model, `Engine` runs many requests at once."""
 
-from .errors import ContextLengthError, EmptyPromptError
+from .engine import Engine
+from .engine_config import EngineConfig
+from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EmptyPromptError, EngineClosedError
 from .generation import Generation
-from .llm import LLM
-from .types import Completion, FinishReason, Progress, SamplingParams, Timings, TokenEvent, Usage
+from .llm import LLM, build_engine
+from .types import (
+    Choice,
+    Completion,
+    Embedding,
+    FinishReason,
+    Kind,
+    Progress,
+    Request,
+    SamplingParams,
+    Score,
+    Timings,
+    TokenEvent,
+    Usage,
+)
 
 __all__ = [
     "LLM",
+    "CacheTooSmallError",
+    "Choice",
     "Completion",
     "ContextLengthError",
+    "DeviceError",
+    "Embedding",
     "EmptyPromptError",
+    "Engine",
+    "EngineClosedError",
+    "EngineConfig",
     "FinishReason",
     "Generation",
+    "Kind",
     "Progress",
+    "Request",
     "SamplingParams",
+    "Score",
     "Timings",
     "TokenEvent",
     "Usage",
+    "build_engine",
 ]

@@ -1,106 +1,114 @@
-"""One text as it is generated: an iterator of token events."""
+"""The caller's end of a request: an iterator of token events."""
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import queue
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
 
-from ..models.detokenizer import Detokenizer
-from .programs import Programs, Shape
-from .stop_text import StopText
-from .types import Completion, FinishReason, SamplingParams, Timings, TokenEvent, Usage
+from .results import Completion, Embedding, Score, TokenEvent
+
+type Result = Completion | Score | Embedding
+type Pump = Callable[[], Any]
+"""Makes the engine go one step on."""
+
+
+class Outbox:
+    """What a request has to tell: the engine puts, a Generation takes; each in any thread."""
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
+
+    def put(self, event: TokenEvent) -> None:
+        self._events.put(event)
+
+    def end(self, result: Result | None, error: BaseException | None = None) -> None:
+        """Nothing comes any more."""
+        self.result, self.error, self.ended = result, error, True
+        self._events.put(None)
+
+    def get(self, pump: Pump | None) -> TokenEvent | None:
+        """The next event, None at the end; `pump` makes events where no other thread does."""
+        while pump is not None and self._events.empty():
+            pump()
+        return self._events.get()
+
+    def empty(self) -> bool:
+        return self._events.empty()
 
 
 class Generation(Iterator[TokenEvent]):
-    """Generates while it is iterated; `completion()` sums up once it has ended.
+    """Yields a request's events as they come and ends with it.
+
+    Leaving it early (`close`, a `with` block, or dropping it) ends the request and frees what it holds.
 
     Args:
-        programs: the compiled model.
-        prompt: token ids, at least one, fewer than the context holds.
-        params: with the seed filled in.
-        prefill: shape of the steps that read the prompt, a chunk at a time.
-        context: longest text in tokens, prompt included.
-        eos_ids: tokens that end the text.
-        load_seconds: what loading the model took, to be reported.
+        outbox: where the engine puts events.
+        pump: gives what makes the engine go on, None where a thread does that.
+        abort: ends the request.
     """
 
-    def __init__(
-        self,
-        programs: Programs,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        prefill: Shape,
-        context: int,
-        eos_ids: frozenset[int],
-        detokenizer: Detokenizer | None,
-        load_seconds: float = 0.0,
-    ) -> None:
-        self.prompt = tuple(prompt)
-        self.params = params
-        self.timings = Timings(load=load_seconds)
-        self._token_ids: list[int] = []
-        self._text: list[str] = []
-        self._finish_reason: FinishReason | None = None
-        self._max_tokens = min(params.max_tokens, context - len(prompt))
-        self._eos_ids = eos_ids
-        self._detokenizer = detokenizer
-        self._stop = StopText(params.stop)
-        self._tokens = self._run(programs, prefill)
+    def __init__(self, outbox: Outbox, pump: Callable[[], Pump | None], abort: Callable[[], None]) -> None:
+        self._outbox = outbox
+        self._pump = pump
+        self._abort = abort
+        self._ended = False
 
     def __next__(self) -> TokenEvent:
-        if self._finish_reason is not None:
-            raise StopIteration
-        return self._event(next(self._tokens))
+        """
+        Raises:
+            DistaffError: what the request failed with.
+        """
+        event = None if self._ended else self._outbox.get(self._pump())
+        if event is not None:
+            return event
+        self._ended = True
+        if self._outbox.error is not None:
+            raise self._outbox.error
+        raise StopIteration
 
-    def completion(self) -> Completion:
-        """The whole answer; generates what is left of it first."""
+    def poll(self) -> Iterator[TokenEvent]:
+        """The events that have come since; waits for nothing."""
+        while not self._ended and not self._outbox.empty():
+            event = next(self, None)
+            if event is not None:
+                yield event
+
+    def result(self) -> Result:
+        """What the request came to: a Completion, Score or Embedding; waits for its end.
+
+        Raises:
+            DistaffError: what the request failed with.
+        """
         for _ in self:
             pass
-        assert self._finish_reason is not None and self.params.seed is not None
-        return Completion(
-            text="".join(self._text),
-            token_ids=tuple(self._token_ids),
-            prompt_token_ids=self.prompt,
-            finish_reason=self._finish_reason,
-            usage=Usage(len(self.prompt), len(self._token_ids)),
-            timings=self.timings,
-            seed=self.params.seed,
-        )
+        assert self._outbox.result is not None
+        return self._outbox.result
 
-    def _event(self, token: int) -> TokenEvent:
-        self._token_ids.append(token)
-        ended = token in self._eos_ids
-        text = ""
-        if self._detokenizer is not None:
-            text = self._stop.add("" if ended else self._detokenizer.add(token))
-            if ended or len(self._token_ids) == self._max_tokens:
-                text += self._stop.add(self._detokenizer.finish()) + self._stop.finish()
-        if ended or self._stop.found:
-            self._finish_reason = FinishReason.STOP
-        elif len(self._token_ids) == self._max_tokens:
-            self._finish_reason = FinishReason.LENGTH
-        self._text.append(text)
-        return TokenEvent(token, text, self._finish_reason)
+    def completion(self) -> Completion:
+        """The whole answer; waits for its end.
 
-    def _run(self, programs: Programs, prefill: Shape) -> Iterator[int]:
-        decode = replace(prefill, num_tokens=1)
-        before = programs.compile_seconds
-        programs.prepare(prefill)
-        programs.prepare(decode)
-        self.timings.compile = programs.compile_seconds - before
+        Raises:
+            DistaffError: what the request failed with.
+        """
+        result = self.result()
+        assert isinstance(result, Completion)
+        return result
 
-        start = time.perf_counter()
-        cache = programs.new_cache(prefill.num_pages)
-        token = 0
-        for first in range(0, len(self.prompt), prefill.num_tokens):
-            chunk = self.prompt[first : first + prefill.num_tokens]
-            token, cache = programs.run(prefill, cache, chunk, first, self.params)
-        self.timings.prefill = time.perf_counter() - start
-        yield token
+    def close(self) -> None:
+        """Ends the request, if it has not ended."""
+        if not self._outbox.ended:
+            self._abort()
 
-        for position in range(len(self.prompt), len(self.prompt) + self._max_tokens - 1):
-            start = time.perf_counter()
-            token, cache = programs.run(decode, cache, [token], position, self.params)
-            self.timings.decode += time.perf_counter() - start
-            self.timings.decoded_tokens += 1
-            yield token
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()

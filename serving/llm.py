@@ -1,27 +1,37 @@
 """A model in a few lines of Python: load it by name, give it text, get text."""
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 
+from ..backends.base import Backend
+from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError
 from ..backends.select import select_backend
 from ..models.checkpoints import open_checkpoint, resolve_model
+from ..models.config import ModelConfig
+from ..models.decoder import Weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
-from .errors import ContextLengthError, EmptyPromptError
+from .bad_words import spellings
+from .buckets import plan_buckets
+from .cache_size import cache_pages
+from .engine import Engine
+from .engine_config import EngineConfig
+from .errors import EmptyPromptError
 from .generation import Generation
-from .programs import Programs, Shape
-from .types import Completion, Progress, SamplingParams
+from .metrics import Metrics
+from .programs import Programs
+from .results import Completion, Embedding, Score
+from .types import Kind, Progress, Request, SamplingParams
 
-MAX_CHUNK = 512
-"""Most prompt tokens in one step."""
+_FIXED_CHUNK = 64
+"""Where prompts are cut on backends whose numbers depend on the shape of a step, to make them repeat."""
 
 
 class LLM:
@@ -33,6 +43,10 @@ class LLM:
         backend: what runs it; "auto" picks.
         offline: True never touches the network; None follows HF_HUB_OFFLINE.
         on_progress: called as work goes on.
+        config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
+
+    Attributes:
+        engine: what runs the requests; `engine.submit` takes them one by one, with priorities and cache salts.
 
     Raises:
         DistaffError: the model cannot be found, read or run; the message says why and what to do.
@@ -46,10 +60,13 @@ class LLM:
         backend: str = "auto",
         offline: bool | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        **config: Any,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
+        engine_config = EngineConfig(**config)
         self.backend = select_backend(backend)
+        enable_compile_cache()
         start = time.perf_counter()
 
         def report(stage: str) -> Callable[[int, int], None]:
@@ -71,17 +88,18 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
-        self._eos_ids = _eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer)
         weights = checkpoint.load_weights(self.config, dtype=jnp.dtype(dtype), progress=report("load"))
-        compiled = 0
-
-        def on_compile() -> None:
-            nonlocal compiled
-            compiled += 1
-            on_progress(Progress("compile", compiled, 2))
-
-        self._programs = Programs(self.config, weights, self.backend, jnp.dtype(dtype), on_compile)
-        self._load_seconds = time.perf_counter() - start
+        self.engine = build_engine(
+            self.config,
+            weights,
+            self.backend,
+            engine_config,
+            dtype=dtype,
+            eos_ids=_eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer),
+            tokenizer=self.tokenizer,
+            on_compile=lambda number: on_progress(Progress("compile", number, 0)),
+        )
+        self.engine.load_seconds = time.perf_counter() - start
 
     @overload  # a str is a Sequence[str] too, hence the overlap
     def generate(  # pyright: ignore[reportOverlappingOverload]
@@ -93,14 +111,15 @@ class LLM:
     def generate(
         self, prompt: str | Sequence[str], params: SamplingParams | None = None
     ) -> Completion | list[Completion]:
-        """Continues a text, or each of several.
+        """Continues a text, or several at once.
 
         Raises:
-            EmptyPromptError, ContextLengthError: the prompt holds no token, or too many.
+            EmptyPromptError, ContextLengthError: a prompt holds no token, or too many.
         """
         if isinstance(prompt, str):
             return self.stream(prompt, params).completion()
-        return [self.stream(each, params).completion() for each in prompt]
+        results = self.engine.generate([self._request(each, params) for each in prompt])
+        return [result for result in results if isinstance(result, Completion)]
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, **variables: Any
@@ -130,49 +149,106 @@ class LLM:
             EmptyPromptError, ContextLengthError: the prompt holds no token, or too many.
             InvalidParameterError: a token id that the vocabulary lacks, or `stop` without a tokenizer.
         """
+        return self.engine.submit(self._request(prompt, params))
+
+    def score(self, texts: Sequence[str | Sequence[int]], *, num_top: int | None = None) -> list[Score]:
+        """The log-probabilities of each text's own tokens, and of the `num_top` most likely ones in their places."""
+        params = SamplingParams(prompt_logprobs=num_top)
+        results = self.engine.generate([self._request(text, params, kind=Kind.SCORE) for text in texts])
+        return [result for result in results if isinstance(result, Score)]
+
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], *, pooling: Literal["mean", "last"] = "mean"
+    ) -> list[Embedding]:
+        """Each text as a vector: its last hidden states, their mean or those of the last token."""
+        requests = [self._request(text, None, kind=Kind.EMBED, pooling=pooling) for text in texts]
+        return [result for result in self.engine.generate(requests) if isinstance(result, Embedding)]
+
+    def close(self) -> None:
+        """Ends what runs, and lets go of weights and cache."""
+        self.engine.close()
+
+    def _request(self, prompt: str | Sequence[int], params: SamplingParams | None, **fields: Any) -> Request:
         params = params or SamplingParams()
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(64))
         if params.stop:
             self._text()
-        ids = self._text().encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids or prompt == "":
+        ids = self._text().encode(prompt) if isinstance(prompt, str) else prompt
+        if prompt == "":
             raise EmptyPromptError("the prompt is empty, expected at least one token of text")
-        for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InvalidParameterError("prompt", token, f"token ids from 0 to {self.config.vocab_size - 1}")
-        context = self.config.max_positions
-        if len(ids) >= context:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, the model's context holds {context} with the answer; "
-                f"shorten the prompt to at most {context - 1} tokens"
-            )
-        generation = Generation(
-            self._programs,
-            ids,
-            params,
-            prefill=self._shape(len(ids), min(context, len(ids) + params.max_tokens)),
-            context=context,
-            eos_ids=self._eos_ids,
-            detokenizer=None if self.tokenizer is None else self.tokenizer.detokenizer(),
-            load_seconds=self._load_seconds,
-        )
-        self._load_seconds = 0.0
-        return generation
-
-    def _shape(self, num_prompt: int, num_positions: int) -> Shape:
-        """Buckets for the prompt's chunks and for the pages of the whole text, so that few programs serve all."""
-        num_tokens = self._bucket(min(num_prompt, MAX_CHUNK))
-        return Shape(num_tokens, -(-self._bucket(num_positions) // self.backend.page_size))
-
-    def _bucket(self, size: int) -> int:
-        return next(bucket for bucket in self.backend.buckets(size) if bucket >= size)
+        words = spellings(params.bad_words, self._text()) if params.bad_words else ()
+        return Request(tuple(ids), params, bad_word_ids=words, **fields)
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:
             assert self._no_tokenizer is not None
             raise self._no_tokenizer
         return self.tokenizer
+
+
+def build_engine(
+    config: ModelConfig,
+    weights: Weights,
+    backend: Backend,
+    engine_config: EngineConfig,
+    *,
+    dtype: str = "float32",
+    eos_ids: frozenset[int] = frozenset(),
+    tokenizer: Tokenizer | None = None,
+    on_compile: Callable[[int], None] = lambda number: None,
+) -> Engine:
+    """An engine over a model on one device.
+
+    Args:
+        weights: in the checkpoint's form, consumed.
+        on_compile: called as the compilation of a program begins, with its number from 1.
+
+    Raises:
+        InvalidParameterError: a context longer than the model's.
+        CacheTooSmallError: the memory does not hold one text.
+    """
+    context = engine_config.context or config.max_positions
+    if context > config.max_positions:
+        raise InvalidParameterError("context", context, f"at most {config.max_positions}, the model's own")
+    one_shape = engine_config.deterministic and not backend.capabilities.batch_invariant
+    if one_shape:
+        chunk = min(_FIXED_CHUNK, engine_config.max_step_tokens)
+        engine_config = replace(engine_config, fixed_chunk=chunk)
+    max_batch, page_size = engine_config.max_batch, backend.page_size
+    chunk = min(engine_config.max_step_tokens, context)
+    engine_config = replace(engine_config, context=context, max_step_tokens=chunk)
+    num_pages = cache_pages(
+        config.cache_groups,
+        backend,
+        page_size=page_size,
+        dtype=jnp.dtype(dtype),
+        max_batch=max_batch,
+        max_len=context,
+        chunk=chunk,
+        memory=engine_config.kv_memory,
+    )
+    metrics = Metrics(max_batch=max_batch, num_pages=sum(num_pages))
+
+    def count_compile(unexpected: bool) -> None:
+        metrics.compiled(unexpected=unexpected)
+        on_compile(metrics.compiles)
+
+    sizes = backend.buckets(max(chunk, max_batch))
+    programs = Programs(
+        config,
+        weights,
+        backend,
+        jnp.dtype(dtype),
+        num_slots=max_batch,
+        max_len=context,
+        page_size=page_size,
+        num_pages=num_pages,
+        buckets=plan_buckets(sizes, max_batch=max_batch, max_step_tokens=chunk, one_size=one_shape),
+        max_steps=engine_config.max_decode_steps,
+        on_compile=count_compile,
+    )
+    return Engine(
+        programs, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=metrics
+    )
 
 
 def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

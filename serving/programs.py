@@ -1,32 +1,42 @@
-"""Compiled steps for one sequence, made when first needed and kept."""
+"""A model's compiled programs, and the arrays that they keep on the device."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from ..backends.base import Backend, Program
+from ..backends.base import Backend, Program, PyTree
 from ..models.config import ModelConfig
 from ..models.decoder import Weights
-from ..models.kv_cache import KVCache, RaggedBatch, allocate_cache
-from ..models.sampling import SamplingRows
-from ..models.step import Step, StepOutput
-from .types import SamplingParams
+from ..models.kv_cache import KVCache, allocate_cache, copy_pages
+from ..models.row_state import RowState, SamplingRows, admit
+from ..models.step import Step, StepBatch, StepOutput
+from .plan import Bucket
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a program is compiled for: tokens in a step, and pages of the sequence."""
-
-    num_tokens: int
-    num_pages: int
+MAX_ADMITTED = 8
+"""Rows that one call uploads."""
+MAX_COPIED = 8
+"""Pages of a group that one call copies."""
 
 
 class Programs:
-    """Runs a model's step on one sequence at a time."""
+    """Runs steps on one device (or one layout of devices).
+
+    Args:
+        config, weights, backend: the model; weights in the checkpoint's form, consumed.
+        dtype: of weights, activations and cache.
+        num_slots: R, rows that can run at once.
+        max_len: longest text in tokens.
+        page_size, num_pages: of the cache; a number for each cache group.
+        buckets: what to compile for, smallest first.
+        max_steps: most decode steps in one call.
+        on_compile: called before each compilation with whether that is unexpected, since `warm_up` has ended.
+
+    A program is compiled when it is first used, unless `warm_up` did that before.
+    """
 
     def __init__(
         self,
@@ -34,62 +44,129 @@ class Programs:
         weights: Weights,
         backend: Backend,
         dtype: DTypeLike,
-        on_compile: Callable[[], None] = lambda: None,
+        *,
+        num_slots: int,
+        max_len: int,
+        page_size: int,
+        num_pages: tuple[int, ...],
+        buckets: Sequence[Bucket],
+        max_steps: int,
+        on_compile: Callable[[bool], None] = lambda unexpected: None,
     ) -> None:
-        self.compile_seconds = 0.0
+        self.groups = config.cache_groups
+        self.num_slots, self.max_len = num_slots, max_len
+        self.page_size, self.num_pages = page_size, num_pages
+        self.max_steps = max_steps
         self._config = config
         self._backend = backend
         self._dtype = dtype
         self._weights = backend.prepare_params(weights)
-        self._step = Step(config, backend)
-        self._programs: dict[Shape, Program] = {}
+        self._planned = tuple(buckets)
+        self._programs: dict[Bucket | str, Program] = {}
+        self._only_ready = self._warm = False
         self._on_compile = on_compile
+        self.compile_seconds = 0.0
+        self._cache: KVCache | None = None
+        self._state: RowState | None = None
+        self.reset()
 
-    def prepare(self, shape: Shape) -> None:
-        """Compiles for a shape, unless that is done."""
-        if shape in self._programs:
-            return
-        self._on_compile()
-        start = time.perf_counter()
-        cache = jax.eval_shape(lambda: self.new_cache(shape.num_pages))
-        args = (self._weights, cache, *self._inputs(shape, [0], 0, SamplingParams(seed=0)))
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
-        self._programs[shape] = self._backend.compile(self._step, abstract, donate=(1,))
-        self.compile_seconds += time.perf_counter() - start
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """Those that may be used now: all, or during a warm-up those that are compiled."""
+        if not self._only_ready:
+            return self._planned
+        return tuple(bucket for bucket in self._planned if bucket in self._programs)
 
-    def new_cache(self, num_pages: int) -> KVCache:
-        """Pages for one sequence, in every group."""
-        pages = [num_pages] * len(self._config.cache_groups)
+    def warm_up(self) -> None:
+        """Compiles everything, what serving needs first first; other threads may use what is ready meanwhile."""
+        self._only_ready = True
+        for name in ("admit", "copy", *self._planned):
+            self._program(name)
+        self._only_ready, self._warm = False, True
+
+    def admit(self, slots: list[int], histories: list[list[int]], rows: list[dict[str, np.ndarray]]) -> None:
+        """Uploads the text and the sampling parameters of rows that begin to run."""
+        for first in range(0, len(slots), MAX_ADMITTED):
+            part = slice(first, first + MAX_ADMITTED)
+            where = np.full(MAX_ADMITTED, self.num_slots, np.int32)
+            where[: len(slots[part])] = slots[part]
+            texts = np.zeros((MAX_ADMITTED, self.max_len), np.int32)
+            for text, history in zip(texts, histories[part], strict=False):
+                text[: len(history)] = history
+            padded = rows[part] + [rows[first]] * (MAX_ADMITTED - len(rows[part]))
+            stacked = SamplingRows(**{name: np.stack([row[name] for row in padded]) for name in padded[0]})
+            self._state = self._program("admit")(self._state, where, RowState(texts, stacked))
+
+    def copy_pages(self, copies: tuple[list[tuple[int, int]], ...]) -> None:
+        """Copies pages (source, target) of each group."""
+        for first in range(0, max(map(len, copies)), MAX_COPIED):
+            sources, targets = [], []
+            for pairs, num_pages in zip(copies, self.num_pages, strict=True):
+                source, target = np.zeros(MAX_COPIED, np.int32), np.full(MAX_COPIED, num_pages, np.int32)
+                for i, (old, new) in enumerate(pairs[first : first + MAX_COPIED]):
+                    source[i], target[i] = old, new
+                sources.append(source)
+                targets.append(target)
+            self._cache = self._program("copy")(self._cache, tuple(sources), tuple(targets))
+
+    def step(self, bucket: Bucket, batch: StepBatch) -> StepOutput:
+        """Dispatches a step; its output is on the device and may not be there yet."""
+        program = self._program(bucket)
+        output, self._cache, self._state = program(self._weights, self._cache, self._state, batch)
+        return output
+
+    def reset(self) -> None:
+        """A new, empty cache and row state."""
+        self._cache = self._state = None
+        self._cache = self._new_cache()
+        self._state = self._new_state()
+
+    def close(self) -> None:
+        """Lets go of weights, cache and programs."""
+        self._cache = self._state = self._weights = None
+        self._programs.clear()
+
+    def _program(self, name: Bucket | str) -> Program:
+        program = self._programs.get(name)
+        if program is None:
+            self._on_compile(self._warm)
+            start = time.perf_counter()
+            program = self._programs[name] = self._compile(name)
+            self.compile_seconds += time.perf_counter() - start
+        return program
+
+    def _compile(self, name: Bucket | str) -> Program:
+        cache, state = jax.eval_shape(self._new_cache), jax.eval_shape(self._new_state)
+        if name == "admit":
+            few = jax.eval_shape(lambda: RowState.empty(MAX_ADMITTED, self.max_len, self._config.vocab_size))
+            return self._backend.compile(admit, (state, _integers(MAX_ADMITTED), few), donate=(0,))
+        if name == "copy":
+            ids = (_integers(MAX_COPIED),) * len(self.groups)
+            return self._backend.compile(copy_pages, (cache, ids, ids), donate=(0,))
+        assert isinstance(name, Bucket)
+        step = Step(
+            self._config,
+            self._backend,
+            num_tokens=name.num_tokens,
+            max_steps=self.max_steps if name.kind == "decode" else 1,
+            prompt=name.kind == "prompt",
+            decode=name.kind == "decode",
+        )
+        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._weights)
+        tables = (_integers(name.num_rows, -(-self.max_len // self.page_size)),) * len(self.groups)
+        rows = _integers(name.num_rows)
+        draws = jax.ShapeDtypeStruct((name.num_rows,), jnp.bool_)
+        batch = StepBatch(rows, _integers(name.num_rows + 1), rows, tables, draws, _integers())
+        return self._backend.compile(step, (weights, cache, state, batch), donate=(1, 2))
+
+    def _new_cache(self) -> KVCache:
         return allocate_cache(
-            self._config, self._backend, num_pages=pages, page_size=self._backend.page_size, dtype=self._dtype
+            self._config, self._backend, num_pages=self.num_pages, page_size=self.page_size, dtype=self._dtype
         )
 
-    def run(
-        self, shape: Shape, cache: KVCache, tokens: Sequence[int], start: int, params: SamplingParams
-    ) -> tuple[int, KVCache]:
-        """Appends `tokens` from position `start` on; returns the token drawn behind them. The cache is consumed."""
-        batch, rows = self._inputs(shape, tokens, start, params)
-        output: StepOutput
-        output, cache = self._programs[shape](self._weights, cache, batch, rows)
-        return int(self._backend.get(output.tokens)[0, 0]), cache
+    def _new_state(self) -> RowState:
+        return RowState.empty(self.num_slots, self.max_len, self._config.vocab_size)
 
-    def _inputs(
-        self, shape: Shape, tokens: Sequence[int], start: int, params: SamplingParams
-    ) -> tuple[RaggedBatch, SamplingRows]:
-        assert params.seed is not None
-        batch = RaggedBatch.single(
-            tokens,
-            start,
-            num_tokens=shape.num_tokens,
-            num_pages=shape.num_pages,
-            num_groups=len(self._config.cache_groups),
-        )
-        rows = SamplingRows(
-            temperature=jnp.asarray([params.temperature], jnp.float32),
-            top_k=jnp.asarray([min(params.top_k, self._config.vocab_size)], jnp.int32),
-            top_p=jnp.asarray([params.top_p], jnp.float32),
-            min_p=jnp.asarray([params.min_p], jnp.float32),
-            seeds=jnp.asarray([[params.seed >> 32, params.seed & 0xFFFFFFFF]], jnp.uint32),
-            choices=jnp.zeros(1, jnp.int32),
-        )
-        return batch, rows
+
+def _integers(*shape: int) -> PyTree:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -21,8 +21,8 @@ from distaff.models.families import config_from_hf
 from distaff.models.kv_cache import KVCache, RaggedBatch, allocate_cache
 from distaff.models.layers import Machine
 from distaff.models.placement import OneDevice
-from distaff.models.sampling import SamplingRows
-from distaff.models.step import Step, StepOutput
+from distaff.models.row_state import RowState
+from distaff.models.step import Step, StepBatch, StepOutput
 
 GOLDEN: Final = Path(os.environ.get("DISTAFF_GOLDEN") or Path(__file__).parent)
 """Where the cases are: those of the repository, or those that `scripts/test --oracle` has just made anew."""
@@ -116,9 +116,15 @@ class Text:
 
     def step(self, token: int) -> tuple[np.ndarray, int]:
         """Appends one token by the step that serving runs: logits [V] behind it, and the next token, greedily."""
-        batch = self._batch([token], 1)
+        ragged = self._batch([token], 1)
+        state = RowState.empty(1, MAX_TOKENS + 1, self.config.vocab_size)
+        state.history[0, self.length] = token
+        zero = jnp.zeros(1, jnp.int32)
+        batch = StepBatch(
+            zero, ragged.query_starts, ragged.kv_lens, ragged.page_tables, jnp.ones(1, jnp.bool_), jnp.int32(1)
+        )
         step = Step(self.config, _MACHINE.backend, _MACHINE.placement, return_logits=True)
-        output, self.cache = _step(step, self.weights, self.cache, batch, SamplingRows.greedy(1))
+        output, self.cache = _step(step, self.weights, self.cache, state, batch)
         self.length += 1
         assert output.logits is not None
         return np.asarray(output.logits)[0, 0], int(output.tokens[0, 0])
@@ -147,9 +153,10 @@ def _forward(
 
 @partial(jax.jit, static_argnums=0, compiler_options=_FAST_COMPILE)
 def _step(
-    step: Step, weights: Weights, cache: KVCache, batch: RaggedBatch, rows: SamplingRows
+    step: Step, weights: Weights, cache: KVCache, state: RowState, batch: StepBatch
 ) -> tuple[StepOutput, KVCache]:
-    return step(weights, cache, batch, rows)
+    output, cache, _ = step(weights, cache, state, batch)
+    return output, cache
 
 
 def restacked(weights: Weights, old: ModelConfig, new: ModelConfig) -> Weights:

@@ -19,11 +19,12 @@ from distaff.models.checkpoints import shipped_configs
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import flatten, init_weights, unflatten, weight_specs
 from distaff.models.families import FAMILIES, config_from_hf, family_named
-from distaff.models.kv_cache import RaggedBatch, allocate_cache
-from distaff.models.sampling import SamplingRows
-from distaff.models.step import Step
+from distaff.models.kv_cache import allocate_cache
+from distaff.models.row_state import RowState
+from distaff.models.step import Step, StepBatch
 
 from ..golden.harness import CASES
+from .step_inputs import row_state, step_batch
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 BACKEND = ReferenceBackend()
@@ -33,11 +34,9 @@ def read(case: str, **changes: object) -> ModelConfig:
     return config_from_hf(json.loads((GOLDEN / case / "config.json").read_text()) | changes)
 
 
-def one_row(config: ModelConfig, tokens: list[int], *, num_pages: int = 1) -> tuple[RaggedBatch, SamplingRows]:
-    batch = RaggedBatch.single(
-        tokens, 0, num_tokens=len(tokens), num_pages=num_pages, num_groups=len(config.cache_groups)
-    )
-    return batch, SamplingRows.greedy(1)
+def one_row(config: ModelConfig, tokens: list[int], *, num_pages: int = 1) -> tuple[RowState, StepBatch]:
+    batch = step_batch([(0, len(tokens))], [list(range(num_pages))], num_groups=len(config.cache_groups))
+    return row_state([tokens], config.vocab_size, max_len=32), batch
 
 
 def abstract_step(config: ModelConfig, dtype: DTypeLike) -> tuple[Step, tuple[PyTree, ...]]:
@@ -51,7 +50,7 @@ def abstract_step(config: ModelConfig, dtype: DTypeLike) -> tuple[Step, tuple[Py
             *one_row(config, [0] * 16, num_pages=8),
         )
     )
-    return Step(config, BACKEND), (weights, *rest)
+    return Step(config, BACKEND, num_tokens=16), (weights, *rest)
 
 
 PUBLISHED = {
@@ -103,11 +102,12 @@ def test_a_residual_scale_multiplies_every_branch() -> None:
     """With the scale at zero the layers leave no trace, whatever they compute."""
     config = read("llama2")
     weights = jax.tree.map(lambda w: w * 6, init_weights(config, seed=0, dtype=jnp.float32))
-    batch, rows = one_row(config, [5, 6])
+    state, batch = one_row(config, [5, 6])
 
     def logits(config: ModelConfig) -> np.ndarray:
         cache = allocate_cache(config, BACKEND, num_pages=[1], page_size=16, dtype=jnp.float32)
-        output, _ = jax.jit(Step(config, BACKEND, return_logits=True))(weights, cache, batch, rows)
+        step = Step(config, BACKEND, num_tokens=2, return_logits=True)
+        output, *_ = jax.jit(step)(weights, cache, state, batch)
         return np.asarray(output.logits)
 
     nothing = logits(replace(config, residual_scale=0.0))

@@ -20,10 +20,12 @@ from distaff.backends.base import PyTree
 from distaff.backends.reference import ReferenceBackend
 from distaff.models.decoder import flatten, init_weights, unflatten, weight_specs
 from distaff.models.families import config_from_hf
-from distaff.models.kv_cache import RaggedBatch, allocate_cache
+from distaff.models.kv_cache import allocate_cache
 from distaff.models.placement import OneDevice
-from distaff.models.sampling import SamplingRows
-from distaff.models.step import Step
+from distaff.models.row_state import RowState
+from distaff.models.step import Step, StepBatch
+
+from .step_inputs import row_state, step_batch
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 BACKEND = ReferenceBackend()
@@ -46,15 +48,11 @@ class Split(OneDevice):
         return jax.lax.axis_index("x") * size if logical in self.logical else 0
 
 
-def inputs(groups: int, vocab_size: int) -> tuple[RaggedBatch, SamplingRows]:
-    ids = jnp.asarray(np.random.default_rng(1).integers(0, vocab_size, 21), jnp.int32)
-    tables = (jnp.arange(4, dtype=jnp.int32).reshape(2, 2),) * groups
-    batch = RaggedBatch(ids, jnp.array([0, 13, 21]), jnp.array([13, 8]), tables, jnp.array([[5, 12], [13, 20]]))
-    rows = SamplingRows(
-        jnp.array([0.0, 1.0]), jnp.array([0, 5]), jnp.ones(2), jnp.zeros(2),
-        jnp.array([[0, 1], [0, 2]], jnp.uint32), jnp.zeros(2, jnp.int32),
-    )  # fmt: skip
-    return batch, rows
+def inputs(groups: int, vocab_size: int) -> tuple[RowState, StepBatch]:
+    ids = np.random.default_rng(1).integers(0, vocab_size, 21).tolist()
+    fields = dict(temperature=[0.0, 1.0], top_k=[0, 5], seeds=[[0, 1], [0, 2]])
+    state = row_state([ids[:13], ids[13:]], vocab_size, **fields)
+    return state, step_batch([(0, 13), (0, 8)], [[0, 1], [2, 3]], num_groups=groups)
 
 
 # Cases whose head counts and vocabulary two devices can split; the vocabulary is cut to fit.
@@ -74,13 +72,14 @@ def test_split_weights_give_the_logits_of_whole_ones(case: str, logical: tuple[s
     even = {"vocab_size": 96, "num_local_experts": 6, "num_hidden_layers": 2, "layer_types": None}
     config = config_from_hf({**hf, **even})
     weights = jax.tree.map(lambda w: w * 6, init_weights(config, seed=0, dtype=jnp.float32))
-    batch, rows = inputs(len(config.cache_groups), config.vocab_size)
+    state, batch = inputs(len(config.cache_groups), config.vocab_size)
 
     def fresh_cache() -> PyTree:
         pages = [4] * len(config.cache_groups)
         return allocate_cache(config, BACKEND, num_pages=pages, page_size=16, dtype=jnp.float32)
 
-    whole, _ = jax.jit(Step(config, BACKEND, return_logits=True))(weights, fresh_cache(), batch, rows)
+    shape = dict(num_tokens=21, num_candidates=2, return_logits=True)
+    whole, *_ = jax.jit(Step(config, BACKEND, **shape))(weights, fresh_cache(), state, batch)
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     specs = {
@@ -91,13 +90,13 @@ def test_split_weights_give_the_logits_of_whole_ones(case: str, logical: tuple[s
     assert any("x" in spec for spec in specs.values())
     cache_spec = P(None, None, None, None, "x" if "kv_heads" in logical else None)
     step = jax.shard_map(
-        Step(config, BACKEND, Split(logical), return_logits=True),
+        Step(config, BACKEND, Split(logical), **shape),
         mesh=mesh,
         in_specs=(unflatten(specs), cache_spec, P(), P()),
-        out_specs=(P(), cache_spec),
+        out_specs=(P(), cache_spec, P()),
         check_vma=False,
     )
-    got, _ = jax.jit(step)(unflatten(split), fresh_cache(), batch, rows)
+    got, *_ = jax.jit(step)(unflatten(split), fresh_cache(), state, batch)
     assert whole.logits is not None and got.logits is not None and float(whole.logits.std()) > 0.3
     np.testing.assert_allclose(got.logits, whole.logits, atol=1e-4)
     np.testing.assert_array_equal(got.tokens, whole.tokens)

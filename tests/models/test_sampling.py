@@ -1,4 +1,7 @@
-"""Sampling against numpy, and what the random key depends on."""
+"""A whole draw against numpy: same noise, same token, whatever path it takes and whoever its neighbours are."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -7,84 +10,335 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.models.sampling import Purpose, SamplingRows, num_accepted, row_keys, sample
+from distaff.models.logprobs import token_logprobs
+from distaff.models.row_state import RowState, SamplingRows
+from distaff.models.sampling import Purpose, draw, num_accepted, row_keys
+
+# Beyond 4,096 tokens there is a way over candidates besides that over everything; no multiple of a block's 64.
+SIZES = [5, 300, 5003]
+LENGTH = 24
+
+Row = Mapping[str, object]
+draw_jit = jax.jit(draw)
 
 
-def rows(batch: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-         seeds: np.ndarray | None = None, token_mask: jax.Array | None = None) -> SamplingRows:  # fmt: skip
-    words = np.stack([np.zeros(batch), np.arange(batch)], -1) if seeds is None else seeds
-    return SamplingRows(
-        jnp.full(batch, temperature, jnp.float32), jnp.full(batch, top_k, jnp.int32),
-        jnp.full(batch, top_p, jnp.float32), jnp.full(batch, min_p, jnp.float32),
-        jnp.asarray(words, jnp.uint32), jnp.zeros(batch, jnp.int32), token_mask,
-    )  # fmt: skip
+def stack(rows: list[Row], size: int) -> SamplingRows:
+    """Rows whose named fields are set; a list is filled up with the padding that is there."""
+    table = SamplingRows.empty(len(rows), size)
+    for i, row in enumerate(rows):
+        for name, value in row.items():
+            field = getattr(table, name)
+            if name == "bad_words":
+                for j, word in enumerate(value):  # pyright: ignore[reportArgumentType]
+                    field[i, j, -len(word) :] = word
+            elif isinstance(value, list):
+                field[i, : len(value)] = value
+            else:
+                field[i] = value
+    return table
 
 
-def kept_by_numpy(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
-    """Probabilities after top-k, top-p and min-p, one after the other, each on what the last one left."""
-    scaled = logits.astype(np.float64) / temperature
-    keep = np.ones(len(scaled), bool)
-    if top_k:
-        keep &= scaled >= np.sort(scaled)[-min(top_k, len(scaled))]
+def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, position: int, mask: np.ndarray | None) -> int:
+    """The token of a row (fields without their first axis), computed the long way round in fp64."""
+    size = len(logits)
+    x = logits.astype(np.float64)
+    text = history[:position].tolist()
 
-    def probabilities() -> np.ndarray:
-        weights = np.where(keep, np.exp(scaled - scaled[keep].max()), 0)
+    def without(banned: set[int]) -> np.ndarray:
+        masked = np.where(np.isin(np.arange(size), sorted(banned)), -np.inf, x)
+        return masked if (masked > -np.inf).any() else x
+
+    banned = set() if mask is None else set(np.flatnonzero(~mask).tolist())
+    if row.restricted:
+        banned |= {v for v in range(size) if not int(row.allowed[v // 32]) >> v % 32 & 1}
+    x = without(banned)
+    words = [[int(v) for v in word if v >= 0] for word in row.bad_words]
+    x = without({w[-1] for w in words if w and len(text) >= len(w) - 1 and text[len(text) - len(w) + 1 :] == w[:-1]})
+    if position < row.min_lens:
+        x = without({int(v) for v in row.stop_ids if v >= 0})
+    for token in set(text):
+        x[token] = x[token] / row.repetition_penalty if x[token] > 0 else x[token] * row.repetition_penalty
+    answer = text[int(row.prompt_lens) :]
+    for token in set(answer):
+        x[token] -= row.presence_penalty + row.frequency_penalty * answer.count(token)
+    for token, bias in zip(row.bias_ids, row.bias, strict=True):
+        if token >= 0:
+            x[token] += bias
+    if row.temperature == 0:
+        return int(x.argmax())
+
+    x = x / row.temperature
+    keep = x > -np.inf
+
+    def shares() -> np.ndarray:
+        weights = np.where(keep, np.exp(x - x[keep].max()), 0)
         return weights / weights.sum()
 
-    order = np.argsort(-probabilities(), kind="stable")
-    before = np.cumsum(probabilities()[order]) - probabilities()[order]
-    outside = order[(before >= top_p) & (np.arange(len(order)) > 0)]
-    keep[outside] = False
-    keep &= probabilities() >= min_p * probabilities().max()
-    return probabilities()
+    def covering(order: np.ndarray, mass: float) -> np.ndarray:
+        """The first of `order` whose shares reach `mass`."""
+        total = np.cumsum(shares()[order])
+        return order[: int((total < mass).sum()) + 1]
+
+    if row.top_k > 0:
+        keep &= x >= np.sort(x[keep])[-min(int(row.top_k), keep.sum())]
+    if row.typical_p < 1:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = -np.log(shares())
+            entropy = np.nansum(shares() * surprise)
+        keep &= np.isin(np.arange(size), covering(np.argsort(np.abs(surprise - entropy), kind="stable"), row.typical_p))  # pyright: ignore
+    if row.top_p < 1:
+        keep &= np.isin(np.arange(size), covering(np.argsort(-shares(), kind="stable"), row.top_p))  # pyright: ignore
+    keep &= shares() >= row.min_p * shares().max()
+    key = row_keys(
+        jnp.asarray(row.seeds)[None], jnp.asarray(row.choices)[None], jnp.asarray([position]), Purpose.SAMPLE
+    )
+    noise = np.asarray(jax.random.gumbel(key[0], (size,), jnp.float32))
+    return int(np.where(keep, x + noise, -np.inf).argmax())
 
 
-DRAWS = 4096
+def take(rows: SamplingRows, i: int) -> SamplingRows:
+    return SamplingRows(**{field.name: np.asarray(getattr(rows, field.name))[i] for field in fields(rows)})
 
 
+def oracle(logits: np.ndarray, row: SamplingRows, history: np.ndarray, position: int,
+           mask: np.ndarray | None = None) -> set[int]:  # fmt: skip
+    """The tokens that are right: where a cut falls between two sums that fp32 cannot tell apart, either is."""
+    nudged = [
+        replace(row, top_p=row.top_p * (1 + by), typical_p=row.typical_p * (1 + by), min_p=row.min_p * (1 + by))
+        for by in (0.0, 1e-5, -1e-5)
+    ]
+    return {by_numpy(logits, each, history, position, mask) for each in nudged}
+
+
+def tokens_of(
+    logits: np.ndarray, rows: SamplingRows, history: np.ndarray, positions: np.ndarray, **kwargs: object
+) -> list[int]:
+    state = RowState(jnp.asarray(history), jax.tree.map(jnp.asarray, rows))
+    slots = jnp.arange(len(logits), dtype=jnp.int32)
+    return draw_jit(jnp.asarray(logits), state, slots, jnp.asarray(positions), **kwargs)[0].tolist()
+
+
+def normal(size: int, count: int, *, seed: int = 0, scale: float = 2) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(count, size)) * scale).astype(np.float32)
+
+
+def seeds_of(seed: int) -> list[int]:
+    return [seed & 0xFFFFFFFF, seed >> 32]
+
+
+# One feature each, strong enough to show on logits of a standard deviation of 2 (or far less: flat).
+FEATURES: dict[str, Row] = {
+    "temperature": dict(temperature=1.5),
+    "top_k": dict(temperature=2.0, top_k=3),
+    "top_k beyond the candidates": dict(temperature=2.0, top_k=90),
+    "top_k beyond the vocabulary": dict(temperature=2.0, top_k=100_000),
+    "top_p": dict(temperature=1.5, top_p=0.7),
+    "top_p tiny": dict(temperature=2.0, top_p=1e-6),
+    "top_k and top_p": dict(temperature=2.0, top_k=40, top_p=0.6),
+    "min_p": dict(temperature=1.5, min_p=0.4),
+    "min_p low": dict(temperature=1.5, min_p=1e-4),
+    "typical_p": dict(temperature=1.0, typical_p=0.4),
+    "top_k and typical_p": dict(temperature=1.5, top_k=30, typical_p=0.5),
+    "all cuts": dict(temperature=1.3, top_k=50, typical_p=0.8, top_p=0.8, min_p=0.05),
+    "repetition_penalty": dict(repetition_penalty=3.0),
+    "presence_penalty": dict(presence_penalty=9.0, prompt_lens=2),
+    "frequency_penalty": dict(frequency_penalty=5.0, prompt_lens=2),
+    "bias": dict(bias_ids=[1, 4], bias=[30.0, 31.0]),
+    "bad_words": dict(bad_words=[[4], [2, 1]]),
+    "min_lens": dict(min_lens=LENGTH, stop_ids=[0, 1, 2]),
+    "allowed": dict(restricted=True, allowed=[0b11010]),
+    "everything": dict(
+        temperature=0.8, top_k=60, typical_p=0.9, top_p=0.9, min_p=0.02, repetition_penalty=1.2, presence_penalty=0.5,
+        frequency_penalty=0.2, prompt_lens=3, bias_ids=[3], bias=[1.0], bad_words=[[4]], min_lens=9, stop_ids=[2],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("scale", [0.3, 4.0])
+def test_each_parameter_draws_the_token_that_numpy_draws(size: int, feature: str, scale: float) -> None:
+    count = 8
+    logits = normal(size, count, seed=size, scale=scale)
+    rows = stack([{**FEATURES[feature], "seeds": [i, 5]} for i in range(count)], size)
+    history = np.random.default_rng(1).integers(0, min(size, 40), (count, LENGTH)).astype(np.int32)
+    positions = np.arange(count, dtype=np.int32) + 3
+    got = tokens_of(logits, rows, history, positions)
+    for i in range(count):
+        assert got[i] in oracle(logits[i], take(rows, i), history[i], int(positions[i])), i
+
+
+CHANGES_NOTHING = {"top_k beyond the vocabulary", "min_p low", "top_k beyond the candidates"}
+
+
+@pytest.mark.parametrize("feature", sorted(FEATURES.keys() - CHANGES_NOTHING))
+def test_each_parameter_changes_the_tokens(feature: str) -> None:
+    size, count = 300, 16
+    logits = normal(size, count)
+    logits[:, :5] += 5  # what the features name is likely
+    history = np.tile(np.arange(4, dtype=np.int32), (count, LENGTH // 4))
+    positions = np.full(count, 8, np.int32)
+
+    def tokens(row: Row) -> list[int]:
+        return tokens_of(logits, stack([{**row, "seeds": [i, 0]} for i in range(count)], size), history, positions)
+
+    row = FEATURES[feature]
+    only_temperature = {} if feature == "temperature" else {"temperature": row.get("temperature", 0)}
+    assert tokens(row) != tokens(only_temperature)
+
+
+@st.composite
+def any_row(draw: st.DrawFn, size: int) -> Row:
+    """Parameters of a row, most of them off most of the time."""
+
+    def maybe(name: str, values: st.SearchStrategy) -> dict[str, object]:
+        return {name: draw(values)} if draw(st.integers(0, 2)) == 0 else {}
+
+    def between(low: float, high: float) -> st.SearchStrategy[float]:
+        return st.floats(low, high).map(lambda x: float(np.float32(x)))
+
+    token = st.integers(0, min(size, 40) - 1)
+    row: dict[str, object] = {"seeds": seeds_of(draw(st.integers(0, 2**64 - 1))), "choices": draw(st.integers(0, 3))}
+    row |= {"temperature": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0]))}
+    row |= maybe("top_k", st.sampled_from([1, 2, 5, 40, 64, 65, 100, 1000, 100_000]))
+    row |= maybe("top_p", between(0.01, 0.999))
+    row |= maybe("min_p", between(1e-6, 1))
+    row |= maybe("typical_p", between(0.05, 0.99))
+    row |= maybe("repetition_penalty", between(0.5, 2))
+    row |= maybe("presence_penalty", between(-2, 2))
+    row |= maybe("frequency_penalty", between(-2, 2))
+    row |= maybe("prompt_lens", st.integers(0, LENGTH))
+    row |= maybe("min_lens", st.integers(0, LENGTH))
+    row |= {"stop_ids": draw(st.lists(token, max_size=4))}
+    row |= maybe("bad_words", st.lists(st.lists(token, min_size=1, max_size=3), max_size=3))
+    row |= maybe("bias_ids", st.lists(token, min_size=1, max_size=4, unique=True))
+    row |= {"bias": [1.5, -2.0, 4.0, 9.0]}
+    if draw(st.integers(0, 3)) == 0:
+        row |= {"restricted": True, "allowed": [draw(st.integers(0, 2**5 - 1))]}
+    return row
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from(SIZES))
+    count = 9  # more than one group of the rows that go through the whole vocabulary
+    seed = data.draw(st.integers(0, 99))
+    scale = data.draw(st.sampled_from([0.1, 1.0, 6.0]))
+    logits = normal(size, count, seed=seed, scale=scale)
+    if data.draw(st.booleans()):
+        logits = np.round(logits * 2) / 2  # ties
+    if data.draw(st.booleans()):
+        logits[:, ::3] = -np.inf
+    generator = np.random.default_rng(seed)
+    history = generator.integers(0, min(size, 8), (count, LENGTH)).astype(np.int32)
+    positions = generator.integers(0, LENGTH, count).astype(np.int32)
+    rows = stack([data.draw(any_row(size)) for _ in range(count)], size)
+    together = tokens_of(logits, rows, history, positions)
+    for i in range(count):
+        # Of tied tokens at the end of a top-p or typical-p cut, numpy's sort keeps some and ours all.
+        tied = len(np.unique(logits[i])) < size and (rows.top_p[i] < 1 or rows.typical_p[i] < 1)
+        if not tied:
+            assert together[i] in oracle(logits[i], take(rows, i), history[i], int(positions[i])), i
+    for i in data.draw(st.permutations(range(count)))[:2]:
+        one = slice(i, i + 1)
+        alone = tokens_of(logits[one], jax.tree.map(lambda x: x[one], rows), history[one], positions[one])  # noqa: B023
+        assert alone == together[i : i + 1]
+
+
+@pytest.mark.parametrize("size", [11, 5003])
 @pytest.mark.parametrize(
-    "params",
-    [
-        dict(temperature=0.7, top_k=0, top_p=1.0, min_p=0.0),
-        dict(temperature=1.0, top_k=3, top_p=1.0, min_p=0.0),
-        dict(temperature=1.3, top_k=0, top_p=0.8, min_p=0.0),
-        dict(temperature=1.0, top_k=0, top_p=1.0, min_p=0.3),
-        dict(temperature=1.5, top_k=7, top_p=0.9, min_p=0.1),
-        dict(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0),
-        dict(temperature=1.0, top_k=0, top_p=1e-6, min_p=0.0),
-    ],
-)
-def test_draws_follow_the_distribution_that_numpy_computes(params: dict[str, float]) -> None:
-    logits = np.random.default_rng(3).normal(size=11).astype(np.float32) * 2
-    want = kept_by_numpy(logits, **params)  # pyright: ignore[reportArgumentType]
-    drawn = sample(jnp.tile(logits, (DRAWS, 1)), rows(DRAWS, **params), jnp.full(DRAWS, 5))  # pyright: ignore
-    got = np.bincount(drawn, minlength=11) / DRAWS
-    assert not got[want == 0].any()
-    # Five standard deviations of a binomial share.
-    np.testing.assert_array_less(np.abs(got - want), 5 * np.sqrt(want * (1 - want) / DRAWS) + 1e-9)
+    "row",
+    [dict(temperature=0.7), dict(temperature=1.0, top_p=0.8), dict(temperature=1.3, top_k=4, min_p=0.1),
+     dict(temperature=1.0, typical_p=0.6)],
+)  # fmt: skip
+def test_draws_follow_the_distribution(size: int, row: Row) -> None:
+    """A chi-square test with fixed seeds: eleven tokens, beside which a large vocabulary's others do not count."""
+    count = 4096
+    logits = np.full(size, -30, np.float32)
+    likely = np.random.default_rng(3).permutation(size)[:11]
+    logits[likely] = normal(11, 1, seed=5)[0]
+    rows = jax.tree.map(lambda field: np.repeat(field, count, axis=0), stack([row], size))
+    rows = replace(rows, choices=np.arange(count, dtype=np.int32))
+    history = np.zeros((count, 1), np.int32)
+    drawn = np.asarray(tokens_of(np.tile(logits, (count, 1)), rows, history, np.zeros(count, np.int32)))
+    shares = np.exp(logits[likely].astype(np.float64) / float(row["temperature"]))  # pyright: ignore
+    kept = np.isin(likely, drawn)
+    shares = shares[kept] / shares[kept].sum()
+    got = np.array([(drawn == token).sum() for token in likely[kept]])
+    assert got.sum() == count
+    statistic = ((got - count * shares) ** 2 / (count * shares)).sum()
+    # The 99.9th percentile of a chi-square distribution (Wilson and Hilferty 1931).
+    freedom = max(int(kept.sum()) - 1, 1)
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_temperature_zero_takes_the_best_and_ties_go_to_the_first() -> None:
-    logits = jnp.asarray([[0.0, 2.0, 2.0], [3.0, 1.0, 2.0]])
-    np.testing.assert_array_equal(sample(logits, rows(2, temperature=0.0), jnp.zeros(2, jnp.int32)), [1, 0])
+@pytest.mark.parametrize("size", SIZES)
+def test_empty_rows_change_nothing_and_do_no_harm(size: int) -> None:
+    rows = stack([{**FEATURES["all cuts"], "seeds": [i, 0], "num_logprobs": 3} for i in range(3)], size)
+    state = RowState(jnp.zeros((3, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
+    logits = jnp.asarray(normal(size, 5))
+    slots, positions = jnp.asarray([3, 1, 3, 0, 3]), jnp.asarray([0, 4, -5, 4, 10_000])
+    some, logprobs = draw_jit(logits.at[0].set(jnp.nan), state, slots, positions)
+    alone, alone_logprobs = draw_jit(logits[jnp.asarray([1, 3])], state, slots[jnp.asarray([1, 3])], jnp.full(2, 4))
+    assert some[jnp.asarray([1, 3])].tolist() == alone.tolist()
+    np.testing.assert_array_equal(logprobs.top_ids[jnp.asarray([1, 3])], alone_logprobs.top_ids)
+    # With nobody there, nothing is computed for them.
+    nobody = draw_jit(logits, state, jnp.full(5, 3), positions)
+    assert nobody[0].tolist() == logits.argmax(axis=-1).tolist()
+    assert not nobody[1].chosen.any()
 
 
-def test_the_mask_wins_over_everything() -> None:
-    mask = jnp.asarray([[False, True, False]])
-    for temperature in (0.0, 5.0):
-        drawn = sample(
-            jnp.asarray([[9.0, 0.0, 9.0]]), rows(1, temperature=temperature, token_mask=mask), jnp.array([0])
-        )
-        assert drawn.tolist() == [1]
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
+def test_a_draw_from_nothing_sensible_ends(size: int, value: float) -> None:
+    for feature in ("temperature", "top_p", "all cuts", "min_p", "typical_p"):
+        for logits in (np.full((2, size), value, np.float32), normal(size, 2)):
+            logits[0, 1] = value
+            rows = stack([FEATURES[feature], FEATURES[feature]], size)
+            tokens = tokens_of(logits, rows, np.zeros((2, LENGTH), np.int32), np.zeros(2, np.int32))
+            assert all(0 <= token < size for token in tokens)
 
 
-def test_a_row_draws_the_same_alone_and_among_others() -> None:
-    logits = jax.random.normal(jax.random.key(0), (8, 50))
-    together = sample(logits, rows(8, top_p=0.9), jnp.arange(8))
-    for i in range(8):
-        seeds = np.array([[0, i]])
-        alone = sample(logits[i : i + 1], rows(1, top_p=0.9, seeds=seeds), jnp.array([i]))
-        assert alone[0] == together[i]
+def test_the_lowest_temperature_is_greedy() -> None:
+    logits = normal(300, 4)
+    rows = stack([dict(temperature=1e-38)] * 4, 300)
+    tokens = tokens_of(logits, rows, np.zeros((4, LENGTH), np.int32), np.zeros(4, np.int32))
+    assert tokens == logits.argmax(axis=-1).tolist()
+
+
+def test_logprobs_are_of_the_raw_logits_and_of_the_token_drawn() -> None:
+    size = 300
+    logits = normal(size, 4)
+    rows = stack([{**FEATURES["everything"], "num_logprobs": n} for n in (-1, 0, 5, 20)], size)
+    state = RowState(jnp.zeros((4, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
+    tokens, logprobs = draw_jit(jnp.asarray(logits), state, jnp.arange(4), jnp.full(4, 8))
+    want = token_logprobs(jnp.asarray(logits), tokens)
+    jax.tree.map(np.testing.assert_array_equal, logprobs, want)
+
+
+def test_slots_pick_the_rows() -> None:
+    size = 300
+    rows = stack([dict(temperature=1.0, seeds=[i, 0]) for i in range(6)], size)
+    state = RowState(jnp.zeros((6, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
+    logits = jnp.tile(jnp.asarray(normal(size, 1)), (6, 1))
+    straight = draw_jit(logits, state, jnp.arange(6), jnp.zeros(6, jnp.int32))[0]
+    slots = jnp.asarray([5, 0, 3, 3, 1, 2])
+    assert draw_jit(logits, state, slots, jnp.zeros(6, jnp.int32))[0].tolist() == straight[slots].tolist()
+
+
+@pytest.mark.parametrize("feature", ["temperature", "top_k", "all cuts", "allowed"])
+def test_a_mask_wins_over_everything(feature: str) -> None:
+    size, count = 300, 4
+    mask = np.zeros((count, size), bool)
+    mask[:, [1, 3, 200]] = True
+    logits = normal(size, count)
+    logits[:, 7] = 50
+    rows = stack([FEATURES[feature]] * count, size)
+    tokens = tokens_of(
+        logits, rows, np.zeros((count, LENGTH), np.int32), np.zeros(count, np.int32), token_mask=jnp.asarray(mask)
+    )
+    assert set(tokens) <= {1, 3, 200}
 
 
 def test_every_part_of_the_key_changes_it() -> None:

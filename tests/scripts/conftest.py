@@ -11,36 +11,62 @@ import pytest
 import tokenizers
 
 from distaff.scripts.main import main
-from distaff.serving import Completion, FinishReason, Progress, SamplingParams, Timings, TokenEvent, Usage
+from distaff.serving.types import (
+    Choice,
+    Completion,
+    FinishReason,
+    Progress,
+    PromptLogprobs,
+    SamplingParams,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 
 class FakeGeneration(Iterator[TokenEvent]):
-    """Says the prompt's token ids backwards, one an event."""
+    """Says the prompt's token ids backwards, one an event; answer k of several, which take turns, adds k to each."""
 
     def __init__(self, prompt: Sequence[int], params: SamplingParams) -> None:
         self.prompt = tuple(prompt)
         self.params = params
+        self.length = params.num_tokens(len(prompt))
         self.said: list[int] = []
 
     def __next__(self) -> TokenEvent:
-        if len(self.said) == min(len(self.prompt), self.params.max_tokens):
+        index, choice = divmod(len(self.said), self.params.n)
+        if index == self.length:
             raise StopIteration
-        token = self.prompt[-1 - len(self.said)]
+        token = self.prompt[-1 - index] + choice
         self.said.append(token)
-        return TokenEvent(token, chr(token))
+        ended = FinishReason.LENGTH if index == self.length - 1 else None
+        return TokenEvent(token, chr(token), ended, choice)
 
     def completion(self) -> Completion:
+        logprobs = None if self.params.logprobs is None else (TokenLogprob(97, -0.5, 2, ((98, -0.25), (97, -0.5))),)
+        prompt_logprobs = None if self.params.prompt_logprobs is None else PromptLogprobs.empty(self.prompt, 0)
+        answers = [tuple(self.said[choice :: self.params.n]) for choice in range(self.params.n)]
         return Completion(
-            text="".join(map(chr, self.said)),
-            token_ids=tuple(self.said),
+            choices=tuple(
+                Choice(index, "".join(map(chr, said)), said, FinishReason.LENGTH, logprobs)
+                for index, said in enumerate(answers)
+            ),
             prompt_token_ids=self.prompt,
-            finish_reason=FinishReason.LENGTH,
             usage=Usage(len(self.prompt), len(self.said)),
             timings=Timings(load=1.0, decode=2.0, decoded_tokens=4),
             seed=self.params.seed or 7,
+            prompt_logprobs=prompt_logprobs,
         )
+
+
+class FakeTokenizer:
+    """Code points are its tokens."""
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        return "".join(map(chr, ids))
 
 
 class FakeLLM:
@@ -50,6 +76,7 @@ class FakeLLM:
     asked: list[SamplingParams]
     messages: list[Sequence[Mapping[str, str]]]
     failure: BaseException | None
+    tokenizer: FakeTokenizer | None = FakeTokenizer()
 
     def __init__(self, model: str, *, on_progress: Callable[[Progress], None], **arguments: Any) -> None:
         self.made.append({"model": model, **arguments})

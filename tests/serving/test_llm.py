@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from distaff.backends.errors import InvalidParameterError, UnsupportedError
 from distaff.models.errors import ChatTemplateError, ModelNotFoundError, TokenizerError
-from distaff.serving import LLM, ContextLengthError, EmptyPromptError, FinishReason, Progress, SamplingParams, llm
+from distaff.serving import LLM, ContextLengthError, EmptyPromptError, FinishReason, Progress, SamplingParams
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama32"
 EXPECTED = np.load(GOLDEN / "expected.npz")
@@ -58,10 +58,11 @@ def test_the_streamed_text_is_the_text_of_the_tokens(model: LLM) -> None:
     assert [event.finish_reason for event in events] == [None] * 19 + [FinishReason.LENGTH]
 
 
-def test_a_prompt_read_in_chunks_gives_the_same_tokens(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "MAX_CHUNK", 16)
+def test_a_prompt_read_in_chunks_gives_the_same_tokens(tmp_path: Path) -> None:
+    model = LLM(model_folder(tmp_path), max_step_tokens=16, max_batch=2)
     assert PROMPT_LEN > 32
     assert list(model.stream(PROMPT, GREEDY).completion().token_ids) == CONTINUATION
+    assert model.engine.metrics.prefill.calls == -(-PROMPT_LEN // 16)
 
 
 def test_a_seed_repeats_a_draw_and_a_missing_one_is_named(model: LLM) -> None:
@@ -121,10 +122,10 @@ def test_a_chat_goes_through_the_template(model: LLM) -> None:
 
 def test_programs_are_compiled_once(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    fresh = LLM(model_folder(tmp_path), on_progress=seen.append)
+    fresh = LLM(model_folder(tmp_path), on_progress=seen.append, prefix_cache=False)
     first, second = (fresh.stream(PROMPT, GREEDY).completion().timings for _ in range(2))
     assert first.compile > 0 and first.load > 0 and second.compile == second.load == 0
-    assert [progress.done for progress in seen if progress.stage == "compile"] == [1, 2]
+    assert [progress.done for progress in seen if progress.stage == "compile"] == [1, 2, 3]
     loaded = [progress for progress in seen if progress.stage == "load"]
     assert loaded and loaded[-1].done == loaded[-1].total
 

@@ -1,0 +1,384 @@
+"""The custom call for ragged paged attention: writes new keys and values into their pages, then attends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from .attention_layout import LANES, PageLayout, item_bytes
+from .attention_math import LOG2_E, constant, load, reduced, rounded
+from .attention_tile import BLOCK, CHUNKS, LOWEST, MAX_ROWS, TileSpec, emit_tile
+from .ffi import Frame, handler
+from .jit import F32, I8, I16, I32, I64, POINTER, VOID, Code, Value, function, vector
+from .threads import parallel_for
+
+_ITEM_ROWS = 48
+"""Queries x heads of a work item: enough to share the keys it streams, few enough to keep both cores busy."""
+
+_NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
+"""Up to 4 items, as long as 32 pieces of work are left, stay together, so that each fetches for the next one."""
+
+_WRITE_TOKENS = 32
+
+_FETCH_AHEAD = 64
+"""Positions between the keys in use and those being fetched. Decoding 32 rows takes 9.0 ms with it, 11.1 without."""
+
+# The context that all threads of a call share: offsets of 8 bytes each.
+_Q, _K, _V, _OUT, _TABLE, _STARTS, _LENS, _SINKS = range(0, 64, 8)
+_LAYER, _WIDTH, _NUM_ROWS, _BLOCKS, _NUM_ITEMS, _GRAIN = range(64, 112, 8)
+_CONTEXT_BYTES = 112
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What one kernel is compiled for. `dtype` is that of queries, new keys and values, and the output."""
+
+    num_kv_heads: int
+    dtype: str
+    sinks: bool
+    tile: TileSpec
+
+    @property
+    def layout(self) -> PageLayout:
+        return self.tile.layout
+
+    @property
+    def item_tokens(self) -> int:
+        """Queries of one work item, which attends with all the query heads of one kv head."""
+        return max(1, _ITEM_ROWS // self.tile.groups)
+
+    @property
+    def head_bytes(self) -> int:
+        return self.layout.head_dim * item_bytes(self.dtype)
+
+
+def emit(module: ir.Module, name: str, spec: KernelSpec) -> None:
+    """Adds the custom call `name` to the module.
+
+    Operands: q [T, N, H], k and v [T, K, H], cache [L, P, K, elements], layer [], page_table [B, pages],
+    query_starts [B+1], kv_lens [B], and sinks [N] in fp32 if the spec has them. Results: out [T, N, H], cache.
+    """
+    write, attend = _write(module, spec), _attend(module, spec)
+
+    def body(frame: Frame) -> None:
+        code, context = frame.code, frame.code.stack(_CONTEXT_BYTES)
+        q, table, starts, out = frame.argument(0), frame.argument(5), frame.argument(6).data, frame.result(0).data
+        num_rows = table.size(0)
+        layer = code.sext(code.read(I32, frame.argument(4).data), I64)
+        slabs = code.times(code.times(layer, frame.argument(3).size(1)), spec.num_kv_heads)
+        layer_start = code.times(slabs, spec.layout.elements * spec.layout.item_bytes)
+        for slot, value in (
+            (_Q, q.data),
+            (_K, frame.argument(1).data),
+            (_V, frame.argument(2).data),
+            (_OUT, out),
+            (_TABLE, table.data),
+            (_STARTS, starts),
+            (_LENS, frame.argument(7).data),
+            (_LAYER, code.at(frame.result(1).data, layer_start)),
+            (_WIDTH, table.size(1)),
+            (_NUM_ROWS, num_rows),
+        ):
+            code.write(value, context, slot)
+        if spec.sinks:
+            code.write(frame.argument(8).data, context, _SINKS)
+
+        total = _index(code, starts, num_rows)
+        token_bytes = spec.num_kv_heads * spec.tile.groups * spec.head_bytes
+        padding = code.times(code.sub(q.size(0), total), token_bytes)
+        nothing = ir.Constant(I8, 0), padding, ir.Constant(ir.IntType(1), 0)
+        code.intrinsic("llvm.memset.p0.i64", VOID, code.at(out, code.times(total, token_bytes)), *nothing)
+
+        run = parallel_for(module)
+        code.call(run, [frame.pointer, code.ceil_div(total, _WRITE_TOKENS), code.address(write), context])
+        most_blocks = code.plus(num_rows, code.sdiv(total, code.i64(spec.item_tokens)))
+        blocks = code.intrinsic("malloc", POINTER, code.times(most_blocks, 8))
+        code.write(blocks, context, _BLOCKS)
+        num_blocks = _list_blocks(code, spec, starts, num_rows, blocks)
+        num_items = code.times(num_blocks, spec.num_kv_heads)
+        grain = code.least(code.most(code.sdiv(num_items, code.i64(_ENOUGH_CHUNKS)), 1), _NEIGHBOURS)
+        code.write(num_items, context, _NUM_ITEMS)
+        code.write(grain, context, _GRAIN)
+        code.call(run, [frame.pointer, code.ceil_div(num_items, grain), code.address(attend), context])
+        code.intrinsic("free", VOID, blocks)
+
+    handler(module, name, body)
+
+
+def _list_blocks(code: Code, spec: KernelSpec, starts: Value, num_rows: Value, blocks: Value) -> Value:
+    """Lists (row, number of the block in it) for all blocks of `item_tokens` queries; returns how many they are.
+
+    The last come first: chunks of prompts stand behind the rows that decode, and their last queries see most keys,
+    so the longest items do not end the loop.
+    """
+
+    def add_row(reverse: Value, count: Value) -> list[Value]:
+        row = code.sub(code.sub(num_rows, code.i64(1)), reverse)
+        length = code.sub(_index(code, starts, code.plus(row, 1)), _index(code, starts, row))
+        row_blocks = code.ceil_div(length, spec.item_tokens)
+
+        def add_block(i: Value) -> None:
+            entry = code.at(blocks, code.times(code.plus(count, i), 8))
+            code.write(code.trunc(row, I32), entry, align=4)
+            code.write(code.trunc(code.sub(code.sub(row_blocks, code.i64(1)), i), I32), entry, 4, align=4)
+
+        code.loop(row_blocks, add_block)
+        return [code.plus(count, row_blocks)]
+
+    return code.loop(num_rows, add_row, [code.i64(0)])[0]
+
+
+def _index(code: Code, array: Value, i: Value) -> Value:
+    """Element i of an int32 array."""
+    return code.sext(code.read(I32, array, code.times(i, 4), align=4), I64)
+
+
+def _address(
+    code: Code, spec: KernelSpec, context: Value, row: Value, head: Value, position: Value
+) -> tuple[Value, Value]:
+    """Where a position's first lane is among the keys of its page, and among the values."""
+    layout = spec.layout
+    entry = code.plus(code.times(row, code.read(I64, context, _WIDTH)), code.sdiv(position, code.i64(layout.page)))
+    page = _index(code, code.read(POINTER, context, _TABLE), entry)
+    slab = code.plus(code.times(page, spec.num_kv_heads), head)
+    start = code.at(code.read(POINTER, context, _LAYER), code.times(slab, layout.elements * layout.item_bytes))
+    offset = code.srem(position, code.i64(layout.page))
+    lane = code.times(code.sdiv(offset, code.i64(layout.pair)), layout.value_stride)
+    return code.at(start, code.times(offset, 4)), code.at(start, layout.key_elements * layout.item_bytes, lane)
+
+
+def _write(module: ir.Module, spec: KernelSpec) -> ir.Function:
+    """The loop body that writes keys and values of some consecutive tokens."""
+    made, code = function(module, "write", VOID, [POINTER, I64])
+    context, chunk = made.args
+    layout, size = spec.layout, spec.layout.item_bytes
+    starts, lens = code.read(POINTER, context, _STARTS), code.read(POINTER, context, _LENS)
+    num_rows = code.read(I64, context, _NUM_ROWS)
+    first = code.times(chunk, _WRITE_TOKENS)
+    last = code.plus(first, _WRITE_TOKENS)
+
+    def copy(source: Value, target: Callable[[Value], Value]) -> None:
+        def element(h: Value) -> None:
+            value = load(code, spec.dtype, 1, code.at(source, code.times(h, item_bytes(spec.dtype))))
+            code.write(rounded(code, value, layout.dtype), target(h), align=size)
+
+        code.loop(layout.head_dim, element)
+
+    def write_row(row: Value) -> None:
+        start, end = _index(code, starts, row), _index(code, starts, code.plus(row, 1))
+        before = code.sub(_index(code, lens, row), end)
+
+        def write_head(head: Value, token: Value) -> None:
+            position = code.plus(before, token)
+            key, value = _address(code, spec, context, row, head, position)
+            value = code.at(value, code.times(code.srem(position, code.i64(layout.pair)), size))
+            source = code.times(code.plus(code.times(token, spec.num_kv_heads), head), spec.head_bytes)
+
+            def key_element(h: Value) -> Value:
+                lane, part = (op(h, code.i64(layout.pair)) for op in (code.udiv, code.urem))
+                return code.at(key, code.times(lane, layout.key_stride), code.times(part, size))
+
+            copy(code.at(code.read(POINTER, context, _K), source), key_element)
+            copy(code.at(code.read(POINTER, context, _V), source), lambda h: code.at(value, code.times(h, 4)))
+            if layout.key_width > layout.head_dim:  # it meets the 0 of a query, and 0 * NaN is NaN
+                code.write(ir.Constant(I16, 0), key_element(code.i64(layout.head_dim)))
+
+        def write_token(token: Value) -> None:
+            code.loop(spec.num_kv_heads, lambda head: write_head(head, token))
+
+        code.loop(code.least(end, last), write_token, start=code.most(start, first))
+
+    code.loop(num_rows, write_row)
+    code.ret_void()
+    return made
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One work item: `num_tokens` queries of a row from `token` on, the first at `position`, for one kv head.
+
+    They see keys from `begin` to `end`, both rounded to multiples of LANES.
+    """
+
+    context: Value
+    row: Value
+    head: Value
+    token: Value
+    position: Value
+    num_tokens: Value
+    begin: Value
+    end: Value
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """fp32 memory of one item, and addresses of chunks of keys and values; see Tile."""
+
+    queries: Value
+    out: Value
+    tops: Value
+    totals: Value
+    keys: Value
+    values: Value
+    later_keys: Value
+    later_values: Value
+
+    @classmethod
+    def of(cls, code: Code, spec: KernelSpec) -> "_Scratch":
+        rows = spec.item_tokens * spec.tile.groups
+        widths = spec.layout.key_width, spec.layout.value_width, 1, LANES
+        return cls(*(code.stack(4 * rows * width) for width in widths), *(code.stack(8 * CHUNKS) for _ in range(4)))
+
+
+def _attend(module: ir.Module, spec: KernelSpec) -> ir.Function:
+    """The loop body for some consecutive items: the blocks of `_list_blocks`, kv heads innermost."""
+    tiles = [emit_tile(module, spec.tile, rows) for rows in range(1, MAX_ROWS + 1)]
+    made, code = function(module, "attend", VOID, [POINTER, I64])
+    context, chunk = made.args
+    scratch = _Scratch.of(code, spec)
+    first = code.times(chunk, code.read(I64, context, _GRAIN))
+    stop = code.least(code.plus(first, code.read(I64, context, _GRAIN)), code.read(I64, context, _NUM_ITEMS))
+
+    last = code.sub(stop, code.i64(1))
+
+    def attend_item(number: Value) -> None:
+        item = _item(code, spec, context, number)
+        following = _item(code, spec, context, code.least(code.plus(number, 1), last))
+        _start(code, spec, item, scratch)
+        _attend_item(code, spec, tiles, scratch, item, following)
+        _finish(code, spec, item, scratch)
+
+    code.loop(stop, attend_item, start=first)
+    code.ret_void()
+    return made
+
+
+def _attend_item(
+    code: Code, spec: KernelSpec, tiles: list[ir.Function], scratch: _Scratch, item: _Item, following: _Item
+) -> None:
+    """Runs an item's queries, cut into tiles of almost one size, over its blocks of keys."""
+    num_rows = code.times(item.num_tokens, spec.tile.groups)
+    num_tiles = code.ceil_div(num_rows, MAX_ROWS)
+    tile_rows, wider = (op(num_rows, num_tiles) for op in (code.sdiv, code.srem))
+
+    def attend_block(block: Value) -> None:
+        start = code.times(block, BLOCK)
+        _locate(code, spec, scratch, item, following, start)
+        position = code.sub(item.position, start)
+
+        def attend_tile(tile: Value) -> None:
+            row = code.plus(code.times(tile, tile_rows), code.least(tile, wider))
+            size = code.plus(tile_rows, code.zext(code.icmp_signed("<", tile, wider), I64))
+            # The first tile fetches; to the others it is all there, and they ask for what they have.
+            leads = code.icmp_signed("==", tile, code.i64(0))
+            later_keys = code.select(leads, scratch.later_keys, scratch.keys)
+            later_values = code.select(leads, scratch.later_values, scratch.values)
+            memory = scratch.queries, scratch.out, scratch.tops, scratch.totals, scratch.keys, scratch.values
+            after = code.append_basic_block("after")
+            choice = code.switch(size, after)
+            for rows, tile_function in enumerate(tiles, start=1):
+                case = code.append_basic_block(f"rows{rows}")
+                choice.add_case(code.i64(rows), case)
+                code.position_at_end(case)
+                code.call(tile_function, [*memory, later_keys, later_values, row, position])
+                code.branch(after)
+            code.position_at_end(after)
+
+        code.loop(num_tiles, attend_tile)
+
+    code.loop(code.ceil_div(item.end, BLOCK), attend_block, start=code.sdiv(item.begin, code.i64(BLOCK)))
+
+
+def _locate(code: Code, spec: KernelSpec, scratch: _Scratch, item: _Item, following: _Item, start: Value) -> None:
+    """Fills in the addresses of a block's chunks, and of those to fetch: of the same item or else the following."""
+
+    def locate(chunk: Value) -> None:
+        position = code.plus(start, code.times(chunk, LANES))
+        later = code.plus(position, _FETCH_AHEAD)
+        beyond = code.icmp_signed(">=", later, item.end)
+        later = code.select(beyond, code.plus(code.sub(later, item.end), following.begin), later)
+        row, head, end = (
+            code.select(beyond, theirs, ours)
+            for theirs, ours in ((following.row, item.row), (following.head, item.head), (following.end, item.end))
+        )
+        later = code.least(later, code.sub(end, code.i64(LANES)))
+        addresses = (
+            *_address(code, spec, item.context, item.row, item.head, position),
+            *_address(code, spec, item.context, row, head, later),
+        )
+        arrays = scratch.keys, scratch.values, scratch.later_keys, scratch.later_values
+        for address, array in zip(addresses, arrays, strict=True):
+            code.write(address, array, code.times(chunk, 8))
+
+    begin, end = code.most(item.begin, start), code.least(item.end, code.plus(start, BLOCK))
+    begin, end = (code.sdiv(code.sub(x, start), code.i64(LANES)) for x in (begin, end))
+    code.loop(end, locate, start=begin)
+
+
+def _item(code: Code, spec: KernelSpec, context: Value, number: Value) -> _Item:
+    heads = code.i64(spec.num_kv_heads)
+    entry = code.at(code.read(POINTER, context, _BLOCKS), code.times(code.sdiv(number, heads), 8))
+    row, block = _index(code, entry, code.i64(0)), _index(code, entry, code.i64(1))
+    starts, lens = code.read(POINTER, context, _STARTS), code.read(POINTER, context, _LENS)
+    last = _index(code, starts, code.plus(row, 1))
+    token = code.plus(_index(code, starts, row), code.times(block, spec.item_tokens))
+    position = code.sub(_index(code, lens, row), code.sub(last, token))
+    num_tokens = code.least(code.sub(last, token), spec.item_tokens)
+    begin = code.i64(0)
+    if spec.tile.window is not None:  # pages behind the window may be gone from the table
+        begin = code.most(code.plus(position, 1 - spec.tile.window), 0)
+        begin = code.times(code.sdiv(begin, code.i64(LANES)), LANES)
+    end = code.times(code.ceil_div(code.plus(position, num_tokens), LANES), LANES)
+    return _Item(context, row, code.srem(number, heads), token, position, num_tokens, begin, end)
+
+
+def _each_row(code: Code, spec: KernelSpec, item: _Item, body: Callable[[Value, Value, Value], None]) -> None:
+    """Calls body(row, offset in bytes in q and out, query head) for the rows of an item."""
+    groups = spec.tile.groups
+    num_heads = groups * spec.num_kv_heads
+
+    def visit(row: Value) -> None:
+        token = code.plus(item.token, code.sdiv(row, code.i64(groups)))
+        head = code.plus(code.times(item.head, groups), code.srem(row, code.i64(groups)))
+        body(row, code.times(code.plus(code.times(token, num_heads), head), spec.head_bytes), head)
+
+    code.loop(code.times(item.num_tokens, groups), visit)
+
+
+def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None:
+    """Copies an item's queries to scratch, as fp32, and sets its outputs, maxima and totals."""
+    layout = spec.layout
+
+    def start_row(row: Value, where: Value, head: Value) -> None:
+        source = code.at(code.read(POINTER, item.context, _Q), where)
+        target = code.at(scratch.queries, code.times(row, 4 * layout.key_width))
+        code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
+        if layout.key_width > layout.head_dim:
+            code.write(ir.Constant(F32, 0.0), target, 4 * layout.head_dim)
+        code.write(
+            constant(0.0, layout.value_width), code.at(scratch.out, code.times(row, 4 * layout.value_width)), align=4
+        )
+        total = constant(0.0, LANES)
+        top = ir.Constant(F32, LOWEST)
+        if spec.sinks:
+            top = code.read(F32, code.read(POINTER, item.context, _SINKS), code.times(head, 4), align=4)
+            top = code.fmul(top, ir.Constant(F32, LOG2_E))
+            total = ir.Constant(vector(F32, LANES), [1.0] + [0.0] * (LANES - 1))
+        code.write(top, scratch.tops, code.times(row, 4))
+        code.write(total, scratch.totals, code.times(row, 4 * LANES), align=4)
+
+    _each_row(code, spec, item, start_row)
+
+
+def _finish(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None:
+    """Divides by the totals and stores the output."""
+    layout = spec.layout
+
+    def finish_row(row: Value, where: Value, head: Value) -> None:
+        total = reduced(code, code.read(vector(F32, LANES), scratch.totals, code.times(row, 4 * LANES), align=4))
+        share = code.splat(code.fdiv(ir.Constant(F32, 1.0), total), layout.head_dim)
+        values = code.read(share.type, scratch.out, code.times(row, 4 * layout.value_width), align=4)
+        values = rounded(code, code.fmul(values, share), spec.dtype)
+        code.write(values, code.at(code.read(POINTER, item.context, _OUT), where), align=item_bytes(spec.dtype))
+
+    _each_row(code, spec, item, finish_row)

@@ -1,0 +1,277 @@
+"""Attention of a few queries over one block of keys: scores, softmax and weighted values, in fp32 registers.
+
+Arithmetic is fp32 whatever is stored: Emerald Rapids does 180 GFLOP/s per core in fp32 and 90 in dot products of
+bfloat16, and widening is shared by all queries of a tile.
+
+Every query takes the same operations in the same order wherever it stands: keys come in blocks at multiples of
+`BLOCK` positions; each score and each output value has one accumulator, which runs through its products in ascending
+order; a key that a query does not see adds exactly 0. So decoding, chunks of any size and neighbours give the same
+bits.
+"""
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from .attention_layout import LANES, PageLayout
+from .attention_math import LOG2_E, constant, exp2, fma, largest, reduced, tanh
+from .jit import F32, I32, I64, POINTER, VOID, Code, Value, features, function, vector
+
+BLOCK = 128
+"""Keys between two updates of a query's running maximum."""
+
+CHUNKS = BLOCK // LANES
+
+MAX_ROWS, _MAX_VECTORS = (6, 4) if "avx512f" in features() else (2, 2)
+"""Accumulators of a tile: rows x vectors. They fill the registers, with those for one operand and its partner."""
+
+LOWEST = -3.4028234663852886e38
+_FLOATS = vector(F32, LANES)
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What the code of a tile depends on; `groups` consecutive rows are the heads of one query position."""
+
+    layout: PageLayout
+    groups: int
+    scale: float
+    window: int | None
+    soft_cap: float | None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Arguments of a tile's code, in this order.
+
+    queries [M, key_width], out [M, value_width], tops [M] (running maxima, in units of log 2) and totals [M, LANES]
+    are fp32 scratch of one work item. keys and values [CHUNKS] are the addresses of 16 positions each, and the next
+    two those of as many that are fetched meanwhile. `row` is the tile's first of the M rows; row 0 stands `position`
+    after the block's first key (before it, if negative).
+    """
+
+    queries: Value
+    out: Value
+    tops: Value
+    totals: Value
+    keys: Value
+    values: Value
+    later_keys: Value
+    later_values: Value
+    row: Value
+    position: Value
+
+
+def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
+    """The function that brings `rows` rows of an item up to date with one block."""
+    made, code = function(module, f"tile{rows}", VOID, [POINTER] * 8 + [I64] * 2)
+    tile = Tile(*made.args)
+    first = code.plus(tile.position, code.sdiv(tile.row, code.i64(spec.groups)))
+    last = code.plus(tile.position, code.sdiv(code.plus(tile.row, rows - 1), code.i64(spec.groups)))
+    end = code.least(code.plus(last, 1), BLOCK)
+    begin = code.i64(0) if spec.window is None else code.most(code.plus(first, 1 - spec.window), 0)
+    chunk = code.sdiv(begin, code.i64(LANES))
+    with code.if_then(code.icmp_signed(">=", begin, end)):
+        code.ret_void()
+    end_chunk = code.ceil_div(end, LANES)
+    scores, factors = code.stack(rows * BLOCK * 4), code.stack(rows * 4)
+
+    _scores(code, spec, tile, rows, scores, chunk, end_chunk)
+    softmax = _softmax(module, spec)
+
+    def weigh(i: Value) -> None:
+        row = code.plus(tile.row, i)
+        factor = code.call(
+            softmax,
+            [
+                code.at(scores, code.times(i, BLOCK * 4)),
+                code.at(tile.tops, code.times(row, 4)),
+                code.at(tile.totals, code.times(row, LANES * 4)),
+                chunk,
+                end_chunk,
+                code.plus(tile.position, code.sdiv(row, code.i64(spec.groups))),
+            ],
+        )
+        code.write(factor, factors, code.times(i, 4))
+
+    code.loop(rows, weigh)
+    vectors = spec.layout.value_width // LANES
+    num_parts = -(-vectors // _MAX_VECTORS)
+    for part in range(num_parts):
+        columns = range(vectors * part // num_parts, vectors * (part + 1) // num_parts)
+        _weighted_values(code, spec, tile, rows, columns, scores, factors, chunk, end)
+    code.ret_void()
+    return made
+
+
+def _scores(code: Code, spec: TileSpec, tile: Tile, rows: int, scores: Value, chunk: Value, end_chunk: Value) -> None:
+    """Writes the products of queries and keys, [rows, BLOCK] from the first to the last chunk."""
+    layout = spec.layout
+    row_bytes = 4 * layout.key_width
+    queries = code.at(tile.queries, code.times(tile.row, row_bytes))
+
+    def multiply(chunk: Value, width: int) -> None:
+        keys, later = (
+            [code.read(POINTER, array, code.times(code.plus(chunk, c), 8)) for c in range(width)]
+            for array in (tile.keys, tile.later_keys)
+        )
+
+        def step(lane: Value, *sums: Value) -> list[Value]:
+            updated, where = list(sums), code.times(lane, layout.key_stride)
+            for address in later:
+                code.prefetch(code.at(address, where))
+            for part in range(layout.pair):
+                vectors = [widen(code, layout, part, key, where) for key in keys]
+                for i in range(rows):
+                    query = code.read(F32, queries, i * row_bytes + 4 * part, code.times(lane, 4 * layout.pair))
+                    query = code.splat(query, LANES)
+                    for c in range(width):
+                        updated[i * width + c] = fma(code, query, vectors[c], updated[i * width + c])
+            return updated
+
+        sums = code.loop(layout.key_width // layout.pair, step, [constant(0.0, LANES)] * (rows * width))
+        for i in range(rows):
+            for c in range(width):
+                where = code.times(code.plus(chunk, c), LANES * 4)
+                code.write(sums[i * width + c], scores, i * BLOCK * 4, where, align=4)
+
+    width = _MAX_VECTORS
+    while width:
+        wide = code.plus(end_chunk, 1 - width)
+        code.loop(wide, lambda c, width=width: multiply(c, width), start=chunk, step=width)
+        count = code.most(code.sub(end_chunk, chunk), 0)
+        chunk = code.plus(chunk, code.times(code.sdiv(count, code.i64(width)), width))
+        width //= 2
+
+
+def _softmax(module: ir.Module, spec: TileSpec) -> ir.Function:
+    """softmax(scores, top, total, chunk, end chunk, position): turns one row's scores into weights, in place.
+
+    Updates the running maximum and total; returns by how much earlier weights shrink. `position` is the query's.
+    """
+    if "softmax" in module.globals:
+        return module.globals["softmax"]
+    made, code = function(module, "softmax", F32, [POINTER] * 3 + [I64] * 3)
+    scores, top, total, chunk, end_chunk, position = made.args
+    lanes = ir.Constant(vector(I32, LANES), list(range(LANES)))
+    position = code.splat(code.trunc(position, I32), LANES)
+
+    def limit(chunk: Value, best: Value) -> list[Value]:
+        where = code.at(scores, code.times(chunk, LANES * 4))
+        score = code.read(_FLOATS, where, align=4)
+        if spec.soft_cap is None:
+            score = code.fmul(score, constant(spec.scale * LOG2_E, LANES))
+        else:
+            score = tanh(code, code.fmul(score, constant(spec.scale / spec.soft_cap, LANES)))
+            score = code.fmul(score, constant(spec.soft_cap * LOG2_E, LANES))
+        key = code.add(lanes, code.splat(code.trunc(code.times(chunk, LANES), I32), LANES))
+        seen = code.icmp_signed("<=", key, position)
+        if spec.window is not None:
+            oldest = code.sub(position, ir.Constant(position.type, [spec.window] * LANES))
+            seen = code.and_(seen, code.icmp_signed(">", key, oldest))
+        score = code.select(seen, score, constant(float("-inf"), LANES))
+        code.write(score, where, align=4)
+        return [largest(code, score, best)]
+
+    (best,) = code.loop(end_chunk, limit, [constant(LOWEST, LANES)], start=chunk)
+    before = code.read(F32, top)
+    highest = largest(code, code.splat(reduced(code, best, largest_of=True), LANES), code.splat(before, LANES))
+    factor = exp2(code, code.fsub(code.splat(before, LANES), highest))
+
+    def weigh(chunk: Value, sums: Value) -> list[Value]:
+        where = code.at(scores, code.times(chunk, LANES * 4))
+        weight = exp2(code, code.fsub(code.read(_FLOATS, where, align=4), highest))
+        code.write(weight, where, align=4)
+        return [code.fadd(sums, weight)]
+
+    (sums,) = code.loop(end_chunk, weigh, [constant(0.0, LANES)], start=chunk)
+    code.write(fma(code, code.read(_FLOATS, total, align=4), factor, sums), total, align=4)
+    first = ir.Constant(I32, 0)
+    code.write(code.extract_element(highest, first), top)
+    code.ret(code.extract_element(factor, first))
+    return made
+
+
+def _weighted_values(
+    code: Code,
+    spec: TileSpec,
+    tile: Tile,
+    rows: int,
+    columns: range,
+    weights: Value,
+    factors: Value,
+    chunk: Value,
+    end: Value,
+) -> None:
+    """Adds the weighted values of the keys before `end` to these vectors of the output, which shrinks first."""
+    layout, width = spec.layout, len(columns)
+    out = code.at(tile.out, code.times(tile.row, 4 * layout.value_width))
+
+    def place(i: int, c: int) -> Value:
+        return code.at(out, 4 * (i * layout.value_width + columns[c] * LANES))
+
+    sums = []
+    for i in range(rows):
+        factor = code.splat(code.read(F32, factors, 4 * i), LANES)
+        sums += [code.fmul(code.read(_FLOATS, place(i, c), align=4), factor) for c in range(width)]
+
+    def add(values: Value, weight: Value, part: int, sums: list[Value]) -> list[Value]:
+        """One position: `values` is its row, `weight` the address of its weight for the tile's first row."""
+        vectors = [widen(code, layout, part, values, 4 * LANES * column) for column in columns]
+        updated = list(sums)
+        for i in range(rows):
+            factor = code.splat(code.read(F32, weight, i * BLOCK * 4 + 4 * part), LANES)
+            for c in range(width):
+                updated[i * width + c] = fma(code, factor, vectors[c], updated[i * width + c])
+        return updated
+
+    def add_chunk(chunk: Value, *sums: Value) -> list[Value]:
+        values, later = (code.read(POINTER, array, code.times(chunk, 8)) for array in (tile.values, tile.later_values))
+        count = code.least(code.sub(end, code.times(chunk, LANES)), LANES)
+        weight = code.at(weights, code.times(chunk, LANES * 4))
+
+        def add_lane(lane: Value, *sums: Value) -> list[Value]:
+            updated = list(sums)
+            for column in columns:
+                code.prefetch(code.at(later, code.times(lane, layout.value_stride), 4 * LANES * column))
+            for part in range(layout.pair):
+                row = code.at(values, code.times(lane, layout.value_stride))
+                updated = add(row, code.at(weight, code.times(lane, 4 * layout.pair)), part, updated)
+            return updated
+
+        return code.loop(code.sdiv(count, code.i64(layout.pair)), add_lane, sums)
+
+    sums = code.loop(code.ceil_div(end, LANES), add_chunk, sums, start=chunk)
+    if layout.pair > 1:
+        # The last position may be the first of a pair whose second one was never written, and 0 * NaN is NaN.
+        before = code.block
+        single = code.icmp_signed("!=", code.srem(end, code.i64(layout.pair)), code.i64(0))
+        with code.if_then(single):
+            last = code.sub(end, code.i64(1))
+            lane = code.sdiv(code.srem(last, code.i64(LANES)), code.i64(layout.pair))
+            values = code.read(POINTER, tile.values, code.times(code.sdiv(last, code.i64(LANES)), 8))
+            values = code.at(values, code.times(lane, layout.value_stride))
+            added = add(values, code.at(weights, code.times(last, 4)), 0, sums)
+            inside = code.block
+        joined = []
+        for old, new in zip(sums, added, strict=True):
+            phi = code.phi(_FLOATS)
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, inside)
+            joined.append(phi)
+        sums = joined
+    for i in range(rows):
+        for c in range(width):
+            code.write(sums[i * width + c], place(i, c), align=4)
+
+
+def widen(code: Code, layout: PageLayout, part: int, pointer: Value, offset: int | Value) -> Value:
+    """Element `part` of 16 lanes of the cache, as fp32."""
+    if layout.pair == 1:
+        return code.read(_FLOATS, pointer, offset, align=4)
+    raw = code.read(vector(I32, LANES), pointer, offset, align=4)
+    if part == 0:
+        raw = code.shl(raw, ir.Constant(raw.type, [16] * LANES))
+    else:
+        raw = code.and_(raw, ir.Constant(raw.type, [-0x10000] * LANES))
+    return code.bitcast(raw, _FLOATS)

@@ -1,0 +1,111 @@
+"""The backend of CPUs: reads packed weights in place, by kernels that are made for the processor at run time."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
+from ..errors import UnsupportedError
+from ..reference import ReferenceBackend
+from . import matmul
+from .attention import allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
+from .jit import check_jit
+from .packing import PackedMatrix, is_packed, pack_tree
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class CpuBackend(ReferenceBackend):
+    """Weights in panels, matmuls as custom calls. What it has no kernel for, it leaves to XLA like the reference."""
+
+    name: str = "cpu"
+    page_size: int = 16
+    capabilities: Capabilities = Capabilities(dtypes=("float32", "bfloat16"), kv_dtypes=("float32", "bfloat16"), batch_invariant=True)
+
+    def __post_init__(self) -> None:
+        """Makes the kernels, once for a process.
+
+        Raises:
+            UnsupportedError: JAX runs elsewhere, or no machine code can be made here.
+        """
+        if jax.default_backend() != "cpu":
+            raise UnsupportedError(f"JAX's default backend is {jax.default_backend()}, not cpu")
+        check_jit()
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        check_cpu_attention(dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+        matmul.targets(_SHORT[jnp.dtype(dtype).name])
+
+    def prepare_params(self, params: PyTree) -> PyTree:
+        return pack_tree(params, self.capabilities.dtypes)
+
+    def linear(
+        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+    ) -> Float[Array, "T *out"]:
+        dtype = jnp.dtype(out_dtype or x.dtype)
+        if not is_packed(weight) or dtype.name not in _SHORT:
+            return super().linear(x, weight, equation, out_dtype=out_dtype)
+        y = _linear(x.reshape(x.shape[0], -1), weight, dtype)
+        return y.reshape(-1, *weight.out)
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        if not is_packed(weight):
+            return super().grouped_linear(x, weight, group_sizes)
+        return _linear(x, weight, x.dtype, group_sizes)
+
+    def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
+        return table.rows(ids) if is_packed(table) else super().embed(table, ids)
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        return cpu_ragged_attention(q, k, v, cache, layer, index, spec, sinks)
+
+    def allocate_cache(
+        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+    ) -> Float[Array, "L P K elements"]:
+        return allocate_cpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        """A scan around which packed weights stay whole: XLA:CPU copies what a scan slices."""
+        leaves, structure = jax.tree.flatten(stacked, is_leaf=is_packed)
+        scanned = [None if is_packed(leaf) else leaf for leaf in leaves]
+
+        def one_layer(carry: Carry, small: list[Array | None], index: Int[Array, ""]) -> Carry:
+            views = [leaf.layer(index) if is_packed(leaf) else part for leaf, part in zip(leaves, small, strict=True)]
+            return body(carry, jax.tree.unflatten(structure, views), index)
+
+        return super().layer_loop(one_layer, carry, scanned, length)
+
+
+def _linear(
+    x: Float[Array, "T K"], weight: PackedMatrix, dtype: DTypeLike, group_sizes: Int[Array, "E"] | None = None
+) -> Float[Array, "T N"]:
+    """x times the matrix, or times one matrix for each group of rows."""
+    given, wanted = _SHORT[str(weight.dtype)], _SHORT[jnp.dtype(dtype).name]
+    x = x.astype(jnp.bfloat16 if given == "bf16" and matmul.multiplies_bf16() else jnp.float32)
+    _, _, words, _, group = weight.panels.shape
+    if words * group != x.shape[1]:
+        x = jnp.pad(x, ((0, 0), (0, words * group - x.shape[1])))
+    result = jax.ShapeDtypeStruct((x.shape[0], math.prod(weight.out)), dtype)
+    kind, operands = ("linear", ()) if group_sizes is None else ("grouped", (group_sizes,))
+    call = jax.ffi.ffi_call(matmul.targets(given)[f"{kind}_{given}_{wanted}"], result)
+    return call(x, weight.panels, weight.number, *operands)

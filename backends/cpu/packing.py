@@ -1,0 +1,95 @@
+"""Weights in the panels that the matmul kernels read."""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..base import PyTree
+from .matmul import tile
+
+
+@no_type_check  # JAX rebuilds it around tracers, shapes and shardings
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedMatrix:
+    """Matrices [*stack, *out, *inner] of which `linear` contracts the inner axes, as the kernels want them.
+
+    `panels` is [S, N / columns, K / group, columns, group] for all S stacked matrices [N, K], padded with zeros
+    (matmul.py says why). `first` is the number of the first of those that this object stands for; None is 0.
+    """
+
+    panels: Float[Array, "S P W C G"]
+    first: Int[Array, ""] | None
+    stack: tuple[int, ...] = field(metadata={"static": True})
+    out: tuple[int, ...] = field(metadata={"static": True})
+    inner: tuple[int, ...] = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.stack, *self.out, *self.inner)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.panels.dtype
+
+    @property
+    def number(self) -> Int[Array, ""]:
+        return jnp.int32(0) if self.first is None else self.first
+
+    def layer(self, index: Int[Array, ""]) -> "PackedMatrix":
+        """One entry of the first stacked axis. Nothing is copied: the kernels find the matrix by its number."""
+        first = self.number + index.astype(jnp.int32) * math.prod(self.stack[1:])
+        return PackedMatrix(self.panels, first, self.stack[1:], self.out, self.inner)
+
+    def rows(self, ids: Int[Array, "T"]) -> Float[Array, "T K"]:
+        """Some rows of a single matrix."""
+        columns = self.panels.shape[3]
+        rows = self.panels[self.number, ids // columns, :, ids % columns]
+        return rows.reshape(ids.shape[0], -1)[:, : math.prod(self.inner)]
+
+
+def is_packed(leaf: Any) -> bool:
+    return isinstance(leaf, PackedMatrix)
+
+
+def pack(weight: Float[Array, "..."], num_stacked: int, num_contracted: int) -> PackedMatrix:
+    """Packs a weight [*stack, *out, *inner] by how many axes are of the first and of the last kind."""
+    end = len(weight.shape) - num_contracted
+    stack, out, inner = weight.shape[:num_stacked], weight.shape[num_stacked:end], weight.shape[end:]
+    panels = _pack(weight, math.prod(stack), math.prod(out), math.prod(inner))
+    return PackedMatrix(panels, None, stack, out, inner)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _pack(weight: Float[Array, "..."], matrices: int, rows: int, width: int) -> Float[Array, "S P W C G"]:
+    columns, group = tile().columns, 4 // weight.dtype.itemsize
+    padded = jnp.pad(weight.reshape(matrices, rows, width), ((0, 0), (0, -rows % columns), (0, -width % group)))
+    split = padded.reshape(matrices, padded.shape[1] // columns, columns, padded.shape[2] // group, group)
+    return split.transpose(0, 1, 3, 2, 4)
+
+
+def pack_tree(params: PyTree, dtypes: tuple[str, ...]) -> PyTree:
+    """Packs the matrices among a decoder's weights; norms, biases and other leaves stay as they are.
+
+    The leaves' paths tell: projections are called `weight` (those of attention's output contract two axes), tables of
+    rows `table`, and an expert's matrices `gate`, `up` and `down`; layers are stacked below `segments`.
+    """
+
+    def leaf(path: tuple[Any, ...], weight: Any) -> Any:
+        keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        stacked = int(keys[0] == "segments")
+        experts = keys[-2:-1] == ["experts"] and keys[-1] in ("gate", "up", "down")
+        if str(weight.dtype) not in dtypes or not (experts or keys[-1] in ("weight", "table")):
+            return weight
+        return pack(weight, stacked + experts, 2 if keys[-3:-1] == ["attention", "o"] else 1)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)

@@ -1,0 +1,269 @@
+"""`distaff bench`: how fast this machine runs a model."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..backends.errors import InvalidParameterError, UsageError
+from .bench_tables import print_reports
+from .options import Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
+from .output import print_json
+from .progress import ProgressDisplay
+from .reporting import reporting
+from .startup import prepare_devices
+
+if TYPE_CHECKING:
+    from ..serving import LLM, Request
+    from ..serving.limits import MachineLimits
+    from ..serving.measurement import Goodput
+    from ..serving.workload import Item
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+class Policy(StrEnum):
+    """Scheduling policies, and all of them one after the other."""
+
+    CONTINUOUS = "continuous"
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+    ALL = "all"
+
+
+class Sampling(StrEnum):
+    """How tokens are drawn."""
+
+    GREEDY = "greedy"
+    HEAVY = "heavy"
+
+
+SAMPLING: Mapping[Sampling, Mapping[str, Any]] = {
+    Sampling.GREEDY: {"temperature": 0.0},
+    Sampling.HEAVY: {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.2,
+        "logprobs": 5,
+    },
+}
+
+
+@app.callback()
+def bench() -> None:
+    """Measure how fast this machine runs a model."""
+
+
+@app.command("offline")
+def bench_offline(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name or a path, as 'distaff generate' takes it.")
+    ] = "smollm2-135m-instruct",
+    requests: Annotated[int, typer.Option("--requests", help="How many.", metavar="N", min=1)] = 64,
+    prompt_len: Annotated[
+        str, typer.Option("--prompt-len", help="Tokens of a prompt, evenly distributed.", metavar="LOW:HIGH")
+    ] = "32:384",
+    output_len: Annotated[
+        str, typer.Option("--output-len", help="Tokens of an answer, evenly distributed.", metavar="LOW:HIGH")
+    ] = "16:192",
+    shared_prefix: Annotated[
+        int, typer.Option("--shared-prefix", help="Tokens before every prompt, the same ones.", metavar="N", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of lengths and tokens.", metavar="N")] = 0,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            help='Requests from a file instead, {"prompt": text or token ids, "max_tokens": N} on each line.',
+            metavar="FILE",
+        ),
+    ] = None,
+    sampling: Annotated[
+        Sampling,
+        typer.Option("--sampling", help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere."),
+    ] = Sampling.GREEDY,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
+    backend: Annotated[str, typer.Option("--backend", help="What computes.")] = "auto",
+    policy: Annotated[
+        Policy, typer.Option("--policy", help="When waiting requests may start; all compares the three.")
+    ] = Policy.CONTINUOUS,
+    max_batch: MaxBatch = None,
+    batch_timeout: Annotated[
+        float | None,
+        typer.Option("--batch-timeout", help="With --policy dynamic: most seconds to wait for a batch.", metavar="X"),
+    ] = None,
+    kv_memory: KVMemory = None,
+    context: Context = None,
+    deterministic: Deterministic = False,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Times to run it all; the median one is reported.", metavar="N", min=1)
+    ] = 3,
+    warm_up: Annotated[int, typer.Option("--warm-up", help="Requests to run untimed before.", metavar="N", min=0)] = 4,
+    goodput: Annotated[
+        str | None,
+        typer.Option(
+            "--goodput",
+            help="Count the requests that keep these limits, in milliseconds; one of the two will do.",
+            metavar="ttft:MS,tpot:MS",
+        ),
+    ] = None,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run requests that are all there from the start, and report how fast that went.
+
+    Tokens are random, drawing is greedy and end tokens are ignored, unless options say otherwise. Loading, compiling
+    and the warm-up are not in the times. MFU and MBU are shares of what this machine was measured to do in the same
+    run.
+
+    \b
+    Examples:
+      distaff bench offline
+      distaff bench offline --policy all --goodput ttft:2000,tpot:100
+      distaff bench offline --requests 8 --prompt-len 512:512 --output-len 1:1
+      distaff bench offline --requests 32 --prompt-len 16:16 --output-len 16:16 --shared-prefix 300
+      distaff bench offline --file requests.jsonl --sampling heavy --json
+
+    \b
+    --json prints one object:
+      model, backend, dtype, policy, sampling, requests, prompt_tokens, output_tokens, elapsed_s,
+      output_tokens_per_s, total_tokens_per_s, requests_per_s, rounds, failed, ttft_ms, tpot_ms,
+      itl_ms, request_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
+      tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
+      padding_waste, prefix_hit_rate, preemptions, compiles, unexpected_compiles, goodput,
+      limits, load_s, warm_up_s
+    With --policy all these are those of the first one, and "policies" lists such an object of each.
+    """
+    with reporting(debug):
+        spans = {"prompt_len": _span("--prompt-len", prompt_len), "output_len": _span("--output-len", output_len)}
+        options = {
+            "dtype": dtype.value,
+            "backend": backend,
+            "offline": offline or None,
+            "max_batch": max_batch,
+            "batch_timeout": batch_timeout,
+            "kv_memory": None if kv_memory is None else parse_size("--kv-memory", kv_memory),
+            "context": context,
+            "deterministic": deterministic or None,
+        }
+        prepare_devices()
+        from ..serving.measurement import Goodput
+        from ..serving.workload import read_workload, uniform_workload
+
+        def workload(llm: "LLM") -> "Sequence[Item]":
+            if file is not None:
+                return read_workload(file, _encoder(llm))
+            vocab_size = llm.config.vocab_size
+            return uniform_workload(
+                requests=requests, **spans, seed=seed, vocab_size=vocab_size, shared_prefix=shared_prefix
+            )
+
+        run = _Run(
+            model, options, workload, sampling, rounds, warm_up, None if goodput is None else Goodput.parse(goodput)
+        )
+        if policy is not Policy.ALL:
+            reports = [run.report(policy)]
+        else:
+            reports = [run.report(each) for each in Policy if each is not Policy.ALL]
+        if json:
+            print_json({**reports[0], "policies": reports} if policy is Policy.ALL else reports[0])
+        else:
+            print_reports(reports)
+
+
+@dataclass
+class _Run:
+    """What is the same for all policies. The limits of the machine are measured once."""
+
+    model: str
+    options: dict[str, Any]
+    workload: "Callable[[LLM], Sequence[Item]]"
+    sampling: Sampling
+    rounds: int
+    warm_up: int
+    goodput: "Goodput | None"
+    limits: "MachineLimits | None" = None
+
+    def report(self, policy: Policy) -> dict[str, Any]:
+        from ..serving.limits import measure_limits
+        from ..serving.measurement import report, run_round
+
+        started = time.perf_counter()
+        llm = self._load(policy)
+        loaded = time.perf_counter()
+        try:
+            items = self.workload(llm)
+            llm.engine.warm_up()
+            run_round(llm.engine, self._requests(items[: self.warm_up], "warm-up"))
+            warm = time.perf_counter()
+            self.limits = self.limits or measure_limits(llm.backend, self.options["dtype"])
+            measured = [run_round(llm.engine, self._requests(items, f"round {n}")) for n in range(self.rounds)]
+        finally:
+            llm.close()
+        num_bytes = 4 if self.options["dtype"] == Dtype.FLOAT32 else 2
+        return {
+            "model": self.model,
+            "backend": llm.backend.name,
+            "dtype": self.options["dtype"],
+            "policy": policy.value,
+            "sampling": self.sampling.value,
+            **report(
+                measured,
+                config=llm.config,
+                limits=self.limits,
+                weight_bytes=num_bytes,
+                kv_bytes=num_bytes,
+                goodput=self.goodput,
+            ),
+            "limits": asdict(self.limits),
+            "load_s": loaded - started,
+            "warm_up_s": warm - loaded,
+        }
+
+    def _load(self, policy: Policy) -> "LLM":
+        from ..serving import LLM
+
+        given = {name: value for name, value in self.options.items() if value is not None}
+        with ProgressDisplay(self.model) as display:
+            return LLM(self.model, policy=policy.value, on_progress=display, **given)
+
+    def _requests(self, items: "Sequence[Item]", salt: str) -> "list[Request]":
+        """The salt keeps one round's prompts out of reach of the next."""
+        from ..serving import Request, SamplingParams
+
+        drawing = SAMPLING[self.sampling]
+        return [
+            Request(
+                item.prompt,
+                SamplingParams(max_tokens=item.max_tokens, ignore_eos=True, seed=number, **drawing),
+                cache_salt=salt,
+            )
+            for number, item in enumerate(items)
+        ]
+
+
+def _encoder(llm: "LLM") -> "Callable[[str], Sequence[int]]":
+    """Refuses texts, but not token ids, where the model has no tokenizer."""
+
+    def encode(text: str) -> "Sequence[int]":
+        if llm.tokenizer is None:
+            raise UsageError("--file holds texts, but the model has no tokenizer; give token ids")
+        return llm.tokenizer.encode(text)
+
+    return encode
+
+
+def _span(option: str, text: str) -> tuple[int, int]:
+    """Reads "32:384", or one number for both."""
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if found is None:
+        raise InvalidParameterError(option, text, "LOW:HIGH, such as 32:384")
+    return int(found[1]), int(found[2] or found[1])

@@ -1,0 +1,418 @@
+"""Many requests at once on one model.
+
+The life of a request:
+
+1. `submit` checks it and leaves it in the inbox; the caller holds a Generation.
+2. `step` takes it from there: each choice becomes a waiting sequence of the scheduler.
+3. The scheduler gives it a slot and pages, less what the prefix cache holds, and plans its prompt in chunks.
+4. The runner makes arrays of the plan and dispatches one compiled program. Nobody waits for it.
+5. While it runs, the tokens of the step before are read: each goes through the request's output (text, stop texts,
+   log-probabilities) into the Generation.
+6. A sequence that ended gives slot and pages back; the last one ends the Generation.
+"""
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
+
+from ..backends.errors import DistaffError, InvalidParameterError
+from ..models.tokenizer import Tokenizer
+from .engine_config import EngineConfig
+from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EngineClosedError
+from .generation import Generation, Result
+from .live_request import LiveRequest, with_seed
+from .metrics import Metrics
+from .output import Output
+from .results import Timings
+from .rows import check_row, sampling_row
+from .runner import Device, Runner, Ticket
+from .scheduler import Scheduler, SchedulerConfig
+from .sequence import Sequence, Status
+from .types import Kind, Request
+
+_MAX_FAILURES = 3
+"""Steps in a row that may fail before the device is given up."""
+
+
+class Engine:
+    """Continuous batching over a device.
+
+    `step` does one round, `run` does them until nothing is left, `start` does them in a thread; a Generation that is
+    read where no thread runs does them itself.
+
+    Args:
+        device: what computes.
+        config: how to batch.
+        vocab_size: tokens that requests may name.
+        eos_ids: the model's end tokens.
+        tokenizer: None for token ids alone.
+        metrics: what is counted.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: EngineConfig,
+        *,
+        vocab_size: int,
+        eos_ids: frozenset[int] = frozenset(),
+        tokenizer: Tokenizer | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics(max_batch=device.num_slots, num_pages=sum(device.num_pages))
+        self._device = device
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._scheduler = Scheduler(
+            SchedulerConfig(
+                policy=config.policy,
+                max_batch=device.num_slots,
+                batch_timeout=config.batch_timeout,
+                max_step_tokens=config.max_step_tokens,
+                max_decode_steps=config.max_decode_steps,
+                fixed_chunk=config.fixed_chunk,
+                aging_seconds=config.aging,
+                prefix_cache=config.prefix_cache,
+            ),
+            device.page_size,
+            device.num_pages,
+            device.groups,
+            clock,
+        )
+        self._runner = Runner(device, self._row)
+        self._in_flight: Ticket | None = None
+        self._live: dict[Sequence, LiveRequest] = {}
+        self._inbox: deque[LiveRequest] = deque()
+        self._aborts: deque[LiveRequest] = deque()
+        self._count = 0
+        self._failures = 0
+        self._device_free = 0.0
+        self._dead: DistaffError | None = None
+        self._flush = False
+        self._step_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.load_seconds = 0.0
+
+    # Requests
+
+    def submit(self, request: Request) -> Generation:
+        """Takes a request in; its events come out of the Generation. Any thread may call.
+
+        Raises:
+            ContextLengthError, CacheTooSmallError: it can never fit; the message has the numbers.
+            InvalidParameterError: a parameter that this model or its vocabulary cannot honour.
+            EngineClosedError, DeviceError: the engine is closed, or has lost its device.
+        """
+        if self._dead is not None:
+            raise self._dead
+        request = with_seed(request, secrets.randbits(64))
+        check_row(request, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
+        live = self._admissible(request)
+        self._inbox.append(live)
+        self._wake.set()
+        if self._dead is not None:  # closed in between: nobody would look into the inbox
+            self._fail_all(self._dead)
+        return Generation(live.outbox, lambda: None if self._thread else self._pump, lambda: self._abort(live))
+
+    def generate(self, requests: Iterable[Request]) -> list[Result]:
+        """Runs requests together; results come in their order.
+
+        Raises:
+            DistaffError: a request was refused or failed; the others are ended.
+        """
+        generations: list[Generation] = []
+        try:
+            generations += (self.submit(request) for request in requests)
+            self.flush()
+            return [generation.result() for generation in generations]
+        finally:
+            for generation in generations:
+                generation.close()
+
+    def abort(self, generation: Generation) -> None:
+        """Ends a request, wherever it is; slot and pages are free within one step."""
+        generation.close()
+
+    def flush(self) -> None:
+        """Says that the input ends here: batches need not be full."""
+        self._flush = True
+        self._wake.set()
+
+    # Rounds
+
+    def step(self) -> bool:
+        """One round: schedules, runs, and updates with the tokens of the round before, while the device works.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        with self._step_lock:
+            self._take_requests()
+            started = self._clock()
+            try:
+                plan = self._scheduler.schedule(self._device.buckets)
+                ticket = None if plan is None else self._runner.run(plan, self._clock)
+            except Exception as error:  # whatever a device throws
+                return self._recover(error)
+            previous, self._in_flight = self._in_flight, ticket
+            if ticket is not None:
+                self._started(ticket)
+            if previous is not None:
+                self._update(previous, host=self._clock() - started)
+            return previous is not None or ticket is not None
+
+    def run(self) -> None:
+        """Rounds until no request is left."""
+        while self._live or self._inbox:
+            self._pump()
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(set(self._live.values())) + len(self._inbox)
+
+    def warm_up(self, *, background: bool = False) -> None:
+        """Compiles every program; from then on a compilation is counted as unexpected.
+
+        Args:
+            background: returns at once; requests are served with the programs that are ready.
+        """
+        if background:
+            threading.Thread(target=self.warm_up, name="distaff-warm-up", daemon=True).start()
+            return
+        self._device.warm_up()
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: the books on pages, slots and sequences do not agree.
+        """
+        with self._step_lock:
+            self._scheduler.check_integrity()
+
+    # Lifetime
+
+    def start(self) -> None:
+        """Lets a thread do the rounds, until `close`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="distaff-engine", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ends every request, the thread, and the cache. Closing again does nothing."""
+        if self._dead is None:
+            self._dead = EngineClosedError("the engine is closed: make a new one")
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._step_lock:
+            self._in_flight = None
+            self._fail_all(self._dead)
+            self._device.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while self._dead is None:
+            self._wake.clear()
+            if not self.step():
+                self._wake.wait(self._scheduler.wait_seconds())
+
+    def _pump(self) -> None:
+        """A round for somebody who waits for its tokens and so cannot submit more."""
+        if not self.step():
+            self._flush = True
+            self._wake.clear()
+            wait = self._scheduler.wait_seconds()
+            if wait:
+                self._wake.wait(min(wait, 0.05))
+
+    # Parts of a round
+
+    def _admissible(self, request: Request) -> LiveRequest:
+        """The request with its sequences, if it can ever run."""
+        prompt_len, context = len(request.prompt), self._device.max_len
+        for token in request.prompt:
+            if not 0 <= token < self._vocab_size:
+                raise InvalidParameterError("prompt", token, f"token ids from 0 to {self._vocab_size - 1}")
+        generates = request.kind is Kind.GENERATE
+        if prompt_len + generates > context:
+            raise ContextLengthError(
+                f"the prompt has {prompt_len} tokens, the context holds {context} with the answer; "
+                f"shorten the prompt to at most {context - generates} tokens"
+            )
+        max_tokens = request.params.num_tokens(context - prompt_len) if generates else 0
+        max_len = prompt_len + max_tokens
+        if not self._scheduler.fits(prompt_len, max_len):
+            raise CacheTooSmallError(
+                f"prompt and answer take {max_len} tokens, that is {self._scheduler.pages_needed(max_len)} pages of "
+                f"the KV cache, which has {self._device.num_pages}; ask for fewer tokens or raise kv_memory"
+            )
+        arrival = self._clock()
+        sequences: list[Sequence] = []
+        for choice in range(request.params.n if generates else 1):
+            self._count += 1
+            sequences.append(Sequence.of(request, choice, max_len=max_len, order=self._count, arrival=arrival))
+        output = Output(request, max_tokens=max_tokens, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
+        timings, self.load_seconds = Timings(load=self.load_seconds), 0.0
+        return LiveRequest(
+            request, output, tuple(sequences), self.metrics, timings, lambda: self._device.compile_seconds, self._clock
+        )
+
+    def _take_requests(self) -> None:
+        while self._inbox:
+            live = self._inbox.popleft()
+            for sequence in live.sequences:
+                self._live[sequence] = live
+                self._scheduler.add(sequence)
+        while self._aborts:
+            live = self._aborts.popleft()
+            if not live.outbox.ended:
+                self._let_go(live)
+                live.abort()
+        if self._flush:
+            self._flush = False
+            self._scheduler.flush()
+
+    def _started(self, ticket: Ticket) -> None:
+        for sequence in ticket.plan.admitted:
+            self._live[sequence].started(sequence)
+        self.metrics.preempted(len(ticket.plan.preempted))
+        pages = sum(pool.num_pages - pool.num_free for pool in self._scheduler.tables.cache.pools)
+        self.metrics.levels(waiting=len(self._scheduler.waiting), running=self._scheduler.num_running, pages_used=pages)
+
+    def _update(self, ticket: Ticket, host: float) -> None:
+        """Reads a step's tokens and hands them on."""
+        before = self._clock()
+        try:
+            tokens = ticket.tokens()
+        except Exception as error:
+            self._in_flight, lost = None, self._in_flight
+            self._recover(error, *(other for other in (ticket, lost) if other is not None))
+            return
+        now = self._clock()
+        self._failures = 0
+        first = 0
+        for index, row in enumerate(ticket.plan.rows):
+            live = self._live.get(row.sequence)
+            if live is not None:
+                try:
+                    self._hand_on(live, ticket, index, tokens[index], slice(first, first + row.num_tokens), now)
+                except Exception as error:  # this request's own trouble, nobody else's
+                    self._let_go(live)
+                    live.fail(error)
+            first += row.num_tokens
+        self._count_step(ticket, host=host + self._clock() - now, wait=now - before, ended=now)
+
+    def _hand_on(
+        self, live: LiveRequest, ticket: Ticket, index: int, tokens: Items[int], at: slice, now: float
+    ) -> None:
+        row = ticket.plan.rows[index]
+        sequence = row.sequence
+        if ticket.plan.bucket.kind == "prompt" and sequence.needs_prompt_logits:
+            live.take_prompt(row, at, index, ticket.prompt())
+        ended = False
+        if row.draws:
+            taken = 0
+            while taken < len(tokens) and not ended:
+                token = tokens[taken]
+                ended = live.take(sequence.choice, token, ticket.logprob(index, taken, token), now)
+                taken += 1
+            self._scheduler.note_tokens(sequence, tokens[:taken])
+        elif live.request.kind is not Kind.GENERATE:
+            ended = row.start + row.num_tokens == sequence.prompt_len
+        if ended:
+            self._scheduler.finish(sequence)
+            del self._live[sequence]
+            live.finish()
+
+    def _count_step(self, ticket: Ticket, *, host: float, wait: float, ended: float) -> None:
+        plan = ticket.plan
+        seconds = ended - max(ticket.dispatched, self._device_free)
+        self._device_free = ended
+        num_tokens = sum(row.num_tokens for row in plan.rows)
+        prompt_tokens = sum(row.num_tokens for row in plan.rows if row.start < row.sequence.prompt_len)
+        self.metrics.stepped(
+            host=host,
+            device=seconds,
+            wait=wait,
+            rows=len(plan.rows),
+            tokens=num_tokens,
+            prompt_tokens=prompt_tokens,
+            bucket_tokens=plan.bucket.num_tokens,
+            num_steps=plan.num_steps,
+        )
+        if plan.bucket.kind == "decode":
+            steps = int(self.config.target_burst * plan.num_steps / max(seconds, 1e-9))
+            self._scheduler.max_decode_steps = min(max(steps, 1), self.config.max_decode_steps)
+
+    def _row(self, sequence: Sequence) -> dict:
+        request = sequence.request
+        return sampling_row(
+            request.params,
+            request=request,
+            choice=sequence.choice,
+            prompt_len=sequence.prompt_len,
+            vocab_size=self._vocab_size,
+            eos_ids=self._eos_ids,
+            max_len=self._device.max_len,
+        )
+
+    # Ends
+
+    def _abort(self, live: LiveRequest) -> None:
+        self._aborts.append(live)
+        self._wake.set()
+        if self._thread is None and self._step_lock.acquire(blocking=False):
+            try:
+                self._take_requests()
+            finally:
+                self._step_lock.release()
+
+    def _let_go(self, live: LiveRequest) -> None:
+        """Takes every sequence of a request out of the scheduler."""
+        for sequence in live.sequences:
+            if self._live.pop(sequence, None) is not None:
+                self._scheduler.finish(sequence)
+
+    def _recover(self, error: Exception, *tickets: Ticket) -> bool:
+        """After a step failed: its requests fail; the others are computed anew in a new cache."""
+        self._failures += 1
+        in_flight, self._in_flight = self._in_flight, None
+        failed = DeviceError(f"the device failed in a step with this request: {error}")
+        failed.__cause__ = error
+        batch = {row.sequence for ticket in (*tickets, in_flight) if ticket is not None for row in ticket.plan.rows}
+        batch.update(s for s in self._live if s.status is not Status.WAITING and not tickets)
+        for live in {self._live[sequence] for sequence in batch if sequence in self._live}:
+            self._let_go(live)
+            live.fail(failed)
+        try:
+            if self._failures >= _MAX_FAILURES:
+                raise error
+            self._scheduler.reset()
+            self._runner.reset()
+        except Exception as fatal:
+            self._dead = DeviceError(f"the engine has lost its device ({fatal}): make a new one")
+            self._dead.__cause__ = fatal
+            self._fail_all(self._dead)
+        return True
+
+    def _fail_all(self, error: DistaffError) -> None:
+        for live in {*self._live.values(), *self._inbox}:
+            self._let_go(live)
+            if not live.outbox.ended:
+                live.fail(error)
+        self._inbox.clear()

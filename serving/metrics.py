@@ -1,0 +1,277 @@
+"""What the engine counts: cheap enough to be called at every token, flat in memory, and exported by nobody yet.
+
+One thread writes, the engine's; any other may take a `snapshot()` at any moment.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .plan import Plan
+
+_GROWTH = 1.04
+ACCURACY = math.sqrt(_GROWTH) - 1
+"""How far, relative to the true one, a quantile may be off (2 %)."""
+
+_LOW, _HIGH = 1e-6, 1e6
+_SCALE = 1 / math.log(_GROWTH)
+_FIRST = math.floor(math.log(_LOW) * _SCALE)
+_NUM_BUCKETS = math.ceil(math.log(_HIGH) * _SCALE) - _FIRST + 2
+
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+class Histogram:
+    """Positive values in buckets that grow by 4 % each, from 1e-6 to 1e6; what lies outside counts as the nearest."""
+
+    __slots__ = ("_counts", "_high", "_low", "total")
+
+    def __init__(self) -> None:
+        self._counts = [0] * _NUM_BUCKETS
+        self._low = math.inf
+        self._high = -math.inf
+        self.total = 0.0
+        """Sum of the values."""
+
+    def add(self, value: float, count: int = 1) -> None:
+        """Counts `value`, `count` times."""
+        bucket = 0
+        if value > _LOW:
+            bucket = int(math.log(value) * _SCALE - _FIRST) + 1 if value < _HIGH else -1
+        self._counts[bucket] += count
+        self.total += value * count
+        if value < self._low:
+            self._low = value
+        if value > self._high:
+            self._high = value
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return sum(self._counts)
+
+    def quantile(self, share: float) -> float:
+        """The smallest value that `share` (0 to 1) of all do not exceed, within ACCURACY; 0.0 if there is none."""
+        counts = self._counts.copy()  # a writer may go on meanwhile
+        rank = max(1, math.ceil(share * sum(counts)))
+        below = 0
+        for bucket, count in enumerate(counts):
+            below += count
+            if count and below >= rank:
+                middle = math.exp((_FIRST + bucket - 0.5) / _SCALE)
+                return min(max(middle, self._low), self._high)
+        return 0.0
+
+    def snapshot(self) -> dict[str, float]:
+        """Count, sum, mean, largest value and QUANTILES."""
+        count = self.count
+        return {
+            "count": count,
+            "sum": self.total,
+            "mean": self.total / count if count else 0.0,
+            "max": self._high if count else 0.0,
+            **{f"p{share * 100:g}": self.quantile(share) for share in QUANTILES},
+        }
+
+
+class Phase:
+    """Steps of one sort: those that compute prompt tokens (`prefill`), and those that only draw (`decode`).
+
+    Attributes:
+        calls: calls into the device.
+        steps: times that the weights were gone through; a call of K decode steps counts K.
+        seconds: that the device was at work.
+        rows: sequences in each step, summed.
+        tokens: tokens computed; `bucket_tokens` counts the padding too, `prompt_tokens` those of prompts alone.
+        drawn: tokens that came out.
+        attended, read: key positions, as models.costs.Steps has them.
+    """
+
+    __slots__ = (
+        *("attended", "bucket_tokens", "calls", "drawn", "prompt_tokens"),
+        *("read", "rows", "seconds", "steps", "tokens"),
+    )
+
+    def __init__(self) -> None:
+        self.calls = self.steps = self.rows = self.drawn = self.attended = self.read = 0
+        self.tokens = self.prompt_tokens = self.bucket_tokens = 0
+        self.seconds = 0.0
+
+    def snapshot(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Metrics:
+    """Counters, levels and histograms of one engine. Times are in seconds.
+
+    Args:
+        max_batch: rows that fit a step, which batch occupancy is measured by.
+        num_pages: pages of the cache, all groups together.
+    """
+
+    def __init__(self, *, max_batch: int, num_pages: int) -> None:
+        self.max_batch = max_batch
+        self.num_pages = num_pages
+        self.requests = 0
+        self.outcomes: dict[str, int] = {}
+        """Requests that ended, by finish reason."""
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.prefix_queries = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
+        self.preemptions = 0
+        self.compiles = 0
+        self.unexpected_compiles = 0
+        self.waiting = 0
+        self.running = 0
+        self.pages_used = 0
+        self.peak_waiting = 0
+        self.peak_running = 0
+        self.peak_pages_used = 0
+        self.prefill = Phase()
+        self.decode = Phase()
+        self.queue_time = Histogram()
+        """From arrival to the first slot."""
+        self.ttft = Histogram()
+        """From arrival to the first token."""
+        self.inter_token = Histogram()
+        """From one token of a sequence to its next, as its reader sees them."""
+        self.request_time = Histogram()
+        """From arrival to the last token."""
+        self.step_host = Histogram()
+        """Scheduling, preparing and post-processing of a step, which the device may hide."""
+        self.step_device = Histogram()
+        """From the later of a step's dispatch and the last step's end to its end."""
+        self.step_wait = Histogram()
+        """What the host stood still for the device."""
+
+    def submitted(self, prompt_tokens: int) -> None:
+        """A request came in."""
+        self.requests += 1
+        self.prompt_tokens += prompt_tokens
+
+    def admitted(self, queue_seconds: float) -> None:
+        """A sequence got its first slot."""
+        self.queue_time.add(queue_seconds)
+
+    def looked_up(self, tokens: int, cached_tokens: int) -> None:
+        """The prefix cache was asked for a prompt of `tokens` and held `cached_tokens` of them."""
+        self.prefix_queries += 1
+        self.prefix_query_tokens += tokens
+        self.prefix_hit_tokens += cached_tokens
+
+    def first_token(self, seconds: float) -> None:
+        """A sequence's first token reached its stream, `seconds` after it arrived."""
+        self.output_tokens += 1
+        self.ttft.add(seconds)
+
+    def next_tokens(self, seconds: float, count: int = 1) -> None:
+        """`count` tokens of a sequence reached its stream, `seconds` after the one before them."""
+        self.output_tokens += count
+        self.inter_token.add(seconds)
+        if count > 1:
+            self.inter_token.add(0.0, count - 1)
+
+    def finished(self, reason: str, seconds: float) -> None:
+        """A request ended: its finish reason ("error" for a failure), and how long after it arrived."""
+        self.outcomes[reason] = self.outcomes.get(reason, 0) + 1
+        self.request_time.add(seconds)
+
+    def preempted(self, count: int = 1) -> None:
+        """Sequences lost their pages and will be computed again."""
+        self.preemptions += count
+
+    def compiled(self, *, unexpected: bool = False) -> None:
+        """A program was compiled; `unexpected` after warm-up was done."""
+        self.compiles += 1
+        self.unexpected_compiles += unexpected
+
+    def stepped(
+        self,
+        *,
+        host: float,
+        device: float,
+        wait: float,
+        rows: int,
+        tokens: int,
+        prompt_tokens: int,
+        bucket_tokens: int,
+        num_steps: int = 1,
+    ) -> None:
+        """As `ran`, for a caller that has no plan: attention is not counted."""
+        phase = self.prefill if prompt_tokens else self.decode
+        phase.calls += 1
+        phase.steps += num_steps
+        phase.seconds += device
+        phase.rows += rows * num_steps
+        phase.tokens += tokens * num_steps
+        phase.prompt_tokens += prompt_tokens
+        phase.drawn += rows * num_steps
+        phase.bucket_tokens += bucket_tokens * num_steps
+        self.step_host.add(host)
+        self.step_device.add(device)
+        self.step_wait.add(wait)
+
+    def ran(self, plan: Plan, *, host: float, device: float, wait: float) -> None:
+        """The results of a plan were read back; the times are those of step_host, step_device and step_wait."""
+        steps = plan.num_steps
+        prompt_tokens = attended = read = drawn = 0
+        for sequence, start, count, draws in plan.rows:
+            if start < sequence.prompt_len:
+                prompt_tokens += count
+            read += start + count
+            attended += count * start + count * (count + 1) // 2
+            drawn += draws
+        phase = self.prefill if prompt_tokens else self.decode
+        phase.calls += 1
+        phase.steps += steps
+        phase.seconds += device
+        phase.rows += len(plan.rows) * steps
+        phase.tokens += plan.num_tokens
+        phase.bucket_tokens += plan.bucket.num_tokens * steps
+        phase.prompt_tokens += prompt_tokens
+        phase.drawn += drawn * steps
+        # Each further step of a call finds every row one position longer.
+        longer = len(plan.rows) * steps * (steps - 1) // 2
+        phase.read += read * steps + longer
+        phase.attended += attended * steps + longer
+        self.step_host.add(host)
+        self.step_device.add(device)
+        self.step_wait.add(wait)
+
+    def levels(self, *, waiting: int, running: int, pages_used: int) -> None:
+        """Where things stand, after every change of a step and when the engine falls idle."""
+        self.waiting, self.running, self.pages_used = waiting, running, pages_used
+        if waiting > self.peak_waiting:
+            self.peak_waiting = waiting
+        if running > self.peak_running:
+            self.peak_running = running
+        if pages_used > self.peak_pages_used:
+            self.peak_pages_used = pages_used
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, as JSON knows it; histograms and phases are objects of their own."""
+        values = {name: value for name, value in vars(self).items() if not isinstance(value, Histogram | Phase)}
+        values["outcomes"] = dict(self.outcomes)
+        parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, Histogram | Phase)}
+        return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}
+
+
+def shares(values: Mapping[str, Any], prefill: Mapping[str, float], decode: Mapping[str, float]) -> dict[str, float]:
+    """What the counters of a snapshot, or the differences of two, say in relation to each other.
+
+    Returns:
+        batch_occupancy (rows of the most that fit), padding_waste (tokens computed for nothing) and prefix_hit_rate
+        (of the prompt tokens looked up), each from 0 to 1.
+    """
+
+    def both(name: str) -> float:
+        return prefill[name] + decode[name]
+
+    steps, tokens, queried = both("steps"), both("bucket_tokens"), values["prefix_query_tokens"]
+    return {
+        "batch_occupancy": both("rows") / (steps * values["max_batch"]) if steps else 0.0,
+        "padding_waste": 1 - both("tokens") / tokens if tokens else 0.0,
+        "prefix_hit_rate": values["prefix_hit_tokens"] / queried if queried else 0.0,
+    }

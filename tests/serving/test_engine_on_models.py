@@ -1,0 +1,175 @@
+"""The engine against the simple loop, on every family: batching, chunks, prefix hits and preemption change nothing."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from distaff.backends.reference import ReferenceBackend
+from distaff.backends.select import select_backend
+from distaff.serving import Engine, EngineConfig, Kind, Request, SamplingParams, build_engine
+from distaff.serving.cache_size import page_bytes
+
+from ..golden.harness import CASES, GOLDEN, Golden
+from ..simple_loop import SimpleLoop
+
+MAX_LEN, NUM_REQUESTS, NUM_TOKENS = 96, 32, 36
+# Of each kind of cache, position code and feed-forward one in the default suite; the slow one has them all.
+DEFAULT = ("smollm2", "gemma3", "gpt_oss", "qwen3_moe", "opt", "phi3")
+BACKENDS = ("reference", "cpu")
+
+
+def prompts(golden: Golden) -> list[list[int]]:
+    """32 ragged prompts; a third shares a beginning with another."""
+    rng = np.random.default_rng(5)
+    texts = [golden.tokens[: golden.prompt_len]]
+    while len(texts) < NUM_REQUESTS:
+        fresh = rng.integers(0, golden.config.vocab_size, int(rng.integers(1, 60))).tolist()
+        shared = texts[int(rng.integers(len(texts)))][: int(rng.integers(0, 40))] if len(texts) % 3 == 0 else []
+        texts.append((shared + fresh)[: MAX_LEN - NUM_TOKENS])
+    return texts
+
+
+def engine_of(golden: Golden, backend: str = "reference", dtype: str = "float32", *, share: float = 1.0, **config: object) -> Engine:
+    """An engine whose cache holds `share` of what its batch would fill."""
+    chosen = select_backend(backend)
+    settings = EngineConfig(context=MAX_LEN, **{"max_batch": 8, "max_step_tokens": 64, **config})
+    sizes = [page_bytes(group, chosen, page_size=chosen.page_size, dtype=dtype) for group in golden.config.cache_groups]
+    pages = -(-MAX_LEN // chosen.page_size)
+    memory = int(sum(sizes) * pages * max(1.0, share * settings.max_batch)) + 1
+    weights = golden.weights(dtype)
+    return build_engine(golden.config, weights, chosen, replace(settings, kv_memory=memory), dtype=dtype)
+
+
+def tokens_of(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    return [list(result.token_ids) for result in engine.generate(requests)]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "case", [case if case in DEFAULT else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_tokens_are_those_of_the_simple_loop(case: str, backend: str) -> None:
+    golden = Golden(GOLDEN / case)
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0, seed=0)
+    loop = SimpleLoop(golden.config, golden.weights(), select_backend(backend), max_len=MAX_LEN)
+    expected = [loop.generate(text, params) for text in prompts(golden)]
+    # A quarter of the pages that a full batch takes: rows lose theirs and start over.
+    with engine_of(golden, backend, share=0.25) as engine:
+        got = tokens_of(engine, [Request(tuple(text), params) for text in prompts(golden)])
+        engine.check_integrity()
+        snapshot = engine.metrics.snapshot()
+    for (tokens, clear), answer in zip(expected, got, strict=True):
+        assert answer[:clear] == tokens[:clear]
+    compared = sum(clear for _, clear in expected)
+    print(f"{case} on {backend}: {compared} tokens compared, {snapshot['preemptions']} preemptions, "
+          f"{snapshot['prefix_hit_tokens']} tokens from the prefix cache, {snapshot['prefill']['calls']} steps with prompts")  # fmt: skip
+    assert compared >= 8 * NUM_REQUESTS
+    assert snapshot["preemptions"] > 0 and snapshot["prefix_hit_tokens"] > 0
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return Golden(GOLDEN / "smollm2")
+
+
+SEEDED = SamplingParams(max_tokens=36, temperature=1.5, top_p=0.95, seed=2**40 + 7, frequency_penalty=0.2)
+
+
+@pytest.fixture(scope="module")
+def alone(golden: Golden) -> list[int]:
+    loop = SimpleLoop(golden.config, golden.weights(), select_backend("cpu"), max_len=MAX_LEN)
+    return loop.generate(golden.tokens[:40], SEEDED)[0]
+
+
+@pytest.mark.parametrize("max_step_tokens", [16, 64, 256])
+@pytest.mark.parametrize("max_decode_steps", [1, 8])
+@pytest.mark.parametrize("neighbours", [0, 31])
+def test_a_seed_gives_the_same_tokens_whatever_surrounds_it(
+    golden: Golden, alone: list[int], max_step_tokens: int, max_decode_steps: int, neighbours: int
+) -> None:
+    """Chunks of any size, one or eight steps in a call, alone or crowded, with preemption where it is crowded."""
+    texts = prompts(golden)[:neighbours]
+    others = [Request(tuple(text), replace(SEEDED, seed=i)) for i, text in enumerate(texts)]
+    request = Request(tuple(golden.tokens[:40]), SEEDED)
+    config = dict(max_step_tokens=max_step_tokens, max_decode_steps=max_decode_steps, share=0.25)
+    with engine_of(golden, "cpu", **config) as engine:
+        got = tokens_of(engine, [*others[::2], request, *others[1::2]])
+        assert got[len(others[::2])] == alone
+        assert not neighbours or engine.metrics.preemptions > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_deterministic_logits_are_the_same_bits_alone_and_in_a_crowd(golden: Golden, backend: str) -> None:
+    """In bfloat16: every log-probability of a row among 31 neighbours equals those it gets alone, to the last bit."""
+    params = SamplingParams(max_tokens=12, temperature=1.0, seed=3, logprobs=20)
+    request = Request(tuple(golden.tokens[:40]), params)
+    others = [Request(tuple(text), replace(params, seed=i)) for i, text in enumerate(prompts(golden)[:31])]
+
+    def answer(requests: list[Request], **config: object) -> object:
+        with engine_of(golden, backend, "bfloat16", deterministic=True, share=0.3, **config) as engine:
+            result = engine.generate(requests)[requests.index(request)]
+            return result.choices[0].token_ids, result.choices[0].logprobs  # pyright: ignore[reportAttributeAccessIssue]
+
+    crowd = [*others[:15], request, *others[15:]]
+    assert answer([request]) == answer(crowd) == answer(crowd, max_decode_steps=1)
+
+
+def test_scores_are_the_log_probabilities_of_the_text(golden: Golden) -> None:
+    text = golden.tokens[:50]
+    with engine_of(golden) as engine:
+        several = [Request(tuple(text), SamplingParams(prompt_logprobs=3), Kind.SCORE)] * 2
+        first, again = engine.generate(several)
+    expected = np.asarray(jax.nn.log_softmax(golden.logits[: len(text) - 1], axis=-1))
+    for score in (first, again):
+        got = score.logprobs  # pyright: ignore[reportAttributeAccessIssue]
+        assert got[0] is None and len(got) == len(text)
+        np.testing.assert_allclose(got.logprobs, expected[np.arange(len(text) - 1), text[1:]], atol=2e-4)
+        np.testing.assert_allclose(got.top, np.sort(expected, axis=-1)[:, ::-1][:, :3], atol=2e-4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_pools_what_the_decoder_leaves(golden: Golden, pooling: str) -> None:
+    import jax.numpy as jnp
+
+    from distaff.models.decoder import bind
+    from distaff.models.kv_cache import RaggedBatch, allocate_cache
+    from distaff.models.layers import Machine
+    from distaff.models.placement import OneDevice
+
+    backend, text = ReferenceBackend(), golden.tokens[:70]
+    cache = allocate_cache(golden.config, backend, num_pages=[6], page_size=16, dtype=jnp.float32)
+    batch = RaggedBatch.single(text, 0, num_tokens=70, num_pages=6, num_groups=1)
+    hidden, _ = bind(golden.config, golden.weights())(batch, cache, Machine(backend, OneDevice()))
+    expected = hidden.mean(axis=0) if pooling == "mean" else hidden[-1]
+    with engine_of(golden, max_step_tokens=32) as engine:  # three chunks
+        (result,) = engine.generate([Request(tuple(text), kind=Kind.EMBED, pooling=pooling)])  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(result.vector, expected, atol=1e-4)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_nothing_is_compiled_after_warm_up_in_500_random_requests(golden: Golden) -> None:
+    rng = np.random.default_rng(1)
+    with engine_of(golden, "cpu", share=0.5) as engine:
+        engine.warm_up()
+        compiled = engine.metrics.compiles
+        live = []
+        for number in range(500):
+            text = rng.integers(0, golden.config.vocab_size, int(rng.integers(1, 70))).tolist()
+            params = SamplingParams(
+                max_tokens=int(rng.integers(1, 20)),
+                temperature=float(rng.choice([0.0, 1.0])),
+                logprobs=3 if number % 7 == 0 else None,
+                prompt_logprobs=1 if number % 11 == 0 else None,
+                repetition_penalty=1.2 if number % 5 == 0 else 1.0,
+                n=2 if number % 13 == 0 else 1,
+            )
+            live.append(engine.submit(Request(tuple(text), params)))
+            if number % 3 == 0:
+                engine.step()
+            if number % 17 == 0:
+                live.pop(int(rng.integers(len(live)))).close()
+        for generation in live:
+            generation.result()
+        assert compiled == engine.metrics.compiles >= 5 and engine.metrics.unexpected_compiles == 0
+        engine.check_integrity()
