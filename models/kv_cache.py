@@ -100,8 +100,6 @@ def write_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]], pages: KVCache) 
     return tuple(write(*each) for each in zip(cache, ids, pages, strict=True))
 
 
-def copy_pages(
-    cache: KVCache, sources: tuple[Int[Array, "n"], ...], targets: tuple[Int[Array, "n"], ...]
-) -> KVCache:
+def copy_pages(cache: KVCache, sources: tuple[Int[Array, "n"], ...], targets: tuple[Int[Array, "n"], ...]) -> KVCache:
     """The cache with page `targets[g][i]` a copy of `sources[g][i]`; targets past the end are left out."""
     return write_pages(cache, targets, read_pages(cache, sources))

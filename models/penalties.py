@@ -24,7 +24,7 @@ def penalise(
     for tokens of prompt and answer. The answer's tokens then lose `presence_penalty`, and `frequency_penalty` for
     each time they occur.
     """
-    text, answer = _count(logits.shape, history, rows.prompt_lens, positions)
+    text, answer = _count(logits.shape[1], history, rows.prompt_lens, positions)
     penalty = rows.repetition_penalty[:, None]
     repeated = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(text, repeated, logits)
@@ -33,11 +33,11 @@ def penalise(
 
 
 def _count(
-    shape: tuple[int, int], history: Int[Array, "B S"], prompt_lens: Int[Array, "B"], positions: Int[Array, "B"]
+    vocab_size: int, history: Int[Array, "B S"], prompt_lens: Int[Array, "B"], positions: Int[Array, "B"]
 ) -> tuple[Bool[Array, "B V"], Int[Array, "B V"]]:
     """Which tokens the text holds, and how often its answer holds each."""
-    num_rows, vocab_size = shape
-    length = history.shape[1]
+    num_rows, length = history.shape
+    shape = num_rows, vocab_size
     history = jnp.pad(history, ((0, 0), (0, -length % _PIECE)), constant_values=-1)
     row = jnp.arange(num_rows)[:, None]
     first = jnp.minimum(prompt_lens, positions)[:, None]

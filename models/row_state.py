@@ -4,8 +4,9 @@ A sequence owns a slot (0 to R - 1) from admission to its end. The host uploads 
 step reads and writes it on the device, so that the next step can be dispatched before this one's tokens are read.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import numpy as np
@@ -49,10 +50,16 @@ class SamplingRows:
     num_logprobs: Int[Array, "R"]  # -1: none; n: the drawn token's and the n most likely
 
     @classmethod
+    def stack(cls, rows: Sequence[Mapping[str, np.ndarray]]) -> "SamplingRows":
+        """Rows given one by one, each as its fields by name (numpy arrays)."""
+        fields: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return cls(**fields)
+
+    @classmethod
     def empty(cls, num_rows: int, vocab_size: int) -> "SamplingRows":
         """Rows that take the most likely token (numpy arrays)."""
 
-        def full(fill: float, dtype: type, *shape: int) -> np.ndarray:
+        def full(fill: float, dtype: type, *shape: int) -> Any:
             return np.full((num_rows, *shape), fill, dtype)
 
         return cls(
@@ -90,7 +97,8 @@ class RowState:
     @classmethod
     def empty(cls, num_slots: int, max_len: int, vocab_size: int) -> "RowState":
         """Slots without a text (numpy arrays)."""
-        return cls(np.zeros((num_slots, max_len), np.int32), SamplingRows.empty(num_slots, vocab_size))
+        history: Any = np.zeros((num_slots, max_len), np.int32)
+        return cls(history, SamplingRows.empty(num_slots, vocab_size))
 
 
 def admit(state: RowState, slots: Int[Array, "A"], rows: RowState) -> RowState:

@@ -80,6 +80,10 @@ class StepOutput:
     logits: Float[Array, "B C V"] | None
 
 
+type Loop = tuple[Int[Array, ""], Bool[Array, "B"], tuple[Int[Array, "B K"], TokenLogprobs], KVCache, RowState]
+"""Steps done, rows that have ended, what was drawn, cache and state."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A model on a backend under a placement; hashable, so that a compiled program can be kept for it.
@@ -153,7 +157,7 @@ class Step:
         empty = batch.slots >= num_slots
         stop_ids = state.rows.stop_ids[jnp.minimum(batch.slots, num_slots - 1)]
 
-        def advance(carry: tuple) -> tuple:
+        def advance(carry: Loop) -> Loop:
             i, ended, columns, cache, state = carry
             now = replace(batch, kv_lens=jnp.where(empty, 0, batch.kv_lens + i))
             output, cache, state = self._once(decoder, cache, state, now)
@@ -165,7 +169,7 @@ class Step:
             )
             return i + 1, ended, columns, cache, state
 
-        def more(carry: tuple) -> Bool[Array, ""]:
+        def more(carry: Loop) -> Bool[Array, ""]:
             return (carry[0] < batch.num_steps) & ~carry[1].all()
 
         one, _, _ = jax.eval_shape(lambda: self._once(decoder, cache, state, batch))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, convert, doctor, generate, models
+from . import bench, bench_host, convert, doctor, generate, models
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -44,6 +44,7 @@ def _root(
 app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("convert")(convert.convert)
 app.add_typer(models.app, name="models")
+bench.app.command("host")(bench_host.bench_host)
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 

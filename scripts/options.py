@@ -32,7 +32,7 @@ MaxBatch = Annotated[
     int | None,
     typer.Option(
         "--max-batch",
-        help="Most texts computed at once; more wait. [default: 32, or fewer if fewer come]",
+        help="Most texts computed at once; more wait. [default: 32]",
         metavar="N",
         rich_help_panel=ENGINE,
     ),

@@ -12,11 +12,13 @@ from .types import (
     FinishReason,
     Kind,
     Progress,
+    PromptLogprobs,
     Request,
     SamplingParams,
     Score,
     Timings,
     TokenEvent,
+    TokenLogprob,
     Usage,
 )
 
@@ -36,11 +38,13 @@ __all__ = [
     "Generation",
     "Kind",
     "Progress",
+    "PromptLogprobs",
     "Request",
     "SamplingParams",
     "Score",
     "Timings",
     "TokenEvent",
+    "TokenLogprob",
     "Usage",
     "build_engine",
 ]

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 
-from ..backends.errors import DistaffError, InvalidParameterError
+from ..backends.errors import DistaffError
 from ..models.tokenizer import Tokenizer
 from .engine_config import EngineConfig
 from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EngineClosedError
@@ -26,8 +26,9 @@ from .generation import Generation, Result
 from .live_request import LiveRequest, with_seed
 from .metrics import Metrics
 from .output import Output
+from .pace import Pace
 from .results import Timings
-from .rows import check_row, sampling_row
+from .rows import Row, check_row, sampling_row
 from .runner import Device, Runner, Ticket
 from .scheduler import Scheduler, SchedulerConfig
 from .sequence import Sequence, Status
@@ -94,7 +95,7 @@ class Engine:
         self._aborts: deque[LiveRequest] = deque()
         self._count = 0
         self._failures = 0
-        self._device_free = 0.0
+        self._pace = Pace(self.metrics, config.max_decode_steps, config.target_burst)
         self._dead: DistaffError | None = None
         self._flush = False
         self._step_lock = threading.Lock()
@@ -245,9 +246,6 @@ class Engine:
     def _admissible(self, request: Request) -> LiveRequest:
         """The request with its sequences, if it can ever run."""
         prompt_len, context = len(request.prompt), self._device.max_len
-        for token in request.prompt:
-            if not 0 <= token < self._vocab_size:
-                raise InvalidParameterError("prompt", token, f"token ids from 0 to {self._vocab_size - 1}")
         generates = request.kind is Kind.GENERATE
         if prompt_len + generates > context:
             raise ContextLengthError(
@@ -315,7 +313,9 @@ class Engine:
                     self._let_go(live)
                     live.fail(error)
             first += row.num_tokens
-        self._count_step(ticket, host=host + self._clock() - now, wait=now - before, ended=now)
+        self._pace.read(ticket, host=host + self._clock() - now, wait=now - before, now=now)
+        if ticket.plan.bucket.kind == "decode":
+            self._scheduler.max_decode_steps = self._pace.decode_steps
 
     def _hand_on(
         self, live: LiveRequest, ticket: Ticket, index: int, tokens: Items[int], at: slice, now: float
@@ -339,27 +339,7 @@ class Engine:
             del self._live[sequence]
             live.finish()
 
-    def _count_step(self, ticket: Ticket, *, host: float, wait: float, ended: float) -> None:
-        plan = ticket.plan
-        seconds = ended - max(ticket.dispatched, self._device_free)
-        self._device_free = ended
-        num_tokens = sum(row.num_tokens for row in plan.rows)
-        prompt_tokens = sum(row.num_tokens for row in plan.rows if row.start < row.sequence.prompt_len)
-        self.metrics.stepped(
-            host=host,
-            device=seconds,
-            wait=wait,
-            rows=len(plan.rows),
-            tokens=num_tokens,
-            prompt_tokens=prompt_tokens,
-            bucket_tokens=plan.bucket.num_tokens,
-            num_steps=plan.num_steps,
-        )
-        if plan.bucket.kind == "decode":
-            steps = int(self.config.target_burst * plan.num_steps / max(seconds, 1e-9))
-            self._scheduler.max_decode_steps = min(max(steps, 1), self.config.max_decode_steps)
-
-    def _row(self, sequence: Sequence) -> dict:
+    def _row(self, sequence: Sequence) -> Row:
         request = sequence.request
         return sampling_row(
             request.params,

@@ -9,6 +9,7 @@ import numpy as np
 from ..backends.errors import DistaffError
 from ..models.step import PromptOutput
 from .generation import Outbox
+from .logprobs import TokenLogprob
 from .metrics import Metrics
 from .output import Output
 from .plan import PlannedRow
@@ -70,9 +71,9 @@ class LiveRequest:
         if not sequence.num_preemptions and not sequence.needs_prompt_logits and sequence.namespace is not None:
             self._metrics.looked_up(sequence.prompt_len, sequence.num_cached)
 
-    def take(self, choice: int, token: int, logprob: "object | None", now: float) -> bool:
+    def take(self, choice: int, token: int, logprob: TokenLogprob | None, now: float) -> bool:
         """The next token of a choice; returns whether that choice has ended."""
-        event = self._output.choices[choice].add(token, logprob)  # pyright: ignore[reportArgumentType]
+        event = self._output.choices[choice].add(token, logprob)
         last, self._last[choice] = self._last[choice], now
         if last is None:
             self._metrics.first_token(now - self._arrival)

@@ -187,32 +187,6 @@ class Metrics:
         self.compiles += 1
         self.unexpected_compiles += unexpected
 
-    def stepped(
-        self,
-        *,
-        host: float,
-        device: float,
-        wait: float,
-        rows: int,
-        tokens: int,
-        prompt_tokens: int,
-        bucket_tokens: int,
-        num_steps: int = 1,
-    ) -> None:
-        """As `ran`, for a caller that has no plan: attention is not counted."""
-        phase = self.prefill if prompt_tokens else self.decode
-        phase.calls += 1
-        phase.steps += num_steps
-        phase.seconds += device
-        phase.rows += rows * num_steps
-        phase.tokens += tokens * num_steps
-        phase.prompt_tokens += prompt_tokens
-        phase.drawn += rows * num_steps
-        phase.bucket_tokens += bucket_tokens * num_steps
-        self.step_host.add(host)
-        self.step_device.add(device)
-        self.step_wait.add(wait)
-
     def ran(self, plan: Plan, *, host: float, device: float, wait: float) -> None:
         """The results of a plan were read back; the times are those of step_host, step_device and step_wait."""
         steps = plan.num_steps

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +95,9 @@ class Programs:
             for text, history in zip(texts, histories[part], strict=False):
                 text[: len(history)] = history
             padded = rows[part] + [rows[first]] * (MAX_ADMITTED - len(rows[part]))
-            stacked = SamplingRows(**{name: np.stack([row[name] for row in padded]) for name in padded[0]})
-            self._state = self._program("admit")(self._state, where, RowState(texts, stacked))
+            stacked = SamplingRows.stack(padded)
+            new: Any = (texts, stacked)
+            self._state = self._program("admit")(self._state, where, RowState(*new))
 
     def copy_pages(self, copies: tuple[list[tuple[int, int]], ...]) -> None:
         """Copies pages (source, target) of each group."""
@@ -155,7 +157,7 @@ class Programs:
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._weights)
         tables = (_integers(name.num_rows, -(-self.max_len // self.page_size)),) * len(self.groups)
         rows = _integers(name.num_rows)
-        draws = jax.ShapeDtypeStruct((name.num_rows,), jnp.bool_)
+        draws: Any = jax.ShapeDtypeStruct((name.num_rows,), jnp.bool_)
         batch = StepBatch(rows, _integers(name.num_rows + 1), rows, tables, draws, _integers())
         return self._backend.compile(step, (weights, cache, state, batch), donate=(1, 2))
 

@@ -1,13 +1,12 @@
 """Dispatches plans to the device, and reads what came of them."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from ..backends.base import CacheGroup
-from ..models.logprobs import TokenLogprobs
 from ..models.step import PromptOutput, StepBatch, StepOutput
 from .batch import BatchBuilder
 from .logprobs import TokenLogprob
@@ -54,8 +53,8 @@ class Ticket:
         self.plan = plan
         self.dispatched = dispatched
         self._output = output
-        self._logprobs: TokenLogprobs | None = None
-        self._prompt: PromptOutput | None = None
+        self._logprobs: Any = None  # TokenLogprobs of numpy arrays
+        self._prompt: Any = None
 
     def tokens(self) -> list[list[int]]:
         """The tokens that each row drew, one for each step; waits for the device."""
@@ -72,8 +71,7 @@ class Ticket:
             return None
         if self._logprobs is None:
             self._logprobs = jax.tree.map(np.asarray, self._output.logprobs)
-        of = self._logprobs
-        at = row, step
+        of, at = self._logprobs, (row, step)
         return TokenLogprob.of(token, of.chosen[at].item(), of.rank[at].item(), of.top_ids[at], of.top[at], num_top)
 
     def prompt(self) -> PromptOutput:

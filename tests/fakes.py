@@ -126,14 +126,19 @@ class FakePrograms:
         stopped: set[int] = set()
         for k in range(num_steps):  # or until every row has drawn a stop token, as the real step
             written: list[set[int]] = [set() for _ in self.groups]
+            read: list[set[int]] = [set() for _ in self.groups]  # rows of a step run at once: no page is both
             for b in np.flatnonzero(used):
                 end = int(kv_lens[b]) + k
                 first = end - int(counts[b])
                 tables = [np.asarray(table)[b] for table in batch.page_tables]
                 for g, table in enumerate(tables):
-                    pages = set(table[first // self.page_size : (end - 1) // self.page_size + 1].tolist())
-                    assert not pages & written[g], f"two rows write one page of group {g}"
-                    written[g] |= pages
+                    window = self.groups[g].window
+                    far = 0 if window is None else max(0, first + 1 - window)
+                    own = set(table[first // self.page_size : (end - 1) // self.page_size + 1].tolist())
+                    seen = set(table[far // self.page_size : -(-first // self.page_size)].tolist()) - own
+                    assert not own & (written[g] | read[g]) and not seen & written[g], f"group {g}: a page of two rows"
+                    written[g] |= own
+                    read[g] |= seen
                 if int(slots[b]) in self._ended:  # dispatched before the host knew: it writes and draws nonsense
                     self._spoil(first, end, tables)
                     tokens[b, k] = 0

@@ -45,7 +45,7 @@ class SimpleLoop:
         )  # fmt: skip
         history = np.zeros((1, self.max_len), np.int32)
         history[0, : len(prompt)] = prompt
-        state = RowState(jnp.asarray(history), SamplingRows(**{name: value[None] for name, value in row.items()}))
+        state = RowState(jnp.asarray(history), SamplingRows.stack([row]))
         groups = len(self.config.cache_groups)
         cache = allocate_cache(
             self.config, self.backend, num_pages=[self.num_pages] * groups, page_size=self.backend.page_size,
@@ -63,9 +63,7 @@ class SimpleLoop:
         tokens = np.asarray(state.history)[0, len(prompt) : len(prompt) + params.max_tokens].tolist()
         return tokens, len(tokens) if clear is None else clear
 
-    def _step(
-        self, cache: KVCache, state: RowState, start: int, end: int
-    ) -> tuple[StepOutput, KVCache, RowState]:
+    def _step(self, cache: KVCache, state: RowState, start: int, end: int) -> tuple[StepOutput, KVCache, RowState]:
         table = jnp.arange(self.num_pages, dtype=jnp.int32)[None]
         batch = StepBatch(
             slots=jnp.zeros(1, jnp.int32),

@@ -21,7 +21,7 @@ _NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
 _WRITE_TOKENS = 32
 
 _FETCH_AHEAD = 64
-"""Positions between the keys in use and those being fetched. Decoding 32 rows takes 9.0 ms with it, 11.1 without."""
+"""Positions between keys in use and those being fetched. 32 rows of 256 positions took 9.0 ms with it, 11.1 without."""
 
 # The context that all threads of a call share: offsets of 8 bytes each.
 _Q, _K, _V, _OUT, _TABLE, _STARTS, _LENS, _SINKS = range(0, 64, 8)

@@ -65,7 +65,7 @@ class Code(ir.IRBuilder):
         """Memory of this call, aligned to a cache line: taken once, wherever in the function this stands."""
         with self.goto_entry_block():
             taken = self.alloca(ir.ArrayType(I8, num_bytes))
-            taken.align = 64
+            taken.align = 64  # pyright: ignore[reportAttributeAccessIssue]
             return self._retyped(taken, POINTER)
 
     def splat(self, scalar: Value, lanes: int) -> Value:

@@ -197,7 +197,7 @@ class _Kernels:
         # Each of a panel's tiles fetches its share of the next panel, so that memory works all the time.
         step = code.udiv(code.i64(shape.columns * _WORD), num_tiles)
 
-        def run(count: int, panels: int, panel: Value, row: Value) -> None:
+        def run(count: int, panels: int, row: Value, panel: Value) -> None:
             start = code.times(panel, shape.columns)
             share = code.times(code.udiv(row, height), code.times(words, step))
             code.call(
@@ -225,8 +225,8 @@ class _Kernels:
             code.position_at_end(case)
             panels = shape.panels(count)
             whole = code.sub(last, code.urem(code.sub(last, first), code.i64(panels)))
-            code.loop(whole, lambda panel: run(count, panels, panel, code.i64(0)), start=first, step=panels)
-            code.loop(last, lambda panel: run(count, 1, panel, code.i64(0)), start=whole)
+            code.loop(whole, partial(run, count, panels, code.i64(0)), start=first, step=panels)
+            code.loop(last, partial(run, count, 1, code.i64(0)), start=whole)
             code.ret_void()
 
         code.position_at_end(bulk)
@@ -239,7 +239,7 @@ class _Kernels:
                     case = code.append_basic_block(f"tile{count}")
                     choice.add_case(code.i64(count), case)
                     code.position_at_end(case)
-                    run(count, 1, panel, row)
+                    run(count, 1, row, panel)
                     code.branch(end)
                 code.position_at_end(end)
 
@@ -345,7 +345,11 @@ class _Kernels:
         """One handler for each type of result."""
         wanted = {f"{kind}_{self.given}_f32": 4} | ({f"{kind}_bf16_bf16": 2} if self.given == "bf16" else {})
         for name, out_bytes in wanted.items():
-            handler(self.module, name, partial(handle, out_bytes=out_bytes))
+
+            def of_this_type(frame: Frame, out_bytes: int = out_bytes) -> None:
+                handle(frame, out_bytes)
+
+            handler(self.module, name, of_this_type)
         return list(wanted)
 
 
@@ -395,6 +399,13 @@ def rounded(code: Code, value: Value) -> Value:
     return code.trunc(near, vector(I16, lanes))
 
 
+def emitted(given: Precision) -> tuple[ir.Module, list[str]]:
+    """The kernels for weights of this type, and the names of the handlers among them."""
+    kernels = _Kernels(ir.Module(f"distaff_cpu_matmul_{given}"), given)
+    block = kernels.block()
+    return kernels.module, kernels.linear(block) + kernels.grouped(block)
+
+
 @cache
 def targets(given: Precision) -> dict[str, str]:
     """Custom call targets for weights of this type, by "linear_<weights>_<result>" and "grouped_<...>".
@@ -404,7 +415,4 @@ def targets(given: Precision) -> dict[str, str]:
     Raises:
         UnsupportedError: no machine code can be made here.
     """
-    module = ir.Module(f"distaff_cpu_matmul_{given}")
-    kernels = _Kernels(module, given)
-    block = kernels.block()
-    return register(module, kernels.linear(block) + kernels.grouped(block), optimise=False)
+    return register(*emitted(given), optimise=False)

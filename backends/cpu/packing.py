@@ -7,6 +7,7 @@ from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..base import PyTree
@@ -61,17 +62,19 @@ def is_packed(leaf: Any) -> bool:
     return isinstance(leaf, PackedMatrix)
 
 
-def pack(weight: Float[Array, "..."], num_stacked: int, num_contracted: int) -> PackedMatrix:
+def pack(weight: Float[Array | np.ndarray, "..."], num_stacked: int, num_contracted: int) -> PackedMatrix:
     """Packs a weight [*stack, *out, *inner] by how many axes are of the first and of the last kind."""
     end = len(weight.shape) - num_contracted
     stack, out, inner = weight.shape[:num_stacked], weight.shape[num_stacked:end], weight.shape[end:]
-    panels = _pack(weight, math.prod(stack), math.prod(out), math.prod(inner))
+    panels = _pack(weight, math.prod(stack), math.prod(out), math.prod(inner), tile().columns)
     return PackedMatrix(panels, None, stack, out, inner)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _pack(weight: Float[Array, "..."], matrices: int, rows: int, width: int) -> Float[Array, "S P W C G"]:
-    columns, group = tile().columns, 4 // weight.dtype.itemsize
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _pack(
+    weight: Float[Array | np.ndarray, "..."], matrices: int, rows: int, width: int, columns: int
+) -> Float[Array, "S P W C G"]:
+    group = 4 // weight.dtype.itemsize
     padded = jnp.pad(weight.reshape(matrices, rows, width), ((0, 0), (0, -rows % columns), (0, -width % group)))
     split = padded.reshape(matrices, padded.shape[1] // columns, columns, padded.shape[2] // group, group)
     return split.transpose(0, 1, 3, 2, 4)

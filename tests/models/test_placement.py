@@ -6,7 +6,7 @@ collectives under shard_map.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -50,8 +50,8 @@ class Split(OneDevice):
 
 def inputs(groups: int, vocab_size: int) -> tuple[RowState, StepBatch]:
     ids = np.random.default_rng(1).integers(0, vocab_size, 21).tolist()
-    fields = dict(temperature=[0.0, 1.0], top_k=[0, 5], seeds=[[0, 1], [0, 2]])
-    state = row_state([ids[:13], ids[13:]], vocab_size, **fields)
+    texts = [ids[:13], ids[13:]]
+    state = row_state(texts, vocab_size, temperature=[0.0, 1.0], top_k=[0, 5], seeds=[[0, 1], [0, 2]])
     return state, step_batch([(0, 13), (0, 8)], [[0, 1], [2, 3]], num_groups=groups)
 
 
@@ -78,8 +78,8 @@ def test_split_weights_give_the_logits_of_whole_ones(case: str, logical: tuple[s
         pages = [4] * len(config.cache_groups)
         return allocate_cache(config, BACKEND, num_pages=pages, page_size=16, dtype=jnp.float32)
 
-    shape = dict(num_tokens=21, num_candidates=2, return_logits=True)
-    whole, *_ = jax.jit(Step(config, BACKEND, **shape))(weights, fresh_cache(), state, batch)
+    one_device = Step(config, BACKEND, num_tokens=21, num_candidates=2, return_logits=True)
+    whole, *_ = jax.jit(one_device)(weights, fresh_cache(), state, batch)
 
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     specs = {
@@ -90,7 +90,7 @@ def test_split_weights_give_the_logits_of_whole_ones(case: str, logical: tuple[s
     assert any("x" in spec for spec in specs.values())
     cache_spec = P(None, None, None, None, "x" if "kv_heads" in logical else None)
     step = jax.shard_map(
-        Step(config, BACKEND, Split(logical), **shape),
+        replace(one_device, placement=Split(logical)),
         mesh=mesh,
         in_specs=(unflatten(specs), cache_spec, P(), P()),
         out_specs=(P(), cache_spec, P()),

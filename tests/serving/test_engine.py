@@ -65,7 +65,9 @@ def engine() -> Iterator[Engine]:
 
 def request(*prompt: int, tokens: int = 8, **fields: object) -> Request:
     options = {name: fields.pop(name) for name in ("priority", "kind", "pooling") if name in fields}
-    params = SamplingParams(**{"max_tokens": tokens, "seed": 0, **fields}) if "kind" not in options else SamplingParams()
+    params = (
+        SamplingParams(**{"max_tokens": tokens, "seed": 0, **fields}) if "kind" not in options else SamplingParams()
+    )
     return Request(prompt, params, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -159,7 +161,10 @@ def test_what_can_never_fit_is_refused_with_the_numbers(engine: Engine) -> None:
     with pytest.raises(InvalidParameterError, match=r"prompt is 101, expected token ids from 0 to 100"):
         engine.submit(request(101))
     small, _ = make(pages=5)
-    with small, pytest.raises(CacheTooSmallError, match=r"prompt and answer take 40 tokens, that is \(10,\) pages.*\(5,\)"):
+    with (
+        small,
+        pytest.raises(CacheTooSmallError, match=r"prompt and answer take 40 tokens, that is \(10,\) pages.*\(5,\)"),
+    ):
         small.submit(request(*range(10), tokens=30))
 
 
@@ -273,7 +278,7 @@ def test_decode_runs_many_steps_in_a_call_and_counts_them(engine: Engine) -> Non
 
 
 def test_a_burst_is_no_longer_than_its_target() -> None:
-    engine, device = make(target_burst=0.0)
+    engine, _ = make(target_burst=0.0)
     with engine:
         engine.submit(request(1, tokens=33)).completion()
         assert engine.metrics.decode.calls >= 25

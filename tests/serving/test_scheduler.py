@@ -202,6 +202,15 @@ def test_a_conversation_finds_its_last_turn() -> None:
     driver.run()
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_a_call_that_ended_early_leaves_no_page_half_written(seed: int) -> None:
+    driver = Driver(SchedulerConfig(max_batch=2, max_decode_steps=8), eos=7, vocab_size=13)
+    driver.submit(text(5), 40, seed=seed)
+    driver.run()
+    driver.submit([*driver.sequences[0].tokens, 5, 6], 3)
+    driver.run()  # compares every text with the one computed by hand
+
+
 def test_salts_and_opting_out_keep_prefixes_apart() -> None:
     driver = Driver(SchedulerConfig(max_batch=8))
     for salt, share in ((None, True), ("a", True), (None, False)):

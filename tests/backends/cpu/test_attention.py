@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.backends.base import AttentionSpec, CacheGroup, RaggedIndex
+from distaff.backends.base import AttentionSpec, CacheGroup, PyTree, RaggedIndex
 from distaff.backends.cpu.attention import allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from distaff.backends.cpu.attention_layout import PageLayout
 from distaff.backends.errors import UnsupportedError
@@ -80,7 +80,9 @@ class Step:
     def index(self) -> RaggedIndex:
         starts = np.cumsum([0, *(new for _, new in self.rows)])
         lens = [before + new if new else 0 for before, new in self.rows]
-        return RaggedIndex(*(jnp.asarray(x, jnp.int32) for x in (self.table, starts, lens)))
+        return RaggedIndex(
+            jnp.asarray(self.table, jnp.int32), jnp.asarray(starts, jnp.int32), jnp.asarray(lens, jnp.int32)
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -225,16 +227,14 @@ def test_a_scan_over_layers_copies_no_cache() -> None:
     cache = allocate_cpu_cache(case.group, num_pages=5, page_size=case.page, dtype=case.kv_dtype)
 
     @partial(jax.jit, donate_argnums=0)
-    def layers(cache: jax.Array, step: tuple[jax.Array, ...], index: RaggedIndex) -> tuple[jax.Array, jax.Array]:
+    def layers(cache: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, index: RaggedIndex) -> PyTree:
         def layer(carry: tuple[jax.Array, jax.Array], i: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            q, cache = carry
-            return cpu_ragged_attention(q, *step[1:], cache, i, index, case.spec), None
+            x, cache = carry
+            return cpu_ragged_attention(x, k, v, cache, i, index, case.spec), None
 
-        (out, cache), _ = jax.lax.scan(layer, (step[0], cache), jnp.arange(LAYERS))
-        return out, cache
+        return jax.lax.scan(layer, (q, cache), jnp.arange(LAYERS))[0]
 
-    arrays = tuple(jnp.asarray(x) for x in (step.q, step.k, step.v))
-    text = layers.lower(cache, arrays, step.index).compile().as_text()
+    text = layers.lower(cache, step.q, step.k, step.v, step.index).compile().as_text() or ""
     shape = f"bf16[{','.join(map(str, cache.shape))}]"
     assert shape in text and "ragged_attention" in text
     assert not [line for line in text.splitlines() if shape in line and " copy(" in line]
@@ -249,13 +249,13 @@ def test_attention_is_one_named_equation_in_the_jaxpr() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("dtype", "kv_dtype", "page", "message"),
     [
-        ({"dtype": "float16"}, "dtype float16, supported are float32, bfloat16"),
-        ({"kv_dtype": "int8"}, "kv dtype int8, supported are float32, bfloat16"),
-        ({"page_size": 24}, "page size 24, expected a multiple of 16"),
+        ("float16", "float32", 16, "dtype float16, supported are float32, bfloat16"),
+        ("float32", "int8", 16, "kv dtype int8, supported are float32, bfloat16"),
+        ("float32", "float32", 24, "page size 24, expected a multiple of 16"),
     ],
 )
-def test_what_has_no_kernel_is_refused_by_name(given: dict[str, str | int], message: str) -> None:
+def test_what_has_no_kernel_is_refused_by_name(dtype: str, kv_dtype: str, page: int, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        check_cpu_attention(**{"dtype": "float32", "kv_dtype": "float32", "page_size": 16, **given})  # pyright: ignore
+        check_cpu_attention(dtype=dtype, kv_dtype=kv_dtype, page_size=page)
