@@ -126,6 +126,11 @@ class Backend(Protocol):
         """
         ...
 
+    def with_rows(self, count: Int[Array, ""]) -> "Backend":
+        """This backend for matrices of which only the first `count` rows matter; what `linear` leaves in the others may
+        be anything finite. A chip that cannot make use of that returns itself."""
+        ...
+
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from . import ragged_attention
-from .base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
+from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
 
 _MIN_BUCKET = 16
@@ -44,6 +44,9 @@ class ReferenceBackend:
 
     def prepare_params(self, params: PyTree) -> PyTree:
         return params
+
+    def with_rows(self, count: Int[Array, ""]) -> Backend:
+        return self
 
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None

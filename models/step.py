@@ -32,7 +32,7 @@ from .sampling import draw, num_accepted
 class StepBatch:
     """What the host says about one step: B rows with any number of tokens each, packed into T.
 
-    Row b is the text in slot `slots[b]` (num_slots where the row is empty) and owns the tokens
+    Row b is the text in slot `slots[b]` (num_slots where the row is empty, as the last ones may be) and owns the tokens
     `query_starts[b] : query_starts[b + 1]`: the last of its first `kv_lens[b]` positions. `draws` tells the rows whose
     tokens end the known text, so that the token behind them is drawn and kept. `num_steps` counts the steps to run
     before the host looks (rows of one token each only). `token_mask` allows tokens, all where None.
@@ -124,11 +124,13 @@ class Step:
     def _once(
         self, decoder: Decoder, cache: KVCache, state: RowState, batch: StepBatch
     ) -> tuple[StepOutput, KVCache, RowState]:
-        machine = Machine(self.backend, self.placement)
         ragged = self._read(state, batch)
-        hidden, cache = decoder(ragged, cache, machine)
+        num_tokens = batch.query_starts[-1]
+        hidden, cache = decoder(ragged, cache, Machine(self.backend.with_rows(num_tokens), self.placement))
 
         num_rows, num_candidates = ragged.logit_indices.shape
+        used = (batch.slots < state.history.shape[0]).sum() * num_candidates
+        machine = Machine(self.backend.with_rows(used), self.placement)
         gathered = ragged.logit_indices.reshape(-1)
         logits = machine.placement.gather(decoder.logits(hidden[gathered], machine), "vocab", 1)
         # The token drawn behind position p stands at p + 1.
@@ -141,7 +143,7 @@ class Step:
         drawn = per_row(drawn)
         accepted = num_accepted(ragged.tokens[ragged.logit_indices], drawn)
 
-        prompt = self._prompt(decoder, hidden, ragged, state, batch, machine) if self.prompt else None
+        prompt = self._prompt(decoder, hidden, ragged, state, batch) if self.prompt else None
         kept = jnp.where(batch.draws, batch.slots, state.history.shape[0])
         history = state.history.at[kept[:, None], per_row(positions)].set(drawn, mode="drop")
         output = StepOutput(
@@ -205,9 +207,9 @@ class Step:
         ragged: RaggedBatch,
         state: RowState,
         batch: StepBatch,
-        machine: Machine,
     ) -> PromptOutput:
         with jax.named_scope("prompt"):
+            machine = Machine(self.backend, self.placement)
             logits = machine.placement.gather(decoder.logits(hidden, machine), "vocab", 1)
             num_rows = batch.slots.shape[0]
             rows, inside = ragged.rows(), jnp.minimum(ragged.rows(), num_rows - 1)

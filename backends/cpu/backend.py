@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
+from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, Program, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
 from . import matmul
@@ -20,6 +20,8 @@ from .packing import PackedMatrix, is_packed, pack_tree
 _SHORT = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
+# The exponentials of a gated feed-forward take two thirds of the time in vectors of 512 bits.
+_COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class CpuBackend(ReferenceBackend):
 
     name: str = "cpu"
     page_size: int = 16
+    count: Int[Array, ""] | None = field(default=None, compare=False, repr=False)  # rows that matter, while tracing
     capabilities: Capabilities = Capabilities(
         dtypes=("float32", "bfloat16"), kv_dtypes=("float32", "bfloat16"), batch_invariant=True
     )
@@ -49,13 +52,17 @@ class CpuBackend(ReferenceBackend):
     def prepare_params(self, params: PyTree) -> PyTree:
         return pack_tree(params, self.capabilities.dtypes)
 
+    def with_rows(self, count: Int[Array, ""]) -> Backend:
+        return replace(self, count=count)
+
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
         dtype = jnp.dtype(out_dtype or x.dtype)
         if not is_packed(weight) or dtype.name not in _SHORT:
             return super().linear(x, weight, equation, out_dtype=out_dtype)
-        y = _linear(x.reshape(x.shape[0], -1), weight, dtype)
+        count = jnp.int32(x.shape[0]) if self.count is None else self.count
+        y = _linear(x.reshape(x.shape[0], -1), weight, dtype, "linear", count)
         return y.reshape(-1, *weight.out)
 
     def grouped_linear(
@@ -63,7 +70,7 @@ class CpuBackend(ReferenceBackend):
     ) -> Float[Array, "R O"]:
         if not is_packed(weight):
             return super().grouped_linear(x, weight, group_sizes)
-        return _linear(x, weight, x.dtype, group_sizes)
+        return _linear(x, weight, x.dtype, "grouped", group_sizes)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return table.rows(ids) if is_packed(table) else super().embed(table, ids)
@@ -99,6 +106,12 @@ class CpuBackend(ReferenceBackend):
 
         return super().layer_loop(one_layer, carry, scanned, length)
 
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        lowered = jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args)
+        return lowered.compile(_COMPILER_OPTIONS)
+
     def buckets(self, max_tokens: int) -> tuple[int, ...]:
         """Fine steps where decoding is (a step of 1 row takes 0.8 times as long as one of 8), coarser ones above."""
         small = [size for size in _DECODE_BUCKETS if size < max_tokens]
@@ -112,15 +125,15 @@ class CpuBackend(ReferenceBackend):
 
 
 def _linear(
-    x: Float[Array, "T K"], weight: PackedMatrix, dtype: DTypeLike, group_sizes: Int[Array, "E"] | None = None
+    x: Float[Array, "T K"], weight: PackedMatrix, dtype: DTypeLike, kind: str, extent: Int[Array, "..."]
 ) -> Float[Array, "T N"]:
-    """x times the matrix, or times one matrix for each group of rows."""
+    """x times the matrix for the first `extent` rows ("linear"), or times one matrix for each group of rows whose sizes
+    are `extent` ("grouped")."""
     given, wanted = _SHORT[str(weight.dtype)], _SHORT[jnp.dtype(dtype).name]
     x = x.astype(jnp.bfloat16 if given == "bf16" and matmul.multiplies_bf16() else jnp.float32)
     _, _, words, _, group = weight.panels.shape
     if words * group != x.shape[1]:
         x = jnp.pad(x, ((0, 0), (0, words * group - x.shape[1])))
     result = jax.ShapeDtypeStruct((x.shape[0], math.prod(weight.out)), dtype)
-    kind, operands = ("linear", ()) if group_sizes is None else ("grouped", (group_sizes,))
     call = jax.ffi.ffi_call(matmul.targets(given)[f"{kind}_{given}_{wanted}"], result)
-    return call(x, weight.panels, weight.number, *operands)
+    return call(x, weight.panels, weight.number, extent)

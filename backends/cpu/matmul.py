@@ -250,7 +250,8 @@ class _Kernels:
         return made
 
     def linear(self, block: ir.Function) -> list[str]:
-        """Handlers of linear(x [M, K], weights [S, panels, words, columns, group], number []) -> [M, N]."""
+        """Handlers of linear(x [M, K], weights [S, panels, words, columns, group], number [], count []) -> [M, N]: the
+        first `count` rows, zeros behind them."""
         fields = ("x", "w", "out", "out_bytes", "rows", "words", "columns", "panels", "wide", "groups", "high")
         body, code = function(self.module, "linear.chunk", VOID, [POINTER, I64])
         job = _Job.of(code, body.args[0], fields)
@@ -262,7 +263,9 @@ class _Kernels:
         def handle(frame: Frame, out_bytes: int) -> None:
             code = frame.code
             x, weights, out = frame.argument(0), frame.argument(1), frame.result(0)
-            rows, panels, words = x.size(0), weights.size(1), weights.size(2)
+            count = code.sext(code.read(I32, frame.argument(3).data), I64)
+            rows, panels, words = code.least(x.size(0), code.most(count, 1)), weights.size(1), weights.size(2)
+            _clear_behind(code, out.data, rows, x.size(0), code.times(out.size(1), out_bytes))
             panel_bytes = code.times(words, tile().columns * _WORD)
             w = _matrix(code, frame, code.times(panels, panel_bytes))
             high = code.most(code.udiv(code.i64(_ROW_BYTES), code.times(words, self.x_word)), tile().rows)
@@ -305,9 +308,7 @@ class _Kernels:
                 return [code.add(count, found), code.add(row, size)]
 
             count, end = code.loop(sizes.size(0), each_group, [code.i64(0), code.i64(0)])
-            out_stride = code.times(out.size(1), out_bytes)
-            behind, zero, plain = code.at(out.data, code.times(end, out_stride)), ir.Constant(I8, 0), ir.Constant(I1, 0)
-            code.intrinsic("llvm.memset.p0.i64", VOID, behind, zero, code.times(code.sub(rows, end), out_stride), plain)
+            _clear_behind(code, out.data, end, rows, code.times(out.size(1), out_bytes))
             wide = _panels_of_a_chunk(code, panels, panel_bytes, code.ceil_div(end, code.most(count, 1)))
             groups = code.ceil_div(panels, wide)
             values = (x.data, w, out.data, code.i64(out_bytes), words, out.size(1), panels, wide, groups, table)
@@ -373,6 +374,12 @@ def _matrix(code: Code, frame: Frame, matrix_bytes: Value) -> Value:
     """Where the matrix begins whose number is the third operand."""
     number = code.sext(code.read(I32, frame.argument(2).data), I64)
     return code.at(frame.argument(1).data, code.times(number, matrix_bytes))
+
+
+def _clear_behind(code: Code, out: Value, first: Value, end: Value, stride: Value) -> None:
+    """Zeros in rows first : end of a result."""
+    behind, zero, plain = code.at(out, code.times(first, stride)), ir.Constant(I8, 0), ir.Constant(I1, 0)
+    code.intrinsic("llvm.memset.p0.i64", VOID, behind, zero, code.times(code.sub(end, first), stride), plain)
 
 
 def _panels_of_a_chunk(code: Code, panels: Value, panel_bytes: Value, rows: Value) -> Value:
