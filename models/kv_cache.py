@@ -82,7 +82,7 @@ def allocate_cache(
     )
 
 
-def read_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]]) -> KVCache:
+def read_pages(cache: KVCache, ids: Sequence[Int[Array, "_"]]) -> KVCache:
     """Pages `ids[g]` of each group, in the backend's own form [L, n, ...]: to be kept, sent, or written elsewhere."""
 
     def read(group: PyTree, pages: Array) -> PyTree:
@@ -91,7 +91,7 @@ def read_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]]) -> KVCache:
     return tuple(read(*each) for each in zip(cache, ids, strict=True))
 
 
-def write_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]], pages: KVCache) -> KVCache:
+def write_pages(cache: KVCache, ids: Sequence[Int[Array, "_"]], pages: KVCache) -> KVCache:
     """The cache with what `read_pages` gave written to pages `ids[g]`; ids past the end are left out."""
 
     def write(group: PyTree, where: Array, new: PyTree) -> PyTree:
@@ -100,6 +100,6 @@ def write_pages(cache: KVCache, ids: Sequence[Int[Array, "n"]], pages: KVCache) 
     return tuple(write(*each) for each in zip(cache, ids, pages, strict=True))
 
 
-def copy_pages(cache: KVCache, sources: tuple[Int[Array, "n"], ...], targets: tuple[Int[Array, "n"], ...]) -> KVCache:
+def copy_pages(cache: KVCache, sources: tuple[Int[Array, "_"], ...], targets: tuple[Int[Array, "_"], ...]) -> KVCache:
     """The cache with page `targets[g][i]` a copy of `sources[g][i]`; targets past the end are left out."""
     return write_pages(cache, targets, read_pages(cache, sources))

@@ -104,7 +104,7 @@ def _idle_device(running: int, max_len: int, decode_steps: int) -> "Device":
     class IdleDevice:
         """Draws token 1 always, at once."""
 
-        num_slots, page_size, compile_seconds = running, _PAGE, 0.0
+        num_slots, page_size, compile_seconds, is_warm = running, _PAGE, 0.0, True
         groups = (CacheGroup(num_layers=1, num_kv_heads=1, head_dim=1),)
         buckets = (Bucket(running, running, "decode"), Bucket(16 * running, running, "mixed"))
 

@@ -154,20 +154,17 @@ def _memory() -> Iterator[Finding]:
 def _caches() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    from ..backends.compile_cache import compile_cache_dir
     from ..models.checkpoints import cache_dir
 
     yield _cache("model cache", cache_dir(), "DISTAFF_CACHE")
     yield _cache("hub cache", Path(HF_HUB_CACHE), "HF_HOME")
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if compiled:
-        yield _cache("compilation cache", Path(compiled), "JAX_COMPILATION_CACHE_DIR")
+    compiled = compile_cache_dir(cache_dir() / "jax")
+    if compiled is not None:
+        yield _cache("compilation cache", compiled, "JAX_COMPILATION_CACHE_DIR")
     else:
-        yield Finding(
-            "compilation cache",
-            Status.NOTE,
-            "none",
-            "set JAX_COMPILATION_CACHE_DIR to a folder, and later starts compile less",
-        )
+        remedy = "unset JAX_COMPILATION_CACHE_DIR, and later starts compile less"
+        yield Finding("compilation cache", Status.NOTE, "off: JAX_COMPILATION_CACHE_DIR is empty", remedy)
 
 
 def _cache(name: str, folder: Path, variable: str) -> Finding:

@@ -192,6 +192,11 @@ class Engine:
             return
         self._device.warm_up()
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether everything is compiled."""
+        return self._device.is_warm
+
     def check_integrity(self) -> None:
         """
         Raises:

@@ -12,7 +12,7 @@ from ..backends.base import Backend
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError
 from ..backends.select import select_backend
-from ..models.checkpoints import open_checkpoint, resolve_model
+from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
 from ..models.config import ModelConfig
 from ..models.decoder import Weights
 from ..models.errors import TokenizerError
@@ -66,7 +66,7 @@ class LLM:
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
         engine_config = EngineConfig(**config)
         self.backend = select_backend(backend)
-        enable_compile_cache()
+        enable_compile_cache(cache_dir() / "jax")
         start = time.perf_counter()
 
         def report(stage: str) -> Callable[[int, int], None]:

@@ -1,5 +1,6 @@
 """A model's compiled programs, and the arrays that they keep on the device."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,12 +65,18 @@ class Programs:
         self._weights = backend.prepare_params(weights)
         self._planned = tuple(buckets)
         self._programs: dict[Bucket | str, Program] = {}
-        self._only_ready = self._warm = False
+        self._only_ready = self._warm = self._closed = False
+        self._compiling = threading.RLock()
         self._on_compile = on_compile
         self.compile_seconds = 0.0
         self._cache: KVCache | None = None
         self._state: RowState | None = None
         self.reset()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether everything is compiled."""
+        return self._warm
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -82,6 +89,8 @@ class Programs:
         """Compiles everything, what serving needs first first; other threads may use what is ready meanwhile."""
         self._only_ready = True
         for name in ("admit", "copy", *self._planned):
+            if self._closed:
+                return
             self._program(name)
         self._only_ready, self._warm = False, True
 
@@ -125,17 +134,22 @@ class Programs:
 
     def close(self) -> None:
         """Lets go of weights, cache and programs."""
-        self._cache = self._state = self._weights = None
-        self._programs.clear()
+        self._closed = True
+        with self._compiling:  # a warm-up in another thread ends with the program it is at
+            self._cache = self._state = self._weights = None
+            self._programs.clear()
 
     def _program(self, name: Bucket | str) -> Program:
         program = self._programs.get(name)
-        if program is None:
-            self._on_compile(self._warm)
-            start = time.perf_counter()
-            program = self._programs[name] = self._compile(name)
-            self.compile_seconds += time.perf_counter() - start
-        return program
+        if program is not None:
+            return program
+        with self._compiling:
+            if name not in self._programs:
+                self._on_compile(self._warm)
+                start = time.perf_counter()
+                self._programs[name] = self._compile(name)
+                self.compile_seconds += time.perf_counter() - start
+            return self._programs[name]
 
     def _compile(self, name: Bucket | str) -> Program:
         cache, state = jax.eval_shape(self._new_cache), jax.eval_shape(self._new_state)

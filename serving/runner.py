@@ -26,6 +26,9 @@ class Device(Protocol):
     compile_seconds: float
 
     @property
+    def is_warm(self) -> bool: ...
+
+    @property
     def buckets(self) -> tuple[Bucket, ...]: ...
 
     def admit(self, slots: list[int], histories: list[list[int]], rows: list[dict[str, np.ndarray]]) -> None: ...

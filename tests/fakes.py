@@ -75,6 +75,7 @@ class FakePrograms:
         self.groups = tuple(CacheGroup(num_layers=1, num_kv_heads=1, head_dim=1, window=w) for w in windows)
         self.vocab_size = vocab_size
         self.compile_seconds = 0.0
+        self.is_warm = True
         self.reset()
 
     def reset(self) -> None:

@@ -77,7 +77,7 @@ def test_chat_renders_the_template(start: Start, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["generate", "-m", "{model}", "-p", "x" * 200], 2, "the prompt has 200 tokens, the model's context holds 128"),
+        (["generate", "-m", "{model}", "-p", "x" * 200], 2, "the prompt has 200 tokens, the context holds 128"),
         (["generate", "-m", "{model}", "-p", "x", "--backend", "abacus"], 2, "backend 'abacus': unknown"),
         (["generate", "-m", "no-such-model", "-p", "x"], 2, "--model no-such-model"),
         (["generate", "-m", "smollm2-135m-instruct", "-p", "x", "--offline"], 1, "smollm2-135m-instruct"),
