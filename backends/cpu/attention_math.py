@@ -32,8 +32,9 @@ def load(code: Code, dtype: str, lanes: int, pointer: Value) -> Value:
     """`lanes` consecutive elements as fp32."""
     if dtype == "float32":
         return code.read(vector(F32, lanes), pointer, align=4)
-    wide = code.zext(code.read(vector(I16, lanes), pointer, align=2), vector(I32, lanes))
-    return code.bitcast(code.shl(wide, ir.Constant(wide.type, [16] * lanes)), vector(F32, lanes))
+    words = vector(I32, lanes)
+    wide: Value = code.zext(code.read(vector(I16, lanes), pointer, align=2), words)
+    return code.bitcast(code.shl(wide, ir.Constant(words, [16] * lanes)), vector(F32, lanes))
 
 
 def rounded(code: Code, value: Value, dtype: str) -> Value:
@@ -96,11 +97,11 @@ def tanh(code: Code, x: Value) -> Value:
 def reduced(code: Code, values: Value, largest_of: bool = False) -> Value:
     """The sum of the lanes, or the largest one, by halves."""
     while (lanes := values.type.count) > 1:
-        halves = (
+        low, high = (
             code.shuffle_vector(values, values, ir.Constant(vector(I32, lanes // 2), list(range(*bounds))))
             for bounds in ((lanes // 2,), (lanes // 2, lanes))
         )
-        values = largest(code, *halves) if largest_of else code.fadd(*halves)
+        values = largest(code, low, high) if largest_of else code.fadd(low, high)
     return code.extract_element(values, ir.Constant(I32, 0))
 
 

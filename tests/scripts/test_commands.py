@@ -58,7 +58,7 @@ def test_generate_streams_apart(start: Start, tiny_model: Path) -> None:
     answer = json.loads(done.stdout)
     assert len(done.stdout.splitlines()) == 1
     assert answer["text"] == plain.stdout.removesuffix("\n")
-    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "cached_tokens": 0, "total_tokens": 11}
     assert len(answer["token_ids"]) == 6 and answer["finish_reason"] == "length"
     assert answer["timings"]["load"] > 0 and answer["timings"]["compile"] > 0
 
