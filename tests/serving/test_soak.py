@@ -23,10 +23,10 @@ def resident() -> int:
 
 
 def small_engine() -> Engine:
-    """A model with full attention and windows, a cache of a quarter of what its rows could fill."""
+    """A model with full attention and windows, a cache of an eighth of what its rows could fill."""
     golden, backend = Golden(GOLDEN / "gemma3"), select_backend("auto")
     sizes = sum(page_bytes(g, backend, page_size=16, dtype="float32") for g in golden.config.cache_groups)
-    config = EngineConfig(max_batch=16, context=128, max_step_tokens=64, kv_memory=sizes * 8 * 4)
+    config = EngineConfig(max_batch=16, context=128, max_step_tokens=64, kv_memory=sizes * 8 * 2)
     return build_engine(golden.config, golden.weights(), backend, config)
 
 
@@ -36,7 +36,7 @@ def a_request(rng: random.Random, shared: list[int]) -> Request:
     if kind is not Kind.GENERATE:
         return Request(tuple(prompt), kind=kind)
     params = SamplingParams(
-        max_tokens=rng.randint(1, 40),
+        max_tokens=rng.randint(1, 39),
         temperature=rng.choice([0.0, 0.8]),
         top_p=rng.choice([1.0, 0.9]),
         n=rng.choice([1, 1, 1, 3]),
