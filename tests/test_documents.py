@@ -213,11 +213,16 @@ def test_commands_of_the_concepts_work(shell: Callable[[str], "subprocess.Comple
 
 
 @pytest.mark.slow
-def test_python_shown_runs(shell: Callable[[str], "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+@pytest.mark.parametrize(
+    ("document", "count", "told"), [("README.md", 3, "Paris"), ("docs/architecture.md", 1, "True")]
+)
+def test_python_shown_runs(
+    shell: Callable[[str], "subprocess.CompletedProcess[str]"], tmp_path: Path, document: str, count: int, told: str
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == count
     program = tmp_path / "shown.py"
     program.write_text("".join(blocks))
     done = shell(f"{shlex.quote(sys.executable)} {shlex.quote(str(program))}")
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    assert told in done.stdout
