@@ -1,0 +1,116 @@
+"""What the devices of an HLO module send each other: operations, groups, bytes, counts."""
+
+import re
+from collections.abc import Iterator
+from itertools import batched
+from math import prod
+
+import numpy as np
+
+from .hlo import Instruction, Module, shape_bytes
+from .hlo_runs import Executions
+from .report import Collective
+
+_COLLECTIVE = re.compile(
+    r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all|collective-broadcast"
+    r"|send|recv)(-start)?$"
+)
+_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_TRANSFER_TYPE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
+def collectives(module: Module, runs: Executions) -> tuple[Collective, ...]:
+    """Every collective that runs, in the order of the text; an asynchronous one counts where it starts."""
+    found: list[Collective] = []
+    seen: set[tuple[str, ...]] = set()
+    for name, instructions in module.computations.items():
+        run = runs.of.get(name)
+        if run is None:
+            continue
+        for instruction in instructions:
+            match = _COLLECTIVE.match(instruction.opcode)
+            if match is None:
+                continue
+            if run.owner != name:
+                # Fused with computation, the same collective stands in the fusions that start, continue and end it.
+                key = (run.owner, match[1], instruction.shape, instruction.attributes.partition(", metadata=")[0])
+                if key in seen:
+                    continue
+                seen.add(key)
+            found.append(_collective(match[1], instruction, {i.name: i.shape for i in instructions}, run.count))
+    return tuple(found)
+
+
+def _collective(op: str, instruction: Instruction, shapes: dict[str, str], count: int) -> Collective:
+    results = shape_bytes(_payload(op, instruction))
+    operands = sum(shape_bytes(shapes.get(operand, "")) for operand in instruction.operands)
+    groups = instruction.attribute("source_target_pairs") or instruction.attribute("replica_groups") or ""
+    transfer = _TRANSFER_TYPE.search(instruction.attributes)
+    return Collective(
+        op=op,
+        replica_groups=parse_groups(groups),
+        num_bytes=results if op in ("send", "recv") else max(results, operands),
+        count=count,
+        between_slices=transfer is not None,
+        transfer=transfer[1].lower().replace("_", "-") if transfer else "",
+        name=instruction.name,
+    )
+
+
+def _payload(op: str, instruction: Instruction) -> str:
+    """The shape of what arrives: asynchronous operations return their operands and their state beside it."""
+    shape = instruction.shape
+    if not shape.startswith("("):
+        return shape
+    elements = list(_elements(shape))
+    if op in ("send", "recv"):
+        return elements[0]
+    if instruction.opcode.endswith("-start") and op in ("all-gather", "collective-permute"):
+        return elements[1]
+    return shape
+
+
+def _elements(shape: str) -> Iterator[str]:
+    """The elements of a tuple's shape; a nested tuple is one element."""
+    depth, start = 0, 1
+    for place, character in enumerate(shape):
+        if character in "({[":
+            depth += 1
+        elif character in ")}]":
+            depth -= 1
+        if (character == "," and depth == 1) or (character == ")" and depth == 0):
+            yield shape[start:place]
+            start = place + 1
+
+
+def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """Reads a replica group list in any of its spellings, or the pairs of a collective-permute.
+
+    `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`: numbers in order, reshaped, transposed, cut into groups;
+    `mesh['x'=2,'y'=2] {'y'}`: groups along the named axes of a mesh.
+    """
+    mesh, iota = _MESH.match(text), _IOTA.match(text)
+    if mesh:
+        return _mesh_groups(mesh[1], mesh[2])
+    if iota:
+        num_groups, size = _ints(iota[1])
+        devices = np.arange(num_groups * size).reshape(_ints(iota[2]))
+        devices = devices.transpose(_ints(iota[3])) if iota[3] else devices
+        return tuple(batched(devices.ravel().tolist(), size))
+    return tuple(tuple(_ints(group)) for group in re.findall(r"\{([\d,]+)\}", text))
+
+
+def _mesh_groups(mesh: str, along: str) -> tuple[tuple[int, ...], ...]:
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    devices = np.arange(prod(axes.values()), dtype=np.int64).reshape(tuple(axes.values()))
+    names = re.findall(r"'([^']+)'", along)
+    inside = [list(axes).index(name) for name in names]
+    outside = [place for place in range(len(axes)) if place not in inside]
+    size = prod(devices.shape[place] for place in inside)
+    flat: list[int] = devices.transpose(outside + inside).ravel().tolist()
+    return tuple(batched(flat, size))
+
+
+def _ints(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]

@@ -1,0 +1,62 @@
+"""What XLA says that the operations of an optimised HLO module cost, and which of them are hand-written kernels."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .hlo import Instruction, Module
+from .hlo_runs import Executions
+from .report import OperationCost
+
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_VMEM = re.compile(r'"used_scoped_memory_configs":\[([^\]]*)\]')
+_VMEM_SIZE = re.compile(r'"memory_space":"1","offset":"\d+","size":"(\d+)"')
+_UNKNOWN_CYCLES = 1 << 50
+"""What XLA prints for loops it cannot count is close to 2^64."""
+
+_MOSAIC = "tpu_custom_call"
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """A Mosaic kernel: its instruction's name, how often it runs, and the vector memory that it takes."""
+
+    name: str
+    count: int
+    vmem_bytes: int | None
+
+
+def operation_costs(module: Module, runs: Executions) -> tuple[OperationCost, ...]:
+    """Estimated cycles of XLA's own operations, the costliest (all its runs together) first."""
+    costs = [
+        OperationCost(instruction.name, int(cycles[1]), count)
+        for instruction, count in _scheduled(module, runs)
+        if (cycles := _CYCLES.search(instruction.attributes)) and int(cycles[1]) < _UNKNOWN_CYCLES
+    ]
+    return tuple(sorted(costs, key=lambda cost: -cost.cycles * cost.count))
+
+
+def kernel_calls(module: Module, runs: Executions) -> tuple[KernelCall, ...]:
+    """Mosaic kernels in the order of the text."""
+    return tuple(
+        KernelCall(instruction.name, count, _vmem(instruction))
+        for instruction, count in _scheduled(module, runs)
+        if instruction.opcode == "custom-call" and f'custom_call_target="{_MOSAIC}"' in instruction.attributes
+    )
+
+
+def _scheduled(module: Module, runs: Executions) -> Iterator[tuple[Instruction, int]]:
+    """Instructions that run by themselves, not as parts of a fusion."""
+    for name, instructions in module.computations.items():
+        run = runs.of.get(name)
+        if run is not None and run.owner == name:
+            for instruction in instructions:
+                yield instruction, run.count
+
+
+def _vmem(kernel: Instruction) -> int | None:
+    used = _VMEM.search(kernel.attributes)
+    if used is None:
+        return None
+    size = _VMEM_SIZE.search(used[1])
+    return int(size[1]) if size else 0

@@ -1,0 +1,149 @@
+"""Reading optimised HLO. The dump is that of a scan of 5 steps under shard_map for v6e:2x2, each step a matmul, a
+psum_scatter along x, a psum along y, an all_gather, a ppermute and an all_to_all along x (libtpu 0.0.52)."""
+
+from pathlib import Path
+
+import pytest
+
+from distaff.backends.compiler.hlo import Module, parse_module, shape_bytes
+from distaff.backends.compiler.hlo_collectives import collectives, parse_groups
+from distaff.backends.compiler.hlo_costs import kernel_calls, operation_costs
+from distaff.backends.compiler.hlo_runs import executions
+
+BODY = "wide.region_0.3_spmd.sunk"
+
+
+@pytest.fixture
+def module() -> Module:
+    return parse_module((Path(__file__).parent / "dumps" / "scan-of-collectives.hlo").read_text())
+
+
+def test_instructions(module: Module) -> None:
+    assert module.entry == "main.6_spmd"
+    fusion = next(i for i in module.computations[BODY] if i.name == "convolution_bitcast_fusion.2")
+    assert fusion.opcode == "fusion"
+    assert fusion.operands == ("get-tuple-element.55", "get-tuple-element.62", "get-tuple-element.54")
+    assert fusion.attribute("kind") == "kOutput"
+    assert fusion.attribute("calls") == "%fused_computation.clone.1"
+    assert fusion.attribute("absent") is None
+    assert shape_bytes(fusion.shape) == 256 * 512 * 2
+
+
+def test_a_scan_runs_its_body_as_often_as_it_has_steps(module: Module) -> None:
+    runs = executions(module)
+    assert runs.of[BODY].count == 5
+    assert runs.unknown_loops == 0
+    fused = runs.of["fused_computation.3.clone.1"]
+    assert (fused.count, fused.owner) == (5, BODY)
+    assert "region_1.1" not in runs.of  # what a reduction applies is no program
+
+
+def test_collectives(module: Module) -> None:
+    x, y = ((0, 2), (1, 3)), ((0, 1), (2, 3))
+    whole, half = 256 * 512 * 2, 128 * 512 * 2
+    found = [(c.op, c.replica_groups, c.num_bytes, c.count) for c in collectives(module, executions(module))]
+    assert found == [
+        ("all-reduce", x, whole, 5),  # XLA's way to scatter a small sum
+        ("all-reduce", y, half, 5),
+        ("all-gather", x, whole, 5),
+        ("collective-permute", ((0, 2), (2, 0), (1, 3), (3, 1)), whole, 5),
+        ("all-to-all", x, whole, 5),
+    ]
+
+
+def test_costs_of_operations(module: Module) -> None:
+    costs = operation_costs(module, executions(module))
+    assert (costs[0].name, costs[0].cycles, costs[0].count) == ("convolution_bitcast_fusion.2", 3040, 5)
+    assert sum(cost.cycles * cost.count for cost in costs) == 5 * (2121 + 3040 + 2452 + 2837 + 100)
+    assert kernel_calls(module, executions(module)) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("{{0,1},{2,3}}", ((0, 1), (2, 3))),
+        ("{{0,2},{2,0}}", ((0, 2), (2, 0))),
+        ("[2,4]<=[8]", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("[4,2]<=[2,4]T(1,0)", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['x'=2,'y'=4] {'y'}", ((0, 1, 2, 3), (4, 5, 6, 7))),
+        ("mesh['x'=2,'y'=4] {'x'}", ((0, 4), (1, 5), (2, 6), (3, 7))),
+        ("mesh['x'=2,'y'=2] {'x','y'}", ((0, 1, 2, 3),)),
+        ("{}", ()),
+        ("", ()),
+    ],
+)
+def test_spellings_of_replica_groups(text: str, groups: tuple[tuple[int, ...], ...]) -> None:
+    assert parse_groups(text) == groups
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_bytes"),
+    [
+        ("f32[]", 4),
+        ("bf16[2,3]{1,0:T(8,128)(2,1)S(1)}", 12),
+        ("s4[16]{0}", 8),
+        ("f8e4m3fn[7]", 7),
+        ("pred[3]", 3),
+        ("(f32[2]{0}, /*index=1*/u8[3]{0}, token[])", 11),
+    ],
+)
+def test_bytes_of_shapes(shape: str, num_bytes: int) -> None:
+    assert shape_bytes(shape) == num_bytes
+
+
+def _loop(direction: str, first: int, last: int, step: int, test: str = "%i, %n") -> str:
+    return f"""
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %p = (s32[], f32[8]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p), index=0
+  %x = f32[8] get-tuple-element(%p), index=1
+  %step = s32[] constant({step})
+  %next = s32[] add(%i.1, %step)
+  ROOT %t = (s32[], f32[8]) tuple(%next, %x)
+}}
+
+%cond (q: (s32[], f32[8])) -> pred[] {{
+  %q = (s32[], f32[8]) parameter(0)
+  %i = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant({last})
+  ROOT %test = pred[] compare({test}), direction={direction}
+}}
+
+ENTRY %main (a: f32[8]) -> f32[8] {{
+  %a = f32[8] parameter(0)
+  %first = s32[] constant({first})
+  %start = s32[] copy(%first)
+  %init = (s32[], f32[8]) tuple(%start, %a)
+  %w = (s32[], f32[8]) while(%init), condition=%cond, body=%body
+  ROOT %r = f32[8] get-tuple-element(%w), index=1
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "trips"),
+    [
+        (_loop("LT", 0, 7, 1), 7),
+        (_loop("LT", 2, 7, 2), 3),
+        (_loop("LE", 0, 7, 1), 8),
+        (_loop("NE", 3, 7, 1), 4),
+        (_loop("GT", 7, 0, -1), 7),
+        (_loop("GE", 7, 0, -1), 8),
+        (_loop("GT", 0, 7, 1, test="%n, %i"), 7),
+        (_loop("LT", 7, 7, 1), 0),
+    ],
+)
+def test_trip_counts(text: str, trips: int) -> None:
+    runs = executions(parse_module(text))
+    assert runs.of["body"].count == trips and runs.unknown_loops == 0
+
+
+def test_a_loop_that_depends_on_data_is_counted_once_and_reported() -> None:
+    text = _loop("LT", 0, 7, 1).replace("constant(7)", "parameter(1)")
+    runs = executions(parse_module(text))
+    assert runs.of["body"].count == 1 and runs.unknown_loops == 1
+
+
+def test_text_that_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        parse_module("")
