@@ -1,9 +1,19 @@
-"""Compiles for an accelerator that is not attached, with the compiler that will serve it there."""
+"""Compiles for an accelerator that is not attached, with the compiler that will serve it there.
 
-from collections.abc import Callable, Sequence
+`compile_ahead` gives the program, `compile_report` what the compiler says about it. The latter works in a process of
+its own, because compilers abort; static_cost.analyze does the same in this process.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .base import Program, PyTree
+from .compiler.errors import CompileError
+from .compiler.job import Case, CompileJob
 from .compiler.lowering import compile_lowered, lower, make_mesh
+from .compiler.process import CompileProcess
+from .compiler.report import CompileReport
+
+__all__ = ["Case", "CompileJob", "CompileReport", "compile_ahead", "compile_report", "compile_reports"]
 
 
 def compile_ahead(
@@ -23,3 +33,28 @@ def compile_ahead(
         CompileError: the compiler refuses the program; the class says what for.
     """
     return compile_lowered(lower(function, abstract_args, make_mesh(topology), donate=donate), topology)
+
+
+def compile_report(job: CompileJob, *, timeout: float = 600.0) -> CompileReport:
+    """Compiles one job in a process of its own; see CompileProcess.run for what it raises."""
+    with CompileProcess() as process:
+        return process.run(job, timeout=timeout)
+
+
+def compile_reports(
+    jobs: Iterable[CompileJob], *, timeout: float = 600.0
+) -> Iterator[tuple[CompileJob, CompileReport | CompileError]]:
+    """Compiles jobs one after another in one process, which is started again where one of them ends it.
+
+    Yields:
+        Each job with its report, or with the error of a program that did not compile; `timeout` is for each.
+
+    Raises:
+        DistaffError: what is wrong with all of them, such as a compiler that is not installed.
+    """
+    with CompileProcess() as process:
+        for job in jobs:
+            try:
+                yield job, process.run(job, timeout=timeout)
+            except CompileError as error:
+                yield job, error

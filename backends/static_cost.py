@@ -1,4 +1,4 @@
-"""What a function costs on a TPU that is not attached, by what its compiler says: memory, collectives, cycles."""
+"""What a function costs on a chip that is not attached, by what its compiler says: memory, collectives, cycles."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +12,16 @@ from .compiler.errors import SchedulesMissingError
 from .compiler.hlo import parse_module
 from .compiler.hlo_collectives import collectives
 from .compiler.hlo_costs import KernelCall, kernel_calls, operation_costs
+from .compiler.hlo_flops import matmul_flops
 from .compiler.hlo_runs import executions
+from .compiler.hlo_traffic import hbm_traffic
 from .compiler.kernel_cost import kernel_report
-from .compiler.libtpu import clear_schedules, libtpu_version, read_schedules
+from .compiler.libtpu import clear_schedules, read_schedules
 from .compiler.lowering import compile_lowered, lower, make_mesh
 from .compiler.report import CompileReport, KernelReport, MemoryReport
 from .hardware import Chip
 from .kernel_work import KernelWork
-from .topologies import parse_topology
+from .topologies import compiler_of, parse_topology
 
 Work = KernelWork | Mapping[str, KernelWork] | Callable[[str], KernelWork | None] | None
 """The work of the kernels of a program: of its only kernel, or by name (`pallas_call(name=)`; the compiler puts a
@@ -80,16 +82,16 @@ def report_of(
     calls = kernel_calls(module, runs)
     works = _works(work, calls)
     kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls)
-    counted = compiled.cost_analysis() or {}
+    works_done = [(kernel.calls, kernel.flops or 0, kernel.hbm_bytes or 0) for kernel in kernels]
     return CompileReport(
         topology=described.name,
-        compiler=f"libtpu {libtpu_version()}",
+        compiler=compiler_of(described),
         compile_seconds=compile_seconds,
         num_devices=num_devices,
         memory=_memory(compiled),
-        flops=counted.get("flops"),
-        bytes_accessed=counted.get("bytes accessed"),
-        estimated_cycles=sum(cost.cycles * cost.count for cost in costs),
+        flops=matmul_flops(module, runs) + sum(calls * flops for calls, flops, _ in works_done),
+        hbm_bytes=hbm_traffic(module, runs) + sum(calls * num_bytes for calls, _, num_bytes in works_done),
+        estimated_cycles=sum(cost.cycles * cost.count for cost in costs) if described.chip.platform == "tpu" else None,
         operations=costs[:_MOST_OPERATIONS],
         collectives=collectives(module, runs),
         kernels=kernels,

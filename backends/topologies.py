@@ -1,8 +1,9 @@
-"""Names of accelerators that are not attached: "v6e:2x2" is four v6e chips, two by two."""
+"""Names of accelerators that are not attached: "v6e:2x2" is four v6e chips, two by two; "h100:8" a host of eight."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from math import prod
 from typing import Any
 
@@ -10,11 +11,12 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
 from .compiler.errors import CompilerNotFoundError, UnknownTopologyError
-from .compiler.libtpu import libtpu_environment
-from .errors import UnsupportedError
+from .compiler.gpu import gpu_compiler_version, gpu_devices
+from .compiler.libtpu import libtpu_environment, libtpu_version
+from .errors import UnsupportedError, UsageError
 from .hardware import Chip, chip, chips
 
-EXAMPLES = "v5e:2x4, v6e:4x4, v5p:2x2x4, tpu7x:2x2x1, v4:2x2x2"
+EXAMPLES = "v5e:2x4, v6e:4x4, v5p:2x2x4, tpu7x:2x2x1, v4:2x2x2, h100:8"
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+)*)")
 
 
@@ -42,8 +44,8 @@ def parse_topology(text: str) -> Topology:
     """
     found = _NAME.fullmatch(text)
     try:
-        if found:
-            return Topology(chip(found["chip"]), tuple(map(int, found["shape"].split("x"))))
+        if found and 0 not in (shape := tuple(map(int, found["shape"].split("x")))):
+            return Topology(chip(found["chip"]), shape)
     except UnsupportedError:
         pass
     raise UnknownTopologyError(
@@ -52,21 +54,40 @@ def parse_topology(text: str) -> Topology:
     )
 
 
+def compiler_of(topology: Topology) -> str:
+    """Name and version of the compiler for a topology.
+
+    Raises:
+        CompilerNotFoundError: it is not installed.
+    """
+    if topology.chip.platform == "tpu":
+        return f"libtpu {libtpu_version()}"
+    return f"XLA for {topology.chip.platform} {gpu_compiler_version(topology.chip.platform)}"
+
+
 def topology_devices(topology: str, *, num_slices: int = 1) -> Sequence[Any]:
     """The devices of a topology, for meshes to compile for.
 
     Args:
         topology: as for parse_topology.
-        num_slices: how many such slices, connected by the data-centre network.
+        num_slices: how many such slices of TPUs, connected by the data-centre network.
 
     Raises:
         UnknownTopologyError: the compiler does not know the topology.
         CompilerNotFoundError: the compiler is not installed.
+        UsageError: slices of something else than TPUs.
     """
     described = parse_topology(topology)
+    if described.chip.platform != "tpu":
+        if num_slices > 1:
+            raise UsageError(f"{topology}: only TPUs come in slices; name more GPUs instead")
+        target = files(__package__).joinpath("targets", f"{described.chip.name}.txtpb")
+        if not target.is_file():
+            raise UnknownTopologyError(f"topology {topology!r}: backends/targets describes no {described.chip.name}")
+        return gpu_devices(described.chip.name, described.chip.platform, target.read_text("utf-8"), described.num_chips)
+    options = {"num_slices": num_slices} if num_slices > 1 else {}
     with libtpu_environment():
         try:
-            options = {"num_slices": num_slices} if num_slices > 1 else {}
             return list(topologies.get_topology_desc(described.name, platform="tpu", **options).devices)
         except JaxRuntimeError as error:
             raise UnknownTopologyError(

@@ -8,8 +8,10 @@ _GOOGLE = "0x1ae0"  # PCI vendor
 
 
 def prepare_devices() -> None:
-    """Keep libtpu, where it is installed for its compiler alone, from looking for a TPU and complaining on stderr."""
-    if "JAX_PLATFORMS" not in os.environ and find_spec("libtpu") and not (has_tpu() or has_gpu()):
+    """Keep libtpu and JAX's CUDA plugin, where they are installed for their compilers alone, from looking for devices
+    and complaining on stderr."""
+    compilers = find_spec("libtpu") or find_spec("jax_cuda12_plugin")
+    if "JAX_PLATFORMS" not in os.environ and compilers and not (has_tpu() or has_gpu()):
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 

@@ -113,7 +113,7 @@ def test_imports_between_ours_are_relative() -> None:
     assert absolute == []
 
 
-@pytest.mark.parametrize("extra", ["dev", "tpu"])
+@pytest.mark.parametrize("extra", ["dev", "tpu", "aot-cuda"])
 def test_pins_satisfy_the_ranges(extra: str) -> None:
     pinned = pins("constraints.txt")
     for requirement in requirements(extra):
@@ -127,7 +127,7 @@ def test_nothing_is_installed_unpinned_and_nothing_pinned_in_vain() -> None:
     """Follows what the installed distributions require, as pip does."""
     pinned = pins("constraints.txt")
     build = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["build-system"]["requires"]}
-    waiting, seen = requirements("dev", "tpu"), set[tuple[str, str]]()
+    waiting, seen = requirements("dev", "tpu", "aot-cuda"), set[tuple[str, str]]()
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
@@ -145,7 +145,7 @@ def test_nothing_is_installed_unpinned_and_nothing_pinned_in_vain() -> None:
 def test_lower_bounds_are_stated_and_nothing_is_listed_twice() -> None:
     names = [canonicalize_name(requirement.name) for requirement in requirements("dev", "tpu")]
     assert len(names) == len(set(names))
-    for requirement in requirements("dev", "tpu", "cuda"):
+    for requirement in requirements("dev", "tpu", "cuda", "aot-cuda"):
         assert any(spec.operator in (">=", "==") for spec in requirement.specifier), f"{requirement} has no lower bound"
 
 

@@ -27,6 +27,7 @@ class CompileError(DistaffError):
     def __init__(self, topology: str, message: str) -> None:
         super().__init__(f"{topology}: {message}")
         self.topology = topology
+        self.message = message
 
 
 class OutOfMemoryError(CompileError):

@@ -8,7 +8,8 @@ from functools import cached_property
 _COMPUTATION = re.compile(r"(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{\s*$")
 _INSTRUCTION = re.compile(r"\s*(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 _OPCODE = re.compile(r" *([\w\-]+)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+ARRAY_WITH_LAYOUT = re.compile(r"\b([a-z]+\d*\w*\[[\d,]*\])(\{[^}]*\})?")
 NAME = re.compile(r"%([\w.\-]+)")
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
@@ -27,6 +28,22 @@ class Instruction:
     @cached_property
     def operands(self) -> tuple[str, ...]:
         return tuple(NAME.findall(self.arguments))
+
+    @property
+    def operation(self) -> str:
+        """The opcode; of an asynchronous operation where it starts, what it does."""
+        return self.opcode.removesuffix("-start")
+
+    @property
+    def result(self) -> str:
+        """The shape of what comes out: asynchronous operations return their operands and their state beside it."""
+        if not self.opcode.endswith("-start") or not self.shape.startswith("("):
+            return self.shape
+        elements = tuple_elements(self.shape)
+        if self.opcode == "copy-start":
+            return elements[0]
+        nested = elements[0].startswith("(")
+        return elements[1] if nested or self.operation in ("all-gather", "collective-permute") else self.shape
 
     def attribute(self, name: str) -> str | None:
         """The text behind `name=`, up to the comma or closing bracket that ends it."""
@@ -72,7 +89,23 @@ def parse_module(text: str) -> Module:
 
 def shape_bytes(shape: str) -> int:
     """Bytes of an array or of a tuple's arrays together, without the padding of tiles."""
-    return sum(_elements(dims) * element_bits(kind) // 8 for kind, dims in _ARRAY.findall(shape))
+    return sum(_elements(dims) * element_bits(kind) // 8 for kind, dims in ARRAY.findall(shape))
+
+
+def tuple_elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, a tuple inside it being one of them; an array is its own only element."""
+    if not shape.startswith("("):
+        return [shape]
+    elements, depth, start = list[str](), 0, 1
+    for place, character in enumerate(shape):
+        if character in "({[":
+            depth += 1
+        elif character in ")}]":
+            depth -= 1
+        if (character == "," and depth == 1) or (character == ")" and depth == 0):
+            elements.append(shape[start:place])
+            start = place + 1
+    return elements
 
 
 def element_bits(kind: str) -> int:

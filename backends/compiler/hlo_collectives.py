@@ -1,13 +1,12 @@
 """What the devices of an HLO module send each other: operations, groups, bytes, counts."""
 
 import re
-from collections.abc import Iterator
 from itertools import batched
 from math import prod
 
 import numpy as np
 
-from .hlo import Instruction, Module, shape_bytes
+from .hlo import Instruction, Module, shape_bytes, tuple_elements
 from .hlo_runs import Executions
 from .report import Collective
 
@@ -43,7 +42,9 @@ def collectives(module: Module, runs: Executions) -> tuple[Collective, ...]:
 
 
 def _collective(op: str, instruction: Instruction, shapes: dict[str, str], count: int) -> Collective:
-    results = shape_bytes(_payload(op, instruction))
+    # send and recv return a state and a token beside what they move.
+    moved = tuple_elements(instruction.shape)[0] if op in ("send", "recv") else instruction.result
+    results = shape_bytes(moved)
     operands = sum(shape_bytes(shapes.get(operand, "")) for operand in instruction.operands)
     groups = instruction.attribute("source_target_pairs") or instruction.attribute("replica_groups") or ""
     transfer = _TRANSFER_TYPE.search(instruction.attributes)
@@ -56,32 +57,6 @@ def _collective(op: str, instruction: Instruction, shapes: dict[str, str], count
         transfer=transfer[1].lower().replace("_", "-") if transfer else "",
         name=instruction.name,
     )
-
-
-def _payload(op: str, instruction: Instruction) -> str:
-    """The shape of what arrives: asynchronous operations return their operands and their state beside it."""
-    shape = instruction.shape
-    if not shape.startswith("("):
-        return shape
-    elements = list(_elements(shape))
-    if op in ("send", "recv"):
-        return elements[0]
-    if instruction.opcode.endswith("-start") and op in ("all-gather", "collective-permute"):
-        return elements[1]
-    return shape
-
-
-def _elements(shape: str) -> Iterator[str]:
-    """The elements of a tuple's shape; a nested tuple is one element."""
-    depth, start = 0, 1
-    for place, character in enumerate(shape):
-        if character in "({[":
-            depth += 1
-        elif character in ")}]":
-            depth -= 1
-        if (character == "," and depth == 1) or (character == ")" and depth == 0):
-            yield shape[start:place]
-            start = place + 1
 
 
 def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:

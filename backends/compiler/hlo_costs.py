@@ -30,7 +30,7 @@ def operation_costs(module: Module, runs: Executions) -> tuple[OperationCost, ..
     """Estimated cycles of XLA's own operations, the costliest (all its runs together) first."""
     costs = [
         OperationCost(instruction.name, int(cycles[1]), count)
-        for instruction, count in _scheduled(module, runs)
+        for _, instruction, count in scheduled(module, runs)
         if (cycles := _CYCLES.search(instruction.attributes)) and int(cycles[1]) < _UNKNOWN_CYCLES
     ]
     return tuple(sorted(costs, key=lambda cost: -cost.cycles * cost.count))
@@ -40,18 +40,23 @@ def kernel_calls(module: Module, runs: Executions) -> tuple[KernelCall, ...]:
     """Mosaic kernels in the order of the text."""
     return tuple(
         KernelCall(instruction.name, count, _vmem(instruction))
-        for instruction, count in _scheduled(module, runs)
-        if instruction.opcode == "custom-call" and f'custom_call_target="{_MOSAIC}"' in instruction.attributes
+        for _, instruction, count in scheduled(module, runs)
+        if is_kernel(instruction)
     )
 
 
-def _scheduled(module: Module, runs: Executions) -> Iterator[tuple[Instruction, int]]:
-    """Instructions that run by themselves, not as parts of a fusion."""
+def scheduled(module: Module, runs: Executions) -> Iterator[tuple[str, Instruction, int]]:
+    """Instructions that run by themselves, not as parts of a fusion: their computation, themselves, and how often."""
     for name, instructions in module.computations.items():
         run = runs.of.get(name)
         if run is not None and run.owner == name:
             for instruction in instructions:
-                yield instruction, run.count
+                yield name, instruction, run.count
+
+
+def is_kernel(instruction: Instruction) -> bool:
+    """Is it a Mosaic kernel?"""
+    return instruction.opcode == "custom-call" and f'custom_call_target="{_MOSAIC}"' in instruction.attributes
 
 
 def _vmem(kernel: Instruction) -> int | None:

@@ -57,8 +57,8 @@ def _callees(instruction: Instruction) -> Iterator[tuple[str, bool]]:
     for name in NAME.findall(instruction.attribute("branch_computations") or ""):
         yield name, False
     called = instruction.attribute("calls")
-    if called:
-        yield called.lstrip("%"), instruction.opcode == "fusion"
+    if called and not instruction.opcode.endswith(("-update", "-done")):  # it ran where it started
+        yield called.lstrip("%"), instruction.operation == "fusion"
     applied = instruction.attribute("to_apply")
     if applied and instruction.opcode == "call":
         yield applied.lstrip("%"), False

@@ -142,7 +142,7 @@ class CompileReport:
         compiler: name and version.
         num_devices: of the mesh that it was compiled for.
         flops: of matrix multiplications and convolutions, loops included, plus those of kernels with a KernelWork.
-        bytes_accessed: as XLA counts them, every loop body once; None if it does not count.
+        hbm_bytes: moved to and from HBM by XLA's operations, loops included, plus those of kernels with a KernelWork.
         estimated_cycles: sum over XLA's own operations, loops included; kernels, collectives and asynchronous copies
             are not in it. None where the compiler estimates none.
         operations: the costliest of those operations.
@@ -154,8 +154,8 @@ class CompileReport:
     compile_seconds: float
     num_devices: int
     memory: MemoryReport
-    flops: float | None
-    bytes_accessed: float | None
+    flops: int
+    hbm_bytes: int
     estimated_cycles: int | None
     operations: tuple[OperationCost, ...] = ()
     collectives: tuple[Collective, ...] = ()

@@ -103,3 +103,30 @@ def test_sums_between_slices_are_sends() -> None:
 def test_a_mesh_larger_than_the_topology_is_refused() -> None:
     with pytest.raises(UsageError, match="a mesh of x=3 x y=2 takes 6 devices, v6e:2x2 has 4"):
         analyze(lambda x: x, (BLOCK,), "v6e:2x2", mesh_axes={"x": 3, "y": 2})
+
+
+def test_collectives_on_gpus() -> None:
+    pytest.importorskip("jax_cuda12_plugin", reason="the compiler for NVIDIA GPUs is in the extra `aot-cuda`")
+
+    def layers(x: jax.Array) -> jax.Array:
+        def layer(carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+            scattered = jax.lax.psum_scatter(carry, "model", scatter_dimension=0, tiled=True)
+            gathered = jax.lax.all_gather(scattered, "model", axis=0, tiled=True)
+            return jax.lax.all_to_all(gathered, "model", 0, 0, tiled=True), None
+
+        return jax.lax.scan(layer, x, length=5)[0]
+
+    report = analyze(
+        lambda x: jax.shard_map(layers, in_specs=P("data"), out_specs=P("data"), check_vma=False)(x),
+        (jax.ShapeDtypeStruct((256, 512), jnp.bfloat16),),
+        "h100:8",
+        mesh_axes={"data": 2, "model": 4},
+        in_specs=(P("data"),),
+    )
+    groups = ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert {(c.op, c.replica_groups, c.num_bytes, c.count) for c in report.collectives} == {
+        ("reduce-scatter", groups, 128 * 512 * 2, 5),
+        ("all-gather", groups, 128 * 512 * 2, 5),
+        ("all-to-all", groups, 128 * 512 * 2, 5),
+    }
+    assert report.estimated_cycles is None and report.compiler.startswith("XLA for cuda ")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from distaff.backends.compiler.errors import UnknownTopologyError
+from distaff.backends.compiler.errors import CompilerNotFoundError, UnknownTopologyError
+from distaff.backends.errors import UsageError
 from distaff.backends.topologies import parse_topology, topology_devices
 
 
@@ -32,3 +33,17 @@ def test_a_shape_that_cannot_be_built_is_refused_with_the_compilers_reason() -> 
     pytest.importorskip("libtpu", reason="the TPU compiler is in the extra `tpu`")
     with pytest.raises(UnknownTopologyError, match="v5e:3x5.*not divisible"):
         topology_devices("v5e:3x5")
+
+
+def test_gpus_fill_hosts_of_eight() -> None:
+    pytest.importorskip("jax_cuda12_plugin", reason="the compiler for NVIDIA GPUs is in the extra `aot-cuda`")
+    assert [len(topology_devices(name)) for name in ("h100:1", "h100:8", "h100:2x8")] == [1, 8, 16]
+    with pytest.raises(UnknownTopologyError, match="full hosts"):
+        topology_devices("h100:12")
+    with pytest.raises(UsageError, match="only TPUs come in slices"):
+        topology_devices("h100:8", num_slices=2)
+
+
+def test_rocm_says_why_not() -> None:
+    with pytest.raises(CompilerNotFoundError, match="refuses to load without a GPU"):
+        topology_devices("mi300x:8")

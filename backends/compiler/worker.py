@@ -1,0 +1,43 @@
+"""The process that compiles: `python -m distaff.backends.compiler.worker FD` reads a job a line from stdin and writes
+a line of JSON for each to the file descriptor FD, {"report": ...} or {"error": ..., ...}.
+
+stdout and stderr are the compilers': what they say there belongs to nobody's protocol.
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from ..errors import DistaffError
+from .errors import CompileError, KernelRejectedError
+from .job import CompileJob, run_job
+
+
+def main() -> None:
+    """Answers jobs until stdin ends."""
+    answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(CompileJob(**json.loads(line)))) + "\n")
+        answers.flush()
+
+
+def answer(job: CompileJob) -> dict[str, Any]:
+    """The report of a job, or the error that it ended in."""
+    try:
+        return {"report": run_job(job).to_dict()}
+    except CompileError as error:
+        return {"error": type(error).__name__, "topology": error.topology, "message": error.message}
+    except DistaffError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        # Tracing runs the builder's code and Pallas' lowering: whatever they raise, the caller learns where.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} (raised in {last.filename}:{last.lineno})"
+        kind = KernelRejectedError if "pallas" in last.filename or "mosaic" in last.filename else CompileError
+        return {"error": kind.__name__, "topology": job.topology, "message": said}
+
+
+if __name__ == "__main__":
+    main()
