@@ -1,0 +1,261 @@
+"""Paged attention for rows with few queries on TPUs: the wrapper around decode_kernel.py."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from ..base import AttentionSpec, PyTree, RaggedIndex
+from ..errors import UnsupportedError
+from .block_sizes import block_sizes
+from .cache import KV_DTYPES, LANES, PAGE_SIZES, ScaledPages, pages_of
+from .decode_kernel import DecodeCall, decode_kernel
+from .decode_pack import (
+    pack_new,
+    pack_queries,
+    pack_row_numbers,
+    unpack_outputs,
+    unpack_row_numbers,
+)
+from .decode_shape import GENERATIONS, DecodeShape
+
+MAX_QUERIES = 8
+"""Queries of a row that this kernel takes; rows with more are prefill."""
+
+_MAX_ENTRIES = 2**17
+"""Page-table entries that fit into scalar memory beside the rest."""
+
+
+@dataclass(frozen=True)
+class DecodeBlocks:
+    """Positions of a step of the kernel's loop, and the VMEM it may take; None: from block_sizes.yaml."""
+
+    block: int
+    vmem_bytes: int
+
+    @classmethod
+    def of(cls, generation: str) -> "DecodeBlocks":
+        sizes = block_sizes("decode", generation)
+        return cls(sizes["block"], sizes["vmem_mib"] * 2**20)
+
+
+def check_decode(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    kv_dtype: DTypeLike,
+    generation: str,
+    max_decode_len: int = 1,
+    table_entries: int = 0,
+) -> None:
+    """Declines what the kernel does not have, when an engine is built.
+
+    Args:
+        table_entries: rows times pages per row of the largest page table.
+
+    Raises:
+        UnsupportedError: names the value and what is supported.
+    """
+
+    def refuse(what: str, given: object, supported: str) -> None:
+        raise UnsupportedError(f"TPU decode attention: {what} {given}, supported are {supported}")
+
+    def one_of(what: str, given: object, supported: Sequence[object]) -> None:
+        if given not in supported:
+            refuse(what, given, ", ".join(map(str, supported)))
+
+    one_of("generation", generation, GENERATIONS)
+    one_of("page size", page_size, PAGE_SIZES)
+    one_of("kv dtype", jnp.dtype(kv_dtype).name, KV_DTYPES)
+    one_of("queries per row", max_decode_len, range(1, MAX_QUERIES + 1))
+    if head_dim < 8 or head_dim % 8 or head_dim > 512:
+        refuse("head width", head_dim, "multiples of 8 up to 512")
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        refuse(f"{num_heads} query heads with kv heads", num_kv_heads, "divisors of the query heads")
+    if table_entries > _MAX_ENTRIES:
+        refuse("page table entries", table_entries, f"at most {_MAX_ENTRIES} (rows x pages per row): use larger pages")
+    shape = DecodeShape(
+        num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, jnp.dtype(kv_dtype).name, generation
+    )
+    blocks = DecodeBlocks.of(generation)
+    if _fitted(shape, blocks, 1) is None:
+        refuse("row of", f"{shape.lanes} lanes", f"what fits {blocks.vmem_bytes >> 20} MiB of VMEM: fewer kv heads")
+
+
+def decode_attention(
+    q: Float[Array, "T N H"],
+    k: Num[Array, "T K H"],
+    v: Num[Array, "T K H"],
+    cache: PyTree,
+    layer: Int[Array, ""],
+    index: RaggedIndex,
+    spec: AttentionSpec,
+    sinks: Float[Array, "N"] | None = None,
+    *,
+    generation: str,
+    blocks: DecodeBlocks | None = None,
+    interpret: bool = False,
+    mask: Bool[Array, "T queries"] | None = None,
+    return_lse: bool = False,
+    out: Float[Array, "T N H"] | None = None,
+    max_decode_len: int | None = None,
+) -> Any:
+    """Attention for the rows with 1 to `max_decode_len` queries, as Backend.ragged_attention describes.
+
+    Args:
+        mask: which of its own row's new tokens each token sees, itself included; None: those up to itself. It sees
+            all positions before them.
+        out: where the results go; other rows' tokens keep what they have. None: zeros.
+        max_decode_len: None: `index.max_query_len` where that is at most 8, otherwise 1.
+
+    Returns:
+        out and the cache; with `return_lse` also log-sum-exps of the scores [T, N] in fp32, -inf for other tokens.
+    """
+    blocks = blocks or DecodeBlocks.of(generation)
+    if max_decode_len is None:
+        bound = index.max_query_len
+        max_decode_len = bound if bound is not None and bound <= MAX_QUERIES else 1
+    pages = pages_of(cache)
+    num_tokens, num_heads, head_dim = q.shape
+    width = index.page_table.shape[1]
+    page = pages.shape[2] // 2
+    name = pages.dtype.name
+    check_decode(
+        num_heads=num_heads,
+        num_kv_heads=k.shape[1],
+        head_dim=head_dim,
+        page_size=page,
+        kv_dtype=name,
+        generation=generation,
+        max_decode_len=max_decode_len,
+        table_entries=index.page_table.size,
+    )
+    shape = DecodeShape(num_heads, k.shape[1], head_dim, page, blocks.block, max_decode_len, name, generation)
+    shape = _fitted(shape, blocks, width) or shape
+    call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret)
+
+    q_lens = jnp.diff(index.query_starts)
+    query = jnp.arange(max_decode_len)
+    ours = (q_lens >= 1) & (q_lens <= max_decode_len) & (index.kv_lens >= 1)
+    valid = ours[:, None] & (query < q_lens[:, None])
+    token = jnp.where(valid, index.query_starts[:-1, None] + query, num_tokens)
+    of_rows = partial(jnp.take, indices=token, axis=0, mode="fill", fill_value=0)
+
+    scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
+    factor = spec.scale / spec.soft_cap if spec.soft_cap is not None else spec.scale * math.log2(math.e)
+    queries = of_rows(q).astype(jnp.float32) * factor
+    if scales is not None:
+        queries = queries * jnp.repeat(scales[0], shape.groups)[:, None]
+    packed, q_scale = pack_queries(queries, shape)
+    new = pack_new(
+        *(_stored(of_rows(x), shape, None if scales is None else scales[i]) for i, x in enumerate((k, v))), shape
+    )
+    if mask is None:
+        seen = jnp.broadcast_to((2 << query) - 1, token.shape)
+    else:
+        own = jnp.pad(
+            of_rows(mask)[..., :max_decode_len], ((0, 0), (0, 0), (0, max(0, max_decode_len - mask.shape[1])))
+        )
+        seen = jnp.sum(own.astype(jnp.int32) << query, axis=-1)
+
+    scalars = [
+        jnp.asarray(layer, jnp.int32).reshape(1),
+        index.kv_lens,
+        q_lens,
+        index.page_table.reshape(-1),
+        q_scale.reshape(-1),
+        seen.reshape(-1).astype(jnp.int32),
+    ]
+    operands = [packed, new]
+    if sinks is not None:
+        operands.append(pack_row_numbers(sinks.astype(jnp.float32) * math.log2(math.e), shape))
+    made, pages = _call(scalars, operands, pages, call, width, blocks, interpret)
+
+    values = unpack_outputs(made[..., : shape.chunk_lanes], shape)
+    if scales is not None:
+        values = values * jnp.repeat(scales[1], shape.groups)[:, None]
+    out = jnp.zeros_like(q) if out is None else out
+    out = out.at[token].set(values.astype(out.dtype), mode="drop")
+    cache = ScaledPages(pages, cache.head_scales) if isinstance(cache, ScaledPages) else pages
+    if not return_lse:
+        return out, cache
+    lse = jnp.full((num_tokens, num_heads), -jnp.inf, jnp.float32)
+    return out, cache, lse.at[token].set(unpack_row_numbers(made[..., -1], shape), mode="drop")
+
+
+def _call(
+    scalars: list[jax.Array],
+    operands: list[jax.Array],
+    pages: jax.Array,
+    call: DecodeCall,
+    width: int,
+    blocks: DecodeBlocks,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    num_rows = scalars[1].shape[0]
+    hbm, vmem = pl.BlockSpec(memory_space=pltpu.HBM), pl.BlockSpec(memory_space=pltpu.VMEM)
+    out = jax.ShapeDtypeStruct((num_rows, call.shape.num_chunks, call.shape.rows, call.out_lanes), jnp.float32)
+    return pl.pallas_call(
+        partial(decode_kernel, call=call, table_width=width),
+        out_shape=[out, jax.ShapeDtypeStruct(pages.shape, pages.dtype)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(),
+            in_specs=[hbm, hbm] + [vmem] * (len(operands) - 2) + [hbm],
+            out_specs=[hbm, hbm],
+            scratch_shapes=[*call.scratch().values(), pltpu.SMEM((num_rows,), jnp.int32)],
+        ),
+        input_output_aliases={len(scalars) + len(operands): 1},
+        compiler_params=pltpu.CompilerParams(
+            vmem_limit_bytes=blocks.vmem_bytes, disable_bounds_checks=True, disable_semaphore_checks=True
+        ),
+        interpret=interpret,
+        name="decode_attention",
+    )(*scalars, *operands, pages)
+
+
+def _stored(x: Num[Array, "B Q K H"], shape: DecodeShape, scales: Float[Array, "K"] | None) -> Num[Array, "B Q lanes"]:
+    """New keys or values as the cache holds them."""
+    if scales is not None:
+        x = x.astype(jnp.float32) / scales[:, None]
+    if shape.kv_dtype == "int8":
+        x = jnp.clip(jnp.round(x.astype(jnp.float32)), -127, 127)
+    elif shape.kv_dtype == "float8_e4m3fn":
+        x = jnp.clip(x.astype(jnp.float32), -448, 448)
+    x = x.astype(shape.kv_dtype).reshape(*x.shape[:2], -1)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, shape.lanes - x.shape[-1])))
+
+
+def _fitted(shape: DecodeShape, blocks: DecodeBlocks, table_width: int) -> DecodeShape | None:
+    """The shape with the largest block that is no longer than the rows can be and fits into VMEM."""
+    from dataclasses import replace
+
+    block = max(blocks.block, shape.page)
+    while block // 2 >= max(shape.page, LANES) and block // 2 >= table_width * shape.page:
+        block //= 2
+    while _vmem_bytes(replace(shape, block=block)) > 0.85 * blocks.vmem_bytes:
+        if block // 2 < max(shape.page, LANES):
+            return None
+        block //= 2
+    return replace(shape, block=block)
+
+
+def _vmem_bytes(shape: DecodeShape) -> int:
+    """What the kernel's own memory takes, about."""
+    call = DecodeCall(shape, None, None, True, True, False)
+    total = 0
+    for ref in call.scratch().values():
+        if ref.memory_space == pltpu.VMEM:
+            *lead, rows, lanes = ref.shape
+            total += math.prod(lead) * max(rows, 8) * -(-lanes // LANES) * LANES * jnp.dtype(ref.dtype).itemsize
+    return total
