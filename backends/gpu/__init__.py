@@ -1,0 +1,1 @@
+"""GPUs: attention in Pallas Triton and cuDNN, compiler options and block sizes as data."""

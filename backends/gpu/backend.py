@@ -1,0 +1,154 @@
+"""The backend of GPUs: attention in Pallas Triton and cuDNN, everything else by XLA, for CUDA and ROCm."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from .. import ragged_attention
+from ..base import AttentionSpec, CacheGroup, Capabilities, MemoryInfo, Program, PyTree, RaggedIndex
+from ..errors import UnsupportedError
+from ..reference import ReferenceBackend
+from .attention import gpu_ragged_attention
+from .blocks import MAX_HEAD_DIM
+from .chips import GpuChip, attached_chip, chip_named
+from .compiler_options import compiler_options
+from .dense import dense_attention
+from .pages import allocate_gpu_cache
+
+PAGE_SIZES = (16, 32, 64, 128, 256)
+_DTYPES = ("float32", "bfloat16", "float16")
+_SMALL_BUCKETS = (16, 32, 64, 128, 256)
+_MAX_BUCKETS = 8
+_INTERPRETED = "h100"
+
+
+@dataclass(frozen=True)
+class GpuBackend(ReferenceBackend):
+    """Kernels for one kind of GPU: the attached one, or with `chip` one named in chips.yaml to be compiled for.
+
+    `interpret` runs the kernels on any device, one program after another: for tests.
+    """
+
+    name: str = "gpu"
+    page_size: int = 16
+    capabilities: Capabilities = Capabilities(
+        dtypes=_DTYPES, kv_dtypes=_DTYPES, head_dims=tuple(range(1, MAX_HEAD_DIM + 1)), page_sizes=PAGE_SIZES
+    )
+    chip: str | None = None
+    interpret: bool = False
+    target: GpuChip = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Finds out what to choose kernels for.
+
+        Raises:
+            UnsupportedError: there is no GPU, or not one of that name.
+        """
+        named = self.chip or (_INTERPRETED if self.interpret else None)
+        object.__setattr__(self, "target", chip_named(named) if named else attached_chip())
+
+    @property
+    def attached(self) -> bool:
+        """The chip is in this machine."""
+        return self.chip is None and not self.interpret
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """What each operation runs on."""
+        how = "Pallas Triton, interpreted" if self.interpret else "Pallas Triton"
+        return {
+            "decode_attention": f"{how}: flash-decoding over pages",
+            "prefill_attention": f"{how}: flash attention over pages",
+            "cache_write": "in the attention kernels",
+            "dense_attention": f"cuDNN where it applies, else {how}" if self.attached else how,
+            "linear": "XLA (cuBLAS, Triton)",
+            "grouped_linear": "XLA",
+        }
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        """What XLA is told, of compiler_options.yaml; nothing where kernels are interpreted."""
+        return {} if self.interpret else compiler_options(self.target, attached=self.attached)
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+        if page_size not in PAGE_SIZES:
+            supported = ", ".join(map(str, PAGE_SIZES))
+            raise UnsupportedError(f"backend {self.name}: page size {page_size}, supported are {supported}")
+        for group in groups:
+            if not 1 <= group.head_dim <= MAX_HEAD_DIM:
+                raise UnsupportedError(
+                    f"backend {self.name}: head width {group.head_dim}, supported are 1 to {MAX_HEAD_DIM}"
+                )
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        return ragged_attention.bind(self._attend, q, k, v, cache, layer, index, spec, sinks)
+
+    def dense_attention(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T N H"]:
+        """Causal attention of each row to its own first `lengths[b]` tokens (None: all T); zeros at the others."""
+        return dense_attention(
+            q, k, v, spec, sinks, chip=self.target, attached=self.attached, lengths=lengths, interpret=self.interpret
+        )
+
+    def allocate_cache(
+        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+    ) -> Float[Array, "L P 2 K page H"]:
+        return allocate_gpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
+
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        with warnings.catch_warnings():
+            # Pallas asks for Mosaic instead, which has no AMD and nothing older than Hopper.
+            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+            lowered = jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args)
+        return lowered.compile(dict(self.compiler_options))
+
+    def memory(self) -> MemoryInfo:
+        if self.attached:
+            stats = jax.devices()[0].memory_stats()
+            if stats is None or "bytes_limit" not in stats:
+                raise UnsupportedError(f"backend {self.name}: {self.target.name} does not say how much memory is free")
+            return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats["bytes_in_use"])
+        return super().memory()
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        """Doubling while a step only reads weights (fewer than 16 rows take as long as 16), in larger steps above."""
+        small = [size for size in _SMALL_BUCKETS if size < max_tokens]
+        if len(small) < len(_SMALL_BUCKETS):
+            return (*small, next(size for size in _SMALL_BUCKETS if size >= max_tokens))
+        for growth in (2, 4, 8, 16, 32):
+            large = [_SMALL_BUCKETS[-1] * growth]
+            while large[-1] < max_tokens:
+                large.append(large[-1] * growth)
+            if len(small) + len(large) <= _MAX_BUCKETS:
+                break
+        return (*small, *large[:-1], max_tokens)
+
+    def _attend(self, *operands: Any) -> tuple[Array, PyTree]:
+        out, cache = gpu_ragged_attention(*operands, chip=self.target, interpret=self.interpret)
+        return out, cache

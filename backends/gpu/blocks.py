@@ -1,0 +1,55 @@
+"""Block sizes of the kernels, from block_sizes.yaml."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jax.numpy as jnp
+import yaml
+from jax.typing import DTypeLike
+
+from .chips import GpuChip
+
+MAX_HEAD_DIM = 256
+"""The widest head that there are block sizes for."""
+
+
+@dataclass(frozen=True)
+class DecodeBlocks:
+    """`keys` positions at once, in programs of `warps` warps; `stages` blocks in flight."""
+
+    keys: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class PrefillBlocks:
+    """As DecodeBlocks; `rows` queries times heads of a group in a tile."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def decode_blocks(chip: GpuChip, head_dim: int, dtype: DTypeLike) -> DecodeBlocks:
+    return DecodeBlocks(**_sizes("decode", chip.capability, head_dim, jnp.dtype(dtype).itemsize))
+
+
+def prefill_blocks(chip: GpuChip, head_dim: int, dtype: DTypeLike) -> PrefillBlocks:
+    return PrefillBlocks(**_sizes("prefill", chip.capability, head_dim, jnp.dtype(dtype).itemsize))
+
+
+def _sizes(kernel: str, capability: str, head_dim: int, itemsize: int) -> dict[str, int]:
+    table = _table()[kernel]
+    for row in table.get(capability, table["default"]):
+        if head_dim <= row["max_head_dim"] and itemsize <= row["itemsize"]:
+            return {name: value for name, value in row.items() if name not in ("max_head_dim", "itemsize")}
+    raise ValueError(f"{kernel}: no block sizes for heads of width {head_dim} in {itemsize} bytes")
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return yaml.safe_load(files(__package__).joinpath("block_sizes.yaml").read_text())
