@@ -96,7 +96,8 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y -= self._mean(y, machine)
-        y *= jax.lax.rsqrt(self._mean(jnp.square(y), machine) + self.config.eps)
+        # Not rsqrt: XLA:CPU approximates that in vectors only, so that its bits depend on the number of tokens.
+        y *= jnp.sqrt(1 / (self._mean(jnp.square(y), machine) + self.config.eps))
         y *= self.scale.get_value().astype(jnp.float32) + self.config.offset
         if self.bias is not None:
             y += self.bias.get_value().astype(jnp.float32)

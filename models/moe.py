@@ -111,4 +111,5 @@ class Moe(nnx.Module):
 def _combine(rows: Float[Array, "R D"], here: Bool[Array, "R"], weights: Float[Array, "T A"]) -> Float[Array, "T D"]:
     """The weighted sum of each token's experts, fp32, over those that are here."""
     rows = jnp.where(here[:, None], rows, 0).reshape(*weights.shape, -1)
-    return jnp.einsum("TAD,TA->TD", rows, weights, precision="highest", preferred_element_type=jnp.float32)
+    # Not an einsum: XLA:CPU multiplies matrices of one token otherwise than those of several.
+    return (rows.astype(jnp.float32) * weights[..., None]).sum(axis=1)

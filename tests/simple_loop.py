@@ -4,14 +4,12 @@ It runs the same pure step, without scheduler, batches, prefix cache, chunks or 
 """
 
 from collections.abc import Sequence
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from distaff.backends.base import Backend
+from distaff.backends.base import Backend, Program
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights
 from distaff.models.kv_cache import KVCache, allocate_cache
@@ -36,6 +34,7 @@ class SimpleLoop:
         self.max_len = max_len
         self.dtype = dtype
         self.num_pages = -(-max_len // backend.page_size)
+        self.programs: dict[int, Program] = {}
 
     def generate(self, prompt: Sequence[int], params: SamplingParams, *, choice: int = 0) -> tuple[list[int], int]:
         """The answer, and how many of its tokens were drawn before the first close decision."""
@@ -74,12 +73,9 @@ class SimpleLoop:
             num_steps=jnp.int32(1),
         )
         num_tokens = 1 if end - start == 1 else self.max_len
-        step = Step(self.config, self.backend, num_tokens=num_tokens, return_logits=True)
-        return _run(step, self.weights, cache, state, batch)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _run(
-    step: Step, weights: Weights, cache: KVCache, state: RowState, batch: StepBatch
-) -> tuple[StepOutput, KVCache, RowState]:
-    return step(weights, cache, state, batch)
+        arguments = (self.weights, cache, state, batch)
+        if num_tokens not in self.programs:
+            step = Step(self.config, self.backend, num_tokens=num_tokens, return_logits=True)
+            # By the backend, as the engine does: a compiler's options decide over the last bits.
+            self.programs[num_tokens] = self.backend.compile(step, arguments, donate=(1, 2))
+        return self.programs[num_tokens](*arguments)

@@ -20,8 +20,14 @@ from .packing import PackedMatrix, is_packed, pack_tree
 _SHORT = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
-# The exponentials of a gated feed-forward take two thirds of the time in vectors of 512 bits.
-_COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
+_COMPILER_OPTIONS = {
+    # The exponentials of a gated feed-forward take two thirds of the time in vectors of 512 bits.
+    "xla_cpu_prefer_vector_width": 512,
+    # No reduction goes to YNNPACK: XLA sends it those of many rows only, and it adds in another order.
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    # bf16 is rounded where the decoder says. XLA leaves roundings out where it fuses, which depends on the shape.
+    "xla_allow_excess_precision": False,
+}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ _METADATA_MAJOR, _METADATA_MINOR, _METADATA_TRAITS = 24, 28, 32
 _API_MINOR, _API_ERROR_DESTROY, API_SCHEDULE, API_NUM_THREADS = 36, 64, 136, 144
 _IS_METADATA = 1
 
+_registered: set[str] = set()
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -118,8 +120,10 @@ def register(module: ir.Module, names: Sequence[str], *, optimise: bool = True) 
         UnsupportedError: no machine code can be made here.
     """
     suffix = fingerprint(module)
-    addresses = compile_module(module, names, optimise=optimise)
     targets = {name: f"distaff_cpu_{name}_{suffix}" for name in names}
-    for name, address in addresses.items():
-        jax.ffi.register_ffi_target(targets[name], jax.ffi.pycapsule(ctypes.c_void_p(address)), platform="cpu")
+    # XLA takes a target once in the life of a process; equal code needs no second one.
+    if not _registered.issuperset(targets.values()):
+        for name, address in compile_module(module, names, optimise=optimise).items():
+            jax.ffi.register_ffi_target(targets[name], jax.ffi.pycapsule(ctypes.c_void_p(address)), platform="cpu")
+        _registered.update(targets.values())
     return targets

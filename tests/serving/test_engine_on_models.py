@@ -1,6 +1,8 @@
 """The engine against the simple loop, on every family: batching, chunks, prefix hits and preemption change nothing."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
@@ -24,9 +28,8 @@ from ..simple_loop import SimpleLoop
 
 MAX_LEN, NUM_REQUESTS, NUM_TOKENS = 96, 32, 36
 BACKENDS = ("reference", "cpu")
-# One of each kind of cache, position code and feed-forward in the default suite; the slow one has every family.
-REFERENCE = ("smollm2", "opt")
-DEFAULT = ("smollm2", "gemma3", "gpt_oss", "qwen3_moe", "phi3")
+# Windows beside full attention, learned positions, and experts; the slow suite has every family.
+DEFAULT = ("gemma3", "opt", "gpt_oss")
 
 
 def max_len(golden: Golden) -> int:
@@ -66,7 +69,7 @@ def tokens_of(engine: Engine, requests: list[Request]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("case", "backend"),
     [
-        *((case, "reference") for case in REFERENCE),
+        ("smollm2", "reference"),
         *(pytest.param(case, "cpu", marks=() if case in DEFAULT else pytest.mark.slow) for case in CASES),
     ],
 )
@@ -91,7 +94,9 @@ def test_tokens_are_those_of_the_simple_loop(case: str, backend: str) -> None:
     assert preemptions > 0 or all(group.window is not None for group in golden.config.cache_groups)
 
 
-@pytest.mark.parametrize("case", ["smollm2", "gpt_oss"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "gpt_oss" else pytest.mark.slow) for case in CASES]
+)
 def test_deterministic_bf16_tokens_are_those_of_the_simple_loop(case: str) -> None:
     """Not one token differs, however close the decision: the numbers are the same bits."""
     golden, backend = Golden(GOLDEN / case), select_backend("cpu")
@@ -101,12 +106,12 @@ def test_deterministic_bf16_tokens_are_those_of_the_simple_loop(case: str) -> No
     expected = [loop.generate(text, params)[0] for text in prompts(golden)]
     with engine_of(golden, "cpu", "bfloat16", share=0.25, deterministic=True) as engine:
         got = tokens_of(engine, [Request(tuple(text), params) for text in prompts(golden)])
-        assert engine.metrics.preemptions > 0
+        assert engine.metrics.preemptions > 0 or all(group.window is not None for group in golden.config.cache_groups)
     assert got == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_real_model_writes_what_the_simple_loop_writes(smollm2: Path, dtype: str) -> None:
     """SmolLM2, 32 requests at once, ragged prompts, a cache that is too small for them."""
     rng = np.random.default_rng(3)
@@ -128,6 +133,8 @@ def test_a_real_model_writes_what_the_simple_loop_writes(smollm2: Path, dtype: s
     compared = sum(clear for _, clear in expected)
     print(f"{compared} tokens compared, {llm.engine.metrics.preemptions} preemptions")
     for (tokens, clear), answer in zip(expected, got, strict=True):
+        # The same bits in bf16; in fp32 the same decisions, where they are not close.
+        clear = len(tokens) if dtype == "bfloat16" else clear
         assert answer[:clear] == tokens[:clear]
     assert compared >= 16 * NUM_REQUESTS and llm.engine.metrics.prefix_hit_tokens > 0
     llm.close()
@@ -147,21 +154,50 @@ def alone(golden: Golden) -> list[int]:
     return loop.generate(golden.tokens[:40], SEEDED)[0]
 
 
-@pytest.mark.parametrize("max_step_tokens", [16, 64, 256])
-@pytest.mark.parametrize("max_decode_steps", [1, 8])
-@pytest.mark.parametrize("neighbours", [0, 31])
+@pytest.fixture(scope="module")
+def engines(golden: Golden) -> Iterator[dict[tuple[int, int], Engine]]:
+    """By the tokens of a step (16, 64, 256) and the most decode steps in a call (1, 8); pages for a quarter."""
+    with ExitStack() as stack:
+        yield {
+            (chunk, steps): stack.enter_context(
+                engine_of(golden, "cpu", share=0.25, max_step_tokens=chunk, max_decode_steps=steps)
+            )
+            for chunk in (16, 64, 256)
+            for steps in (1, 8)
+        }
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(
+    shape=st.tuples(st.sampled_from([16, 64, 256]), st.sampled_from([1, 8])),
+    neighbours=st.lists(st.tuples(st.integers(0, 31), st.integers(0, 2**64 - 1)), max_size=31),
+    place=st.integers(0, 31),
+)
 def test_a_seed_gives_the_same_tokens_whatever_surrounds_it(
-    golden: Golden, alone: list[int], max_step_tokens: int, max_decode_steps: int, neighbours: int
+    golden: Golden,
+    alone: list[int],
+    engines: dict[tuple[int, int], Engine],
+    shape: tuple[int, int],
+    neighbours: list[tuple[int, int]],
+    place: int,
 ) -> None:
-    """Chunks of any size, one or eight steps in a call, alone or crowded, with preemption where it is crowded."""
-    texts = prompts(golden)[:neighbours]
-    others = [Request(tuple(text), replace(SEEDED, seed=i)) for i, text in enumerate(texts)]
+    """Alone or crowded, in chunks of any size, one or eight steps in a call, whatever the cache holds already."""
+    texts = prompts(golden)
+    requests = [Request(tuple(texts[which]), replace(SEEDED, seed=seed)) for which, seed in neighbours]
+    place = min(place, len(requests))
+    requests.insert(place, Request(tuple(golden.tokens[:40]), SEEDED))
+    assert tokens_of(engines[shape], requests)[place] == alone
+
+
+def test_a_seed_gives_the_same_tokens_after_preemption(
+    golden: Golden, alone: list[int], engines: dict[tuple[int, int], Engine]
+) -> None:
     request = Request(tuple(golden.tokens[:40]), SEEDED)
-    sizes = dict(max_step_tokens=max_step_tokens, max_decode_steps=max_decode_steps)
-    with engine_of(golden, "cpu", "float32", share=0.25, **sizes) as engine:
-        got = tokens_of(engine, [*others[::2], request, *others[1::2]])
-        assert got[len(others[::2])] == alone
-        assert not neighbours or engine.metrics.preemptions > 0
+    others = [Request(tuple(text), replace(SEEDED, seed=i)) for i, text in enumerate(prompts(golden)[:31])]
+    for shape, engine in engines.items():
+        before = engine.metrics.preemptions
+        assert tokens_of(engine, [*others[::2], request, *others[1::2]])[len(others[::2])] == alone, shape
+        assert engine.metrics.preemptions > before
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

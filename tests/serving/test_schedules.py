@@ -1,14 +1,16 @@
 """Random schedules: whatever happens, every answer is the one computed by hand and no page is lost."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import jaxtyping
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from distaff.serving.plan import Bucket
 from distaff.serving.scheduler_config import SchedulerConfig
 from distaff.serving.sequence import Status
 from distaff.serving.types import Kind
@@ -23,6 +25,17 @@ POOLS = (
     ((7,), (8,)),
     ((None, 3, 9), (16, 7, 9)),
     ((None, None), (13, 15)),
+)
+FIELDS = st.fixed_dictionaries(
+    {
+        "n": st.sampled_from([1, 1, 1, 2, 3]),
+        "priority": st.sampled_from([0, 0, 1, 5]),
+        "salt": st.sampled_from([None, None, "a", "b"]),
+        "use_prefix_cache": st.sampled_from([True, True, True, False]),
+        "kind": st.sampled_from([*[Kind.GENERATE] * 6, Kind.SCORE, Kind.EMBED]),
+        "prompt_logprobs": st.sampled_from([None, None, None, 2]),
+        "seed": st.integers(0, 3),
+    }
 )
 
 
@@ -41,74 +54,122 @@ class Counts:
 COUNTS = Counts()
 
 
-def run_schedule(seed: int) -> None:
-    """One engine's life: about 20 events drawn from `seed`, then all work is finished."""
-    rng = random.Random(seed)
-    windows, num_pages = rng.choice(POOLS)
-    config = SchedulerConfig(
-        policy=rng.choice(["continuous", "continuous", "continuous", "dynamic", "static"]),
-        max_batch=rng.choice([1, 3, 5, 8]),
-        batch_timeout=rng.choice([0.0, 0.5]),
-        max_step_tokens=rng.choice([8, 32]),
-        max_decode_steps=rng.choice([1, 4, 8]),
-        fixed_chunk=rng.choice([None, None, 4, 6, 8]),
-        aging_seconds=rng.choice([1.0, 10.0]),
-        prefix_cache=rng.random() < 0.9,
+class Schedules(RuleBasedStateMachine):
+    """One engine's life: requests come, are dropped, steps are planned and read, the device fails.
+
+    The driver checks the scheduler's integrity after each step; in the end all work is finished and compared.
+    """
+
+    driver: Driver
+
+    @initialize(
+        pool=st.sampled_from(POOLS),
+        policy=st.sampled_from(["continuous", "continuous", "continuous", "dynamic", "static"]),
+        max_batch=st.sampled_from([1, 3, 5, 8]),
+        batch_timeout=st.sampled_from([0.0, 0.5]),
+        sizes=st.tuples(st.sampled_from([8, 32]), st.sampled_from([1, 4, 8])),
+        fixed_chunk=st.sampled_from([None, None, 4, 6, 8]),
+        aging=st.sampled_from([1.0, 10.0]),
+        prefix_cache=st.sampled_from([True, True, True, False]),
+        lag=st.sampled_from([0, 1, 1, 1, 2]),
+        vocabulary=st.tuples(st.sampled_from([None, 7]), st.sampled_from([13, 101])),
+        stems=st.lists(st.lists(st.integers(0, 11), min_size=2, max_size=24), min_size=3, max_size=3),
     )
-    driver = Driver(
-        config,
-        page_size=4,
-        num_pages=num_pages,
-        windows=windows,
-        lag=rng.choice([0, 1, 1, 1, 2]),
-        eos=rng.choice([None, 7]),
-        vocab_size=rng.choice([13, 101]),
-        max_len=64,
+    def begin(
+        self,
+        pool: tuple[tuple[int | None, ...], tuple[int, ...]],
+        policy: Literal["continuous", "dynamic", "static"],
+        max_batch: int,
+        batch_timeout: float,
+        sizes: tuple[int, int],
+        fixed_chunk: int | None,
+        aging: float,
+        prefix_cache: bool,
+        lag: int,
+        vocabulary: tuple[int | None, int],
+        stems: list[list[int]],
+    ) -> None:
+        config = SchedulerConfig(
+            policy=policy,
+            max_batch=max_batch,
+            batch_timeout=batch_timeout,
+            max_step_tokens=sizes[0],
+            max_decode_steps=sizes[1],
+            fixed_chunk=fixed_chunk,
+            aging_seconds=aging,
+            prefix_cache=prefix_cache,
+        )
+        windows, num_pages = pool
+        eos, vocab_size = vocabulary
+        self.stems = stems
+        self.driver = Driver(
+            config, page_size=4, num_pages=num_pages, windows=windows, lag=lag, eos=eos, vocab_size=vocab_size
+        )
+
+    @rule(
+        stem=st.integers(0, 2),
+        cut=st.integers(1, 24),
+        tail=st.lists(st.integers(0, 11), max_size=9),
+        max_tokens=st.sampled_from([1, 2, 5, 9, 20, 30, 30]),
+        fields=FIELDS,
     )
-    pressed = rng.random() < 0.4  # many short prompts with long answers: pages run out late
-    stems = [[rng.randrange(12) for _ in range(rng.choice([2] if pressed else [4, 8, 15, 16, 24]))] for _ in range(3)]
-    for _ in range(rng.randint(5, 35)):
-        event = rng.random()
-        if event < 0.3:
-            _submit(driver, rng, stems, [30] if pressed else [1, 2, 5, 9, 20])
-        elif event < 0.38 and driver.sequences:
-            driver.scheduler.finish(rng.choice(driver.sequences))
-            driver.scheduler.check_integrity()
-        elif event < 0.4:
-            driver.reset()
+    def submit(self, stem: int, cut: int, tail: list[int], max_tokens: int, fields: dict[str, Any]) -> None:
+        self._submit(self.stems[stem][:cut] + tail, max_tokens, fields)
+
+    @rule(turn=st.integers(0, 100), token=st.integers(0, 11), max_tokens=st.sampled_from([1, 5, 20]), fields=FIELDS)
+    def submit_the_next_turn(self, turn: int, token: int, max_tokens: int, fields: dict[str, Any]) -> None:
+        old = [s for s in self.driver.sequences if len(s.tokens) > s.prompt_len]
+        if old:
+            self._submit([*old[turn % len(old)].tokens[:50], token], max_tokens, fields)
+
+    @rule(count=st.integers(1, 6), max_tokens=st.sampled_from([12, 30]))
+    def submit_a_crowd(self, count: int, max_tokens: int) -> None:
+        """Short prompts with long answers: pages run out late."""
+        for number in range(count):
+            self._submit(self.stems[number % 3][:2], max_tokens, {"seed": number})
+
+    @rule(which=st.integers(0, 100))
+    def drop(self, which: int) -> None:
+        if self.driver.sequences:
+            self.driver.scheduler.finish(self.driver.sequences[which % len(self.driver.sequences)])
+            self.driver.scheduler.check_integrity()
+
+    @rule(seconds=st.floats(0, 1), count=st.integers(1, 6))
+    def step(self, seconds: float, count: int) -> None:
+        for _ in range(count):
+            self.driver.clock.now += seconds
+            self.driver.step()
+
+    @rule(ready=st.sampled_from(WARM_UP))
+    def step_while_programs_are_compiled(self, ready: tuple[Bucket, ...]) -> None:
+        self.driver.step(ready)
+
+    @rule()
+    def flush(self) -> None:
+        self.driver.scheduler.flush()
+
+    @precondition(lambda self: self.driver.in_flight)
+    @rule()
+    def read(self) -> None:
+        self.driver.read()
+
+    @rule(fails=st.sampled_from([True, False, False]))
+    def lose_the_device(self, fails: bool) -> None:
+        if fails:
+            self.driver.reset()
             COUNTS.resets += 1
-        elif event < 0.43:
-            driver.scheduler.flush()
-        elif event < 0.46 and driver.in_flight:
-            driver.read()
-        elif event < 0.5:
-            driver.step(rng.choice(WARM_UP))
-        else:
-            driver.clock.now += rng.random()
-            driver.step()
-    driver.run()
-    _count(driver)
-    driver.check_empty()
 
+    def teardown(self) -> None:
+        if hasattr(self, "driver"):
+            self.driver.run()
+            _count(self.driver)
+            self.driver.check_empty()
 
-def _submit(driver: Driver, rng: random.Random, stems: list[list[int]], answers: list[int]) -> None:
-    stem = rng.choice(stems)
-    prompt = stem[: rng.randint(1, len(stem))] + [rng.randrange(12) for _ in range(rng.choice([0, 0, 1, 3, 9]))]
-    old = [s for s in driver.sequences if len(s.tokens) > s.prompt_len]
-    if old and rng.random() < 0.3:  # the next turn of a chat
-        prompt = [*rng.choice(old).tokens[:50], rng.randrange(12)]
-    kind = rng.choice([Kind.GENERATE] * 6 + [Kind.SCORE, Kind.EMBED])
-    driver.submit(
-        prompt,
-        rng.choice(answers),
-        n=rng.choice([1, 1, 1, 2, 3]) if kind is Kind.GENERATE else 1,
-        priority=rng.choice([0, 0, 1, 5]),
-        salt=rng.choice([None, None, "a", "b"]),
-        use_prefix_cache=rng.random() < 0.85,
-        kind=kind,
-        prompt_logprobs=rng.choice([None, None, None, 2]) if kind is Kind.GENERATE else None,
-        seed=rng.randrange(4),
-    )
+    def _submit(self, prompt: list[int], max_tokens: int, fields: dict[str, Any]) -> None:
+        fields = dict(fields)
+        if fields.get("kind", Kind.GENERATE) is not Kind.GENERATE:
+            fields |= {"n": 1, "prompt_logprobs": None}
+        self.driver.submit(prompt, max_tokens, **fields)
 
 
 def _count(driver: Driver) -> None:
@@ -130,12 +191,15 @@ def unchecked_annotations() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@settings(
-    max_examples=2000, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(
+    max_examples=2000,
+    stateful_step_count=14,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-@given(st.integers(0, 2**40))
-def test_random_schedules(seed: int) -> None:
-    run_schedule(seed)
 
 
 def test_the_schedules_met_everything() -> None:

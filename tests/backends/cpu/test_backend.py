@@ -1,6 +1,7 @@
 """The CPU's backend whole: families against the oracle's logits, weights read in place, reasons to decline."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from jax.typing import DTypeLike
 
 from distaff.backends import select
-from distaff.backends.base import CacheGroup
+from distaff.backends.base import CacheGroup, PyTree
 from distaff.backends.cpu import backend as cpu_backend
 from distaff.backends.cpu import jit
 from distaff.backends.cpu.backend import CpuBackend
@@ -54,6 +55,32 @@ def test_families_agree_with_the_oracle(case: str) -> None:
         logits, cache = run(weights, cache, batch_of(golden.tokens[start:stop], start, len(cache)))
         found.append(np.asarray(logits)[: stop - start])
     assert np.abs(np.concatenate(found) - golden.logits).max() <= FP32_BOUND
+
+
+def residual_and_norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What stands between the matrices of a layer: an addition, and sums over the width."""
+    x = x[:, 0] + x[:, 1]
+    wide = x.astype(jnp.float32)
+    return (wide * jnp.sqrt(1 / (jnp.square(wide).mean(-1, keepdims=True) + 1e-5))).astype(x.dtype), x
+
+
+def weights_of_experts(x: jax.Array) -> jax.Array:
+    return jax.nn.softmax(x[:, 0].astype(jnp.float32), axis=-1)
+
+
+@pytest.mark.parametrize("function", [residual_and_norm, weights_of_experts])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_has_the_same_bits_among_any_number_of_others(
+    function: Callable[[jax.Array], PyTree], dtype: str
+) -> None:
+    """Of what XLA computes between the kernels."""
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(128, 2, 64)) * 3, dtype)
+    whole = jax.tree.leaves(BACKEND.compile(function, (rows,))(rows))
+    for count in (1, 2, 8, 31):
+        program = BACKEND.compile(function, (rows[:count],))
+        for start in range(0, 128 - count, count):
+            for part, of in zip(jax.tree.leaves(program(rows[start : start + count])), whole, strict=True):
+                np.testing.assert_array_equal(part, of[start : start + count])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
