@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, bench_host, convert, doctor, generate, models
+from . import bench, bench_host, bench_kernels, convert, doctor, generate, models
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -45,6 +45,7 @@ app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("convert")(convert.convert)
 app.add_typer(models.app, name="models")
 bench.app.command("host")(bench_host.bench_host)
+bench.app.command("kernels")(bench_kernels.bench_kernels)
 app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)
 

@@ -1,0 +1,70 @@
+"""Our TPU attention kernels, as cases for the compiler: a kernel at a shape, with the work that it does there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..aot import Case
+from ..base import AttentionSpec, RaggedIndex
+from .cache import num_lanes
+from .decode import DecodeBlocks, decode_attention
+
+_LAYERS = 2
+"""Layers of the cache: how many there are changes nothing but addresses."""
+
+
+def decode(
+    *,
+    generation: str,
+    batch: int,
+    context: int,
+    page: int,
+    kv_dtype: str = "bfloat16",
+    queries: int = 1,
+    num_q_heads: int = 32,
+    num_kv_heads: int = 8,
+    head_dim: int = 128,
+    blocks: Mapping[str, int] | None = None,
+) -> Case:
+    """`decode_attention` on rows of one length, with `queries` new positions each."""
+    sizes = None if blocks is None else DecodeBlocks(blocks["block"], blocks["vmem_mib"] * 2**20)
+
+    def function(q: Any, k: Any, v: Any, cache: Any, layer: Any, index: RaggedIndex) -> Any:
+        spec = AttentionSpec(head_dim**-0.5)
+        return decode_attention(q, k, v, cache, layer, index, spec, generation=generation, blocks=sizes)
+
+    return Case(
+        function,
+        (
+            *_new(batch * queries, num_q_heads, num_kv_heads, head_dim),
+            _cache(batch * context // page, page, num_kv_heads * head_dim, kv_dtype),
+            np.int32(0),
+            _rows(batch, context, page, queries),
+        ),
+        donate=(3,),
+        work=None,
+    )
+
+
+def _new(tokens: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """New queries, keys and values."""
+    heads = (num_q_heads, num_kv_heads, num_kv_heads)
+    return tuple(jax.ShapeDtypeStruct((tokens, count, head_dim), jnp.bfloat16) for count in heads)
+
+
+def _cache(num_pages: int, page: int, width: int, kv_dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((_LAYERS, num_pages, 2 * page, num_lanes(1, width)), jnp.dtype(kv_dtype))
+
+
+def _rows(batch: int, context: int, page: int, queries: int) -> RaggedIndex:
+    """Rows of one length, no two pages of a row together."""
+    per_row = -(-context // page)
+    numbers: Any = (
+        np.arange(batch * per_row, dtype=np.int32).reshape(per_row, batch).T.copy(),
+        np.arange(batch + 1, dtype=np.int32) * queries,
+        np.full(batch, context, np.int32),
+    )
+    return RaggedIndex(*numbers, max_query_len=queries if queries <= 8 else None)

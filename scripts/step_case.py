@@ -1,0 +1,71 @@
+"""A whole step of a model, as a case for the compiler."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..backends.base import Backend
+from ..models.checkpoints import shipped_configs
+from ..models.config import ModelConfig
+from ..models.costs import Steps, work_of
+from ..models.decoder import unflatten, weight_specs
+from ..models.families import config_from_hf
+from ..models.kv_cache import allocate_cache
+from ..models.row_state import RowState
+from ..models.step import Step, StepBatch
+
+
+def abstract_step(
+    config: ModelConfig,
+    backend: Backend,
+    *,
+    rows: int,
+    queries: int,
+    context: int,
+    page: int = 16,
+    dtype: DTypeLike = jnp.bfloat16,
+    kv_dtype: DTypeLike | None = None,
+) -> tuple[Step, tuple[Any, ...]]:
+    """A step and the shapes of its arguments.
+
+    Args:
+        rows: B; each of them has `queries` tokens in the step, its last ones of `context`. 1 is a decode step.
+        page: positions of a page; the cache has as many pages as the rows fill.
+        kv_dtype: of the cache; None: dtype.
+    """
+    groups = len(config.cache_groups)
+    per_row = -(-context // page)
+    weights = unflatten({s.path: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in weight_specs(config, dtype).values()})
+
+    def arguments(weights: Any) -> tuple[Any, ...]:
+        tables = (jnp.zeros((rows, per_row), jnp.int32),) * groups
+        lens = jnp.zeros(rows, jnp.int32)
+        starts, steps = jnp.zeros(rows + 1, jnp.int32), jnp.int32(1)
+        return (
+            backend.prepare_params(weights),
+            allocate_cache(
+                config, backend, num_pages=[rows * per_row] * groups, page_size=page, dtype=kv_dtype or dtype
+            ),
+            jax.tree.map(jnp.asarray, RowState.empty(rows, context, config.vocab_size)),
+            StepBatch(lens, starts, lens, tables, jnp.zeros(rows, bool), steps),
+        )
+
+    step = Step(config, backend, num_tokens=rows * queries, decode=queries == 1)
+    return step, jax.eval_shape(arguments, weights)
+
+
+def shipped_config(model: str) -> ModelConfig:
+    """A configuration that comes with Distaff."""
+    return config_from_hf(json.loads(shipped_configs()[model].read_text()), source=model)
+
+
+def step_bytes(model: str, batch: int, context: int) -> tuple[float, float]:
+    """Bytes that a decode step in bf16 has to read: weights, and the keys and values of all rows."""
+    config = shipped_config(model)
+    once = Steps(steps=1, tokens=batch, drawn=batch, attended=batch * context, read=batch * context)
+    both = work_of(config, once, weight_bytes=2, kv_bytes=2).bytes
+    weights = work_of(config, once, weight_bytes=2, kv_bytes=0).bytes
+    return weights, both - weights
