@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -213,7 +213,7 @@ def _call(
             grid=(),
             in_specs=[hbm, hbm] + [vmem] * (len(operands) - 2) + [hbm],
             out_specs=[hbm, hbm],
-            scratch_shapes=[*call.scratch().values(), pltpu.SMEM((num_rows,), jnp.int32)],
+            scratch_shapes=list(call.scratch(num_rows).values()),
         ),
         input_output_aliases={len(scalars) + len(operands): 1},
         compiler_params=pltpu.CompilerParams(
@@ -238,7 +238,6 @@ def _stored(x: Num[Array, "B Q K H"], shape: DecodeShape, scales: Float[Array, "
 
 def _fitted(shape: DecodeShape, blocks: DecodeBlocks, table_width: int) -> DecodeShape | None:
     """The shape with the largest block that is no longer than the rows can be and fits into VMEM."""
-    from dataclasses import replace
 
     block = max(blocks.block, shape.page)
     while block // 2 >= max(shape.page, LANES) and block // 2 >= table_width * shape.page:
@@ -254,7 +253,7 @@ def _vmem_bytes(shape: DecodeShape) -> int:
     """What the kernel's own memory takes, about."""
     call = DecodeCall(shape, None, None, True, True, False)
     total = 0
-    for ref in call.scratch().values():
+    for ref in call.scratch(1).values():
         if ref.memory_space == pltpu.VMEM:
             *lead, rows, lanes = ref.shape
             total += math.prod(lead) * max(rows, 8) * -(-lanes // LANES) * LANES * jnp.dtype(ref.dtype).itemsize

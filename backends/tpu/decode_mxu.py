@@ -50,17 +50,35 @@ class CompilerMatmul:
     def prepare(self, raw: Ref, slot: Any) -> None:
         """Nothing: queries are used as they came."""
 
-    def step(self, queries: Ref, slot: Any, keys: Load, weights: Sequence[jax.Array], values: Load) -> None:
-        """Scores of `queries` [chunks, rows, lanes] with `keys`, and `weights` [rows, block] of a chunk with `values`."""
+    @property
+    def pauses(self) -> int:
+        """How often `step` pauses."""
+        return 2 * self.shape.num_chunks
+
+    def step(
+        self,
+        queries: Ref,
+        slot: Any,
+        keys: Load,
+        weights: Ref,
+        values: Load,
+        pause: Callable[[], None],
+    ) -> None:
+        """Scores of `queries` [chunks, rows, lanes] with `keys`, and `weights` [chunks, rows, block] with `values`.
+
+        It calls `pause` where other work may be put between.
+        """
         shape = self.shape
         for chunk in range(shape.num_chunks):
             width = shape.chunk_span(chunk)[1]
             found = self._dot(queries[chunk, :, :width], keys(0, shape.block, chunk), _BY_ROWS)
             self.scores[chunk] = _joined(found, shape)
+            pause()
         for chunk in range(shape.num_chunks):
             width = shape.chunk_span(chunk)[1]
             found = self._dot(weights[chunk], values(0, shape.block, chunk), _BY_COLUMNS)
             self.products[chunk, :, :width] = _joined(found, shape)
+            pause()
 
     def _dot(self, a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST if self.shape.matmul_dtype == "float32" else None
@@ -189,7 +207,19 @@ class HandMatmul:
             columns = jnp.concatenate(parts, axis=0).T
             self.queries[slot, chunk, :, :128] = columns.astype(self.shape.matmul_dtype)
 
-    def step(self, queries: Ref, slot: Any, keys: Load, weights: Sequence[jax.Array], values: Load) -> None:
+    @property
+    def pauses(self) -> int:
+        return self._halves * self.shape.num_chunks
+
+    def step(
+        self,
+        queries: Ref,
+        slot: Any,
+        keys: Load,
+        weights: Ref,
+        values: Load,
+        pause: Callable[[], None],
+    ) -> None:
         """As CompilerMatmul.step, with the queries that `prepare` left in this slot."""
         shape, units = self.shape, self.units
         turns = [(half, chunk) for half in range(self._halves) for chunk in range(shape.num_chunks)]
@@ -204,10 +234,11 @@ class HandMatmul:
                 first = (unit * self._halves + half) * MXU
                 if turn + 1 < len(turns):
                     units.push(unit, 0, self.queries[slot, turns[turn + 1][1]])
-                units.multiply(unit, 2 + chunk, weights[chunk][:, first : first + MXU], 1)
+                units.multiply(unit, 2 + chunk, weights[chunk, :, first : first + MXU], 1)
             if chunk == shape.num_chunks - 1 and half < self._halves - 1:
                 for unit in (0, 1):
                     self._pop_scores(unit, half)
+            pause()
 
     def finish(self) -> None:
         """Empties the accumulators."""

@@ -140,3 +140,11 @@ class DecodeShape:
             and self.block % (2 * MXU) == 0
             and self.num_chunks * (1 + self.split) * self.rows <= LANES
         )
+
+    @property
+    def costly_copies(self) -> bool:
+        """Whether a page is laid out differently in HBM and in VMEM, so that a copy takes a descriptor of strides.
+
+        Writing descriptors keeps vector units waiting wherever it happens; other copies can be started while they work.
+        """
+        return self.generation == "tpu7x" and self.kv_dtype == "bfloat16"
