@@ -5,7 +5,7 @@ positions, D model width, F feed-forward width, N query heads, K key/value heads
 P pages, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
 
@@ -74,6 +74,7 @@ class MemoryInfo:
 class Capabilities:
     """What a backend can be asked for. An empty tuple means any value.
 
+    `matmul_dtypes` are the types that the chip multiplies at a rate of their own, the fastest last.
     `batch_invariant`: a token's numbers are the same bits in every bucket and beside any neighbours.
     """
 
@@ -81,6 +82,7 @@ class Capabilities:
     kv_dtypes: tuple[str, ...]
     head_dims: tuple[int, ...] = ()
     page_sizes: tuple[int, ...] = ()
+    matmul_dtypes: tuple[str, ...] = ("float32",)
     batch_invariant: bool = False
 
 
@@ -108,6 +110,16 @@ class Backend(Protocol):
     @property
     def page_size(self) -> int:
         """Default number of key positions in a page."""
+        ...
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        """What each operation runs on, for people: operation -> kernel."""
+        ...
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        """What XLA is told when it compiles for this chip."""
         ...
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
@@ -171,6 +183,22 @@ class Backend(Protocol):
 
         Returns the attention output (zeros at padding) and the cache. `sinks` are per-head logits that take part
         in the softmax and carry no value.
+        """
+        ...
+
+    def dense_attention(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T N H"]:
+        """Causal attention without a cache: of each row to its own first `lengths[b]` tokens (None: all T).
+
+        Zeros at the other tokens. `spec` and `sinks` are as for ragged_attention.
         """
         ...
 

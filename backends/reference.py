@@ -5,8 +5,9 @@ It favours clarity: attention gathers all pages of a row and pads queries to a r
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,15 @@ class ReferenceBackend:
     capabilities: Capabilities = Capabilities(
         dtypes=("float32", "bfloat16", "float16"), kv_dtypes=("float32", "bfloat16", "float16")
     )
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        operations = ("ragged_attention", "dense_attention", "linear", "grouped_linear", "embed")
+        return dict.fromkeys(operations, "jax.numpy")
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        return {}
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
         for field, given, supported in (
@@ -98,6 +108,32 @@ class ReferenceBackend:
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         return ragged_attention.bind(reference_ragged_attention, q, k, v, cache, layer, index, spec, sinks)
 
+    def dense_attention(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T N H"]:
+        """As rows of a page each."""
+        rows, size, _, head_dim = q.shape
+        lengths = jnp.full(rows, size) if lengths is None else lengths
+        group = CacheGroup(num_layers=1, num_kv_heads=k.shape[2], head_dim=head_dim)
+        cache = ReferenceBackend.allocate_cache(self, group, num_pages=rows, page_size=size, dtype=k.dtype)
+        index = RaggedIndex(
+            page_table=jnp.arange(rows, dtype=jnp.int32)[:, None],
+            query_starts=size * jnp.arange(rows + 1, dtype=jnp.int32),
+            kv_lens=jnp.full(rows, size, jnp.int32),
+            max_query_len=size,
+        )
+        tokens = (x.reshape(rows * size, *x.shape[2:]) for x in (q, k, v))
+        out, _ = reference_ragged_attention(*tokens, cache, jnp.int32(0), index, spec, sinks)
+        own = jnp.arange(size) < lengths[:, None]
+        return jnp.where(own[..., None, None], out.reshape(q.shape), 0)
+
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
     ) -> Float[Array, "L P page 2 K H"]:
@@ -107,7 +143,8 @@ class ReferenceBackend:
     def compile(
         self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
     ) -> Program:
-        return jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args).compile()
+        lowered = jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args)
+        return lowered.compile(dict(self.compiler_options))
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
         return jax.device_put(tree, sharding)

@@ -7,6 +7,24 @@ from .errors import UnsupportedError
 from .reference import ReferenceBackend
 
 
+def _tpu() -> Backend:
+    from .tpu.generations import attached_generation
+
+    attached_generation()  # declines before a second goes into importing kernels
+    from .tpu.backend import TpuBackend
+
+    return TpuBackend()
+
+
+def _gpu() -> Backend:
+    from .gpu.chips import attached_chip
+
+    attached_chip()
+    from .gpu.backend import GpuBackend
+
+    return GpuBackend()
+
+
 def _cpu() -> Backend:
     try:
         from .cpu.backend import CpuBackend
@@ -15,7 +33,7 @@ def _cpu() -> Backend:
     return CpuBackend()
 
 
-CANDIDATES: dict[str, Callable[[], Backend]] = {"cpu": _cpu, "reference": ReferenceBackend}
+CANDIDATES: dict[str, Callable[[], Backend]] = {"tpu": _tpu, "gpu": _gpu, "cpu": _cpu, "reference": ReferenceBackend}
 """Constructors in the order that `auto` tries them; each raises UnsupportedError with its reason to decline."""
 
 

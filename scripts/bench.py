@@ -12,7 +12,7 @@ import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
 from .bench_tables import print_reports
-from .options import Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
+from .options import Backend, Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
@@ -90,7 +90,7 @@ def bench_offline(
         typer.Option("--sampling", help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere."),
     ] = Sampling.GREEDY,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
-    backend: Annotated[str, typer.Option("--backend", help="What computes.")] = "auto",
+    backend: Backend = "auto",
     policy: Annotated[
         Policy, typer.Option("--policy", help="When waiting requests may start; all compares the three.")
     ] = Policy.CONTINUOUS,

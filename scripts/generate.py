@@ -10,7 +10,19 @@ from ..backends.errors import UsageError
 from . import sampling_options as sampling
 from .choice_writer import ChoiceWriter
 from .logprob_table import table
-from .options import ENGINE, Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
+from .options import (
+    ENGINE,
+    Backend,
+    Context,
+    Debug,
+    Deterministic,
+    Dtype,
+    Json,
+    KVMemory,
+    MaxBatch,
+    Offline,
+    parse_size,
+)
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
@@ -65,9 +77,7 @@ def generate(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.", rich_help_panel=ENGINE)
     ] = Dtype.FLOAT32,
-    backend: Annotated[
-        str, typer.Option("--backend", help="What computes: auto, cpu or reference.", rich_help_panel=ENGINE)
-    ] = "auto",
+    backend: Backend = "auto",
     max_batch: MaxBatch = None,
     kv_memory: KVMemory = None,
     context: Context = None,

@@ -28,6 +28,15 @@ Offline = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line, the last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its stack trace too.")]
 
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="What computes: auto, tpu, gpu, cpu or reference (see 'distaff backends').",
+        metavar="NAME",
+        rich_help_panel=ENGINE,
+    ),
+]
 MaxBatch = Annotated[
     int | None,
     typer.Option(

@@ -1,20 +1,21 @@
 """The backend of CPUs: reads packed weights in place, by kernels that are made for the processor at run time."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, Program, PyTree, RaggedIndex
+from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
 from . import matmul
 from .attention import allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
-from .jit import check_jit
+from .jit import check_jit, processor
 from .packing import PackedMatrix, is_packed, pack_tree
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16"}
@@ -38,7 +39,10 @@ class CpuBackend(ReferenceBackend):
     page_size: int = 16
     count: Int[Array, ""] | None = field(default=None, compare=False, repr=False)  # rows that matter, while tracing
     capabilities: Capabilities = Capabilities(
-        dtypes=("float32", "bfloat16"), kv_dtypes=("float32", "bfloat16"), batch_invariant=True
+        dtypes=("float32", "bfloat16"),
+        kv_dtypes=("float32", "bfloat16"),
+        matmul_dtypes=("float32", "bfloat16"),
+        batch_invariant=True,
     )
 
     def __post_init__(self) -> None:
@@ -50,6 +54,21 @@ class CpuBackend(ReferenceBackend):
         if jax.default_backend() != "cpu":
             raise UnsupportedError(f"JAX's default backend is {jax.default_backend()}, not cpu")
         check_jit()
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        made = f"LLVM for {processor()}"
+        return {
+            "ragged_attention": f"{made}: flash attention over pages",
+            "dense_attention": "jax.numpy",
+            "linear": f"{made}: packed panels",
+            "grouped_linear": f"{made}: packed panels",
+            "embed": "XLA, out of packed panels",
+        }
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        return _COMPILER_OPTIONS
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
         check_cpu_attention(dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
@@ -111,12 +130,6 @@ class CpuBackend(ReferenceBackend):
             return body(carry, jax.tree.unflatten(structure, views), index)
 
         return super().layer_loop(one_layer, carry, scanned, length)
-
-    def compile(
-        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
-    ) -> Program:
-        lowered = jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args)
-        return lowered.compile(_COMPILER_OPTIONS)
 
     def buckets(self, max_tokens: int) -> tuple[int, ...]:
         """Fine steps where decoding is (a step of 1 row takes 0.8 times as long as one of 8), coarser ones above."""

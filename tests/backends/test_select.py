@@ -24,5 +24,5 @@ def test_every_reason_is_reported_when_all_decline(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnsupportedError, match="'quantum': unknown, expected auto or one of cpu, reference"):
+    with pytest.raises(UnsupportedError, match="'quantum': unknown, expected auto or one of tpu, gpu, cpu, reference"):
         select.select_backend("quantum")

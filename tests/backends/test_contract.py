@@ -1,0 +1,204 @@
+"""What every backend promises, asked of each: kernels of accelerators run interpreted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distaff.backends.base import AttentionSpec, Backend, CacheGroup, RaggedIndex
+from distaff.backends.cpu.backend import CpuBackend
+from distaff.backends.errors import UnsupportedError
+from distaff.backends.gpu.backend import GpuBackend
+from distaff.backends.reference import ReferenceBackend
+from distaff.backends.tpu.backend import TpuBackend
+from distaff.models.kv_cache import read_pages, write_pages
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "reference": ReferenceBackend,
+    "cpu": CpuBackend,
+    "tpu": partial(TpuBackend, interpret=True, page_size=16),
+    "gpu": partial(GpuBackend, interpret=True),
+}
+ROWS, TOKENS, PAGE, PAGES_PER_ROW = 3, 24, 16, 3
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]()
+
+
+@dataclass(frozen=True)
+class Case:
+    num_kv_heads: int
+    groups: int
+    head_dim: int
+    spec: AttentionSpec
+    sinks: bool = False
+
+
+CASES = (
+    Case(2, 3, 16, AttentionSpec(0.3)),
+    Case(1, 2, 80, AttentionSpec(0.1, window=5, soft_cap=3.0), sinks=True),
+)
+
+
+def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, case: Case, sinks: np.ndarray | None) -> np.ndarray:
+    """Queries [T, N, H] of one row, the last of its positions, over keys and values [S, K, H]; in float64."""
+    spec, out = case.spec, np.zeros(q.shape, np.float64)
+    for t, n in np.ndindex(*q.shape[:2]):
+        position = len(keys) - len(q) + t
+        first = 0 if spec.window is None else max(0, position - spec.window + 1)
+        seen = slice(first, position + 1)
+        scores = keys[seen, n // case.groups].astype(np.float64) @ q[t, n] * spec.scale
+        if spec.soft_cap is not None:
+            scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
+        weights = np.exp(scores)
+        total = weights.sum() + (0 if sinks is None else np.exp(sinks[n]))
+        out[t, n] = weights @ values[seen, n // case.groups] / total
+    return out
+
+
+@cache
+def compiled(name: str, case: Case, bound: int | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    backend = BACKENDS[name]()
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, cache: jax.Array, *index: jax.Array) -> tuple[jax.Array, ...]:
+        *index, sinks = index
+        ragged = RaggedIndex(*index, max_query_len=bound)
+        return backend.ragged_attention(q, k, v, cache, jnp.int32(1), ragged, case.spec, sinks if case.sinks else None)  # pyright: ignore[reportReturnType]
+
+    return jax.jit(run)  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("case", CASES, ids=["grouped", "window, cap, sinks"])
+@pytest.mark.parametrize("name", BACKENDS)
+@given(data=st.data())
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+def test_three_calls_attend_as_loops_do(name: str, case: Case, data: st.DataObject) -> None:
+    """A ragged prompt, a second piece of it, then a token for each row, over shuffled pages."""
+    backend = BACKENDS[name]()
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    lengths = st.lists(st.integers(0, TOKENS // ROWS), min_size=ROWS, max_size=ROWS)
+    pieces = [data.draw(lengths), data.draw(lengths)]
+    pieces.append([int(a + b > 0) for a, b in zip(*pieces, strict=True)])
+    group = CacheGroup(2, case.num_kv_heads, case.head_dim, case.spec.window)
+    backend.check([group], dtype=jnp.float32, kv_dtype=jnp.float32, page_size=PAGE)
+    cache = backend.allocate_cache(group, num_pages=ROWS * PAGES_PER_ROW, page_size=PAGE, dtype=jnp.float32)
+    table = jnp.asarray(rng.permutation(ROWS * PAGES_PER_ROW).reshape(ROWS, -1), jnp.int32)
+    sinks = rng.normal(size=case.num_kv_heads * case.groups).astype(np.float32)
+    keys, values = ([np.zeros((0, case.num_kv_heads, case.head_dim), np.float32)] * ROWS for _ in range(2))
+    for number, piece in enumerate(pieces):
+        num_tokens = ROWS if number == 2 else TOKENS
+        k, v = (rng.normal(size=(num_tokens, *keys[0].shape[1:])).astype(np.float32) for _ in range(2))
+        q = rng.normal(size=(num_tokens, len(sinks), case.head_dim)).astype(np.float32)
+        starts = np.cumsum([0, *piece])
+        for row in range(ROWS):
+            mine = slice(starts[row], starts[row + 1])
+            keys[row], values[row] = np.concatenate([keys[row], k[mine]]), np.concatenate([values[row], v[mine]])
+        kv_lens = np.where(np.asarray(piece) > 0, [len(row) for row in keys], 0)
+        run = compiled(name, case, 1 if number == 2 else None)
+        index = (table, jnp.asarray(starts, jnp.int32), jnp.asarray(kv_lens, jnp.int32))
+        out, cache = run(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), cache, *index, jnp.asarray(sinks))
+        for row in range(ROWS):
+            mine = slice(starts[row], starts[row + 1])
+            if piece[row]:
+                want = attend(q[mine], keys[row], values[row], case, sinks if case.sinks else None)
+                np.testing.assert_allclose(out[mine], want, atol=1e-5)
+        np.testing.assert_array_equal(out[starts[-1] :], 0)
+
+
+def test_dense_attention_is_causal_and_ends_with_each_row(backend: Backend) -> None:
+    case, rng, lengths = CASES[0], np.random.default_rng(0), [20, 7]
+    q, k, v = (rng.normal(size=(2, 20, heads, 16)).astype(np.float32) for heads in (6, 2, 2))
+    out = backend.dense_attention(
+        jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), case.spec, lengths=jnp.asarray(lengths, jnp.int32)
+    )
+    for row, length in enumerate(lengths):
+        want = attend(q[row, :length], k[row, :length], v[row, :length], case, None)
+        np.testing.assert_allclose(out[row, :length], want, atol=1e-5)
+        np.testing.assert_array_equal(out[row, length:], 0)
+
+
+def test_linear_grouped_and_embed_are_plain_products(backend: Backend) -> None:
+    rng = np.random.default_rng(0)
+    params = {
+        "embedder": {"table": rng.normal(size=(37, 24)).astype(np.float32)},
+        "segments": {
+            "0": {
+                "attention": {"q": {"weight": rng.normal(size=(2, 4, 8, 24)).astype(np.float32)}},
+                "mlp": {"experts": {"gate": rng.normal(size=(2, 3, 40, 24)).astype(np.float32)}},
+            }
+        },
+    }
+    x = rng.normal(size=(5, 24)).astype(np.float32)
+    packed = backend.prepare_params(jax.tree.map(jnp.asarray, params))
+    sizes, ids = jnp.asarray([2, 0, 3], jnp.int32), jnp.asarray([3, 36, 0, 3, 9], jnp.int32)
+
+    def body(carry: jax.Array, layer: dict, number: jax.Array) -> jax.Array:
+        q = backend.linear(jnp.asarray(x), layer["attention"]["q"]["weight"], "TD,NHD->TNH")
+        y = backend.grouped_linear(jnp.asarray(x), layer["mlp"]["experts"]["gate"], sizes)
+        return carry + (number + 1) * jnp.concatenate([q.reshape(5, -1), y], axis=1)
+
+    got = backend.layer_loop(body, jnp.zeros((5, 72)), packed["segments"]["0"], 2)
+    want = 0.0
+    for layer in range(2):
+        q = np.einsum("TD,NHD->TNH", x, params["segments"]["0"]["attention"]["q"]["weight"][layer]).reshape(5, -1)
+        experts = params["segments"]["0"]["mlp"]["experts"]["gate"][layer][[0, 0, 2, 2, 2]]
+        want += (layer + 1) * np.concatenate([q, np.einsum("TD,TFD->TF", x, experts)], axis=1)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+    table = packed["embedder"]["table"]
+    np.testing.assert_array_equal(backend.embed(table, ids), params["embedder"]["table"][np.asarray(ids)])
+    np.testing.assert_allclose(backend.linear(jnp.asarray(x), table, "TD,VD->TV"),
+                               x @ params["embedder"]["table"].T, atol=1e-4)  # fmt: skip
+
+
+def test_pages_are_read_and_written_by_number(backend: Backend) -> None:
+    group = CacheGroup(2, 2, 16)
+    cache = backend.allocate_cache(group, num_pages=5, page_size=PAGE, dtype=jnp.float32)
+    assert all(leaf.shape[:2] == (2, 5) for leaf in jax.tree.leaves(cache))
+    marked = jax.tree.map(lambda leaf: leaf.at[:, 3].set(7), cache)
+    moved = write_pages((cache,), [jnp.asarray([1])], read_pages((marked,), [jnp.asarray([3])]))
+    for leaf in jax.tree.leaves(moved):
+        assert (leaf[:, 1] == 7).all() and (leaf[:, 2:] == 0).all()
+
+
+def test_a_program_consumes_what_is_donated(backend: Backend) -> None:
+    given_ = backend.put(np.ones((64, 64), np.float32))
+    program = backend.compile(lambda x, y: x + y, (given_, given_), donate=(0,))
+    first = backend.put(np.ones((64, 64), np.float32))
+    np.testing.assert_array_equal(backend.get(program(first, given_)), 2.0)
+    assert first.is_deleted() and not given_.is_deleted()
+
+
+@pytest.mark.parametrize("limit", [1, 16, 17, 100, 2048])
+def test_buckets_ascend_to_the_limit_in_eight_at_most(backend: Backend, limit: int) -> None:
+    buckets = backend.buckets(limit)
+    assert list(buckets) == sorted(set(buckets)) and buckets[-1] >= limit
+    assert len(buckets) <= 8 and (len(buckets) == 1 or buckets[-2] < limit)
+
+
+def test_what_it_is_made_for_is_told(backend: Backend) -> None:
+    can, memory = backend.capabilities, backend.memory()
+    assert {"linear", "grouped_linear", "dense_attention"} <= set(backend.kernels) and all(backend.kernels.values())
+    assert "float32" in can.dtypes and can.matmul_dtypes and 0 < memory.free <= memory.total
+    assert hash(backend) == hash(BACKENDS[backend.name]()) and backend == BACKENDS[backend.name]()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_dtype": jnp.float64}, "kv dtype float64, supported are float32"),
+        ({"dtype": jnp.int8}, "dtype int8, supported are float32"),
+        ({"page_size": 0}, "page size 0"),
+    ],
+)
+def test_what_it_has_no_kernel_for_is_refused_by_name(backend: Backend, change: dict, message: str) -> None:
+    asked = dict(dtype=jnp.float32, kv_dtype=jnp.float32, page_size=PAGE) | change
+    with pytest.raises(UnsupportedError, match=message):
+        backend.check([CacheGroup(1, 2, 16)], **asked)  # pyright: ignore[reportArgumentType]
