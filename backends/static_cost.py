@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from .base import PyTree
 from .compiler.bundles import Schedule
 from .compiler.errors import SchedulesMissingError
 from .compiler.hlo import parse_module
 from .compiler.hlo_collectives import collectives
-from .compiler.hlo_costs import KernelCall, kernel_calls, operation_costs
+from .compiler.hlo_costs import KernelCall, kernel_calls, operation_costs, path_cycles
 from .compiler.hlo_flops import matmul_flops
 from .compiler.hlo_runs import executions
 from .compiler.hlo_traffic import hbm_traffic
@@ -41,6 +41,7 @@ def analyze(
     donate: Sequence[int] = (),
     num_slices: int = 1,
     compiler_options: Mapping[str, Any] | None = None,
+    on_program: Callable[[Lowered, Compiled], None] | None = None,
 ) -> CompileReport:
     """Compiles a function in this process and reads what the compiler says about it.
 
@@ -54,6 +55,7 @@ def analyze(
         donate: numbers of the arguments that the call consumes.
         num_slices: slices of that topology, connected by the data-centre network.
         compiler_options: XLA's, of this compile alone.
+        on_program: is given the program before and after compilation.
 
     Raises:
         UnknownTopologyError: the compiler does not know the topology.
@@ -66,7 +68,10 @@ def analyze(
     clear_schedules()
     began = time.perf_counter()
     compiled = compile_lowered(lowered, topology, compiler_options)
-    return report_of(compiled, topology, num_devices=mesh.size, compile_seconds=time.perf_counter() - began, work=work)
+    seconds = time.perf_counter() - began
+    if on_program is not None:
+        on_program(lowered, compiled)
+    return report_of(compiled, topology, num_devices=mesh.size, compile_seconds=seconds, work=work)
 
 
 def report_of(
@@ -75,24 +80,24 @@ def report_of(
     """Reads a program that was compiled in this process, by its text and by what the compiler printed since
     clear_schedules."""
     described = parse_topology(topology)
+    tpu = described.chip.platform == "tpu"  # no other compiler estimates cycles
     module = parse_module(compiled.as_text() or "")
     runs = executions(module)
-    costs = operation_costs(module, runs)
     schedules = read_schedules()
     calls = kernel_calls(module, runs)
     works = _works(work, calls)
     kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls)
-    works_done = [(kernel.calls, kernel.flops or 0, kernel.hbm_bytes or 0) for kernel in kernels]
     return CompileReport(
         topology=described.name,
         compiler=compiler_of(described),
         compile_seconds=compile_seconds,
         num_devices=num_devices,
         memory=_memory(compiled),
-        flops=matmul_flops(module, runs) + sum(calls * flops for calls, flops, _ in works_done),
-        hbm_bytes=hbm_traffic(module, runs) + sum(calls * num_bytes for calls, _, num_bytes in works_done),
-        estimated_cycles=sum(cost.cycles * cost.count for cost in costs) if described.chip.platform == "tpu" else None,
-        operations=costs[:_MOST_OPERATIONS],
+        flops=matmul_flops(module, runs) + sum(kernel.calls * (kernel.flops or 0) for kernel in kernels),
+        hbm_bytes=hbm_traffic(module, runs) + sum(kernel.calls * (kernel.hbm_bytes or 0) for kernel in kernels),
+        estimated_cycles=path_cycles(module, max) if tpu else None,
+        least_cycles=path_cycles(module, min) if tpu else None,
+        operations=operation_costs(module, runs)[:_MOST_OPERATIONS],
         collectives=collectives(module, runs),
         kernels=kernels,
         unknown_loops=runs.unknown_loops,

@@ -58,6 +58,14 @@ class Module:
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
 
+    @cached_property
+    def by_name(self) -> Mapping[str, Mapping[str, Instruction]]:
+        """The instructions of each computation by their names."""
+        return {
+            computation: {instruction.name: instruction for instruction in instructions}
+            for computation, instructions in self.computations.items()
+        }
+
 
 def parse_module(text: str) -> Module:
     """Reads `Compiled.as_text()`.
@@ -74,7 +82,7 @@ def parse_module(text: str) -> Module:
         if header:
             name, lines = header["name"], []
             entry = name if header[1] else entry
-        elif name is not None and line == "}":
+        elif name is not None and line.startswith("}"):  # which core runs it may stand behind
             computations[name] = tuple(_instruction(statement) for statement in lines)
             name = None
         elif name is not None:

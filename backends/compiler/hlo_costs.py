@@ -1,11 +1,12 @@
 """What XLA says that the operations of an optimised HLO module cost, and which of them are hand-written kernels."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .hlo import Instruction, Module
-from .hlo_runs import Executions
+from .hlo_loops import trip_count
+from .hlo_runs import Executions, callees
 from .report import OperationCost
 
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -29,11 +30,28 @@ class KernelCall:
 def operation_costs(module: Module, runs: Executions) -> tuple[OperationCost, ...]:
     """Estimated cycles of XLA's own operations, the costliest (all its runs together) first."""
     costs = [
-        OperationCost(instruction.name, int(cycles[1]), count)
+        OperationCost(instruction.name, cycles, count)
         for _, instruction, count in scheduled(module, runs)
-        if (cycles := _CYCLES.search(instruction.attributes)) and int(cycles[1]) < _UNKNOWN_CYCLES
+        if (cycles := cycles_of(instruction)) is not None
     ]
     return tuple(sorted(costs, key=lambda cost: -cost.cycles * cost.count))
+
+
+def path_cycles(module: Module, choose: Callable[[Iterable[int]], int]) -> int:
+    """Estimated cycles of one run, loops included, where of each conditional the branch runs that `choose` (min or
+    max) chooses by its cycles."""
+    total: dict[str, int] = {}
+    for name, instructions in module.computations.items():  # callees first
+        cycles = 0
+        for instruction in instructions:
+            inside = [total[callee] for callee, fused in callees(instruction) if not fused]
+            if instruction.opcode == "conditional":
+                cycles += choose(inside)
+            else:
+                trips = (trip_count(module, name, instruction) or 1) if instruction.opcode == "while" else 1
+                cycles += trips * sum(inside) + (cycles_of(instruction) or 0)
+        total[name] = cycles
+    return total[module.entry]
 
 
 def kernel_calls(module: Module, runs: Executions) -> tuple[KernelCall, ...]:
@@ -52,6 +70,12 @@ def scheduled(module: Module, runs: Executions) -> Iterator[tuple[str, Instructi
         if run is not None and run.owner == name:
             for instruction in instructions:
                 yield name, instruction, run.count
+
+
+def cycles_of(instruction: Instruction) -> int | None:
+    """XLA's estimate of one run; None where it makes none."""
+    cycles = _CYCLES.search(instruction.attributes)
+    return int(cycles[1]) if cycles and int(cycles[1]) < _UNKNOWN_CYCLES else None
 
 
 def is_kernel(instruction: Instruction) -> bool:

@@ -56,7 +56,7 @@ def _comparison(module: Module, condition: str) -> tuple[str, str, str] | None:
 
 
 def _named(module: Module, computation: str, name: str) -> Instruction | None:
-    return next((instruction for instruction in module.computations[computation] if instruction.name == name), None)
+    return module.by_name[computation].get(name)
 
 
 def _operand(instruction: Instruction, place: int) -> str:

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from .hlo import NAME, Instruction, Module
 from .hlo_loops import trip_count
 
+_CALLERS = ("while", "conditional", "fusion", "call", "async", "custom-call")
+
 
 @dataclass
 class Execution:
     """How often a computation runs in one run of the module.
 
     Args:
-        count: loops included; every branch of a conditional counts as taken.
+        count: loops included; all branches of a conditional count as taken.
         owner: the computation whose schedule it belongs to: itself, or for the inside of a fusion its caller's.
     """
 
@@ -41,15 +43,17 @@ def executions(module: Module) -> Executions:
             if instruction.opcode == "while":
                 trips = trip_count(module, name, instruction)
                 runs.unknown_loops += trips is None
-            for callee, fused in _callees(instruction):
+            for callee, fused in callees(instruction):
                 called = runs.of.setdefault(callee, Execution(0, run.owner if fused else callee))
                 called.count += run.count * (1 if trips is None else trips)
     return runs
 
 
-def _callees(instruction: Instruction) -> Iterator[tuple[str, bool]]:
+def callees(instruction: Instruction) -> Iterator[tuple[str, bool]]:
     """Computations that an instruction runs as a program (not the scalar functions that it applies), and whether they
     are parts of it."""
+    if instruction.operation not in _CALLERS:
+        return
     for attribute in ("body", "true_computation", "false_computation"):
         value = instruction.attribute(attribute)
         if value:
@@ -60,5 +64,5 @@ def _callees(instruction: Instruction) -> Iterator[tuple[str, bool]]:
     if called and not instruction.opcode.endswith(("-update", "-done")):  # it ran where it started
         yield called.lstrip("%"), instruction.operation == "fusion"
     applied = instruction.attribute("to_apply")
-    if applied and instruction.opcode == "call":
+    if applied and instruction.operation == "call":
         yield applied.lstrip("%"), False

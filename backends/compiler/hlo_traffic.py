@@ -5,13 +5,15 @@ reads of an operand only the part that it slices or gathers, and writes of a res
 update; inside a fusion the same holds for what the fusion does with each of its parameters.
 """
 
+from collections.abc import Mapping
+
 from .hlo import ARRAY_WITH_LAYOUT, Instruction, Module, shape_bytes, tuple_elements
 from .hlo_costs import is_kernel, scheduled
 from .hlo_runs import Executions
 
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
-    *("while", "conditional", "call", "async-start"),  # what they run is counted by itself
+    *("while", "conditional", "call", "async"),  # what they run is counted by itself
     *("send", "recv"),
 )
 _PARTIAL = ("dynamic-slice", "slice", "gather")
@@ -22,8 +24,8 @@ def hbm_traffic(module: Module, runs: Executions) -> int:
     reader = _Reader(module)
     total = 0
     for computation, instruction, count in scheduled(module, runs):
-        opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith(("-done", "-update")) or is_kernel(instruction):
+        ended = instruction.opcode.endswith(("-done", "-update"))
+        if ended or instruction.operation in _FREE or is_kernel(instruction):
             continue
         total += count * reader.moved(computation, instruction)
     return total
@@ -38,10 +40,7 @@ class _Reader:
     """Sizes of what instructions touch."""
 
     def __init__(self, module: Module) -> None:
-        self._computations = {
-            name: {instruction.name: instruction for instruction in instructions}
-            for name, instructions in module.computations.items()
-        }
+        self._computations = module.by_name
 
     def moved(self, computation: str, instruction: Instruction) -> int:
         """Bytes that one run of an instruction moves."""
@@ -97,12 +96,15 @@ class _Reader:
         if instruction.operation == "fusion":
             fused = self._computations[_called(instruction)]
             root = next(inside for inside in fused.values() if inside.root)
-            results = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
-            shapes = tuple_elements(instruction.result)
-            return sum(self._result(fused, result, shape) for result, shape in zip(results, shapes, strict=True))
+            if root.opcode == "tuple":
+                shapes = tuple_elements(instruction.result)
+                return sum(
+                    self._result(fused, fused[name], shape) for name, shape in zip(root.operands, shapes, strict=True)
+                )
+            return self._result(fused, root, instruction.result)
         return hbm_bytes(instruction.result)
 
-    def _result(self, fused: dict[str, Instruction], result: Instruction, shape: str) -> int:
+    def _result(self, fused: Mapping[str, Instruction], result: Instruction, shape: str) -> int:
         while result.opcode == "bitcast":
             result = fused[result.operands[0]]
         if result.opcode == "dynamic-update-slice" and hbm_bytes(shape):

@@ -4,13 +4,19 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from jax.stages import Compiled, Lowered
 
 from ..base import PyTree
 from ..errors import UsageError
 from ..static_cost import Work, analyze
+from .hlo import parse_module
+from .hlo_fusions import fusion_table, fusions
+from .hlo_runs import executions
 from .report import CompileReport
 
 
@@ -37,11 +43,14 @@ class CompileJob:
             process that compiles.
         arguments: its keyword arguments; what JSON can hold.
         topology: such as "v6e:2x2".
+        save_to: where to write the program, a path without its endings: .stablehlo.mlir is what goes into the
+            compiler, .hlo.txt what comes out, .fusions.txt which operations went into each fusion.
     """
 
     builder: str
+    arguments: Mapping[str, Any]
     topology: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    save_to: str | None = None
 
 
 def run_job(job: CompileJob) -> CompileReport:
@@ -57,7 +66,16 @@ def run_job(job: CompileJob) -> CompileReport:
         donate=case.donate,
         num_slices=case.num_slices,
         compiler_options=case.compiler_options,
+        on_program=None if job.save_to is None else partial(_save, job.save_to),
     )
+
+
+def _save(stem: str, lowered: Lowered, compiled: Compiled) -> None:
+    text = compiled.as_text() or ""
+    module = parse_module(text)
+    Path(f"{stem}.stablehlo.mlir").write_text(lowered.as_text())
+    Path(f"{stem}.hlo.txt").write_text(text)
+    Path(f"{stem}.fusions.txt").write_text(fusion_table(fusions(module, executions(module))))
 
 
 def resolve(builder: str) -> Callable[..., Case]:

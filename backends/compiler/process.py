@@ -136,7 +136,8 @@ def _end(code: int) -> str:
 def _outcome(answer: dict[str, Any]) -> CompileReport:
     if "report" in answer:
         return CompileReport.from_dict(answer["report"])
-    kind = getattr(errors, answer["error"], None) or getattr(general, answer["error"], general.DistaffError)
+    known = {**vars(general), **vars(errors)}
+    kind = next(known[name] for name in answer["errors"] if name in known)  # the first base that this layer has
     if issubclass(kind, CompileError):
         raise kind(answer["topology"], answer["message"])
     raise kind(answer["message"])

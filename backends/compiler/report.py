@@ -143,9 +143,10 @@ class CompileReport:
         num_devices: of the mesh that it was compiled for.
         flops: of matrix multiplications and convolutions, loops included, plus those of kernels with a KernelWork.
         hbm_bytes: moved to and from HBM by XLA's operations, loops included, plus those of kernels with a KernelWork.
-        estimated_cycles: sum over XLA's own operations, loops included; kernels, collectives and asynchronous copies
-            are not in it. None where the compiler estimates none.
-        operations: the costliest of those operations.
+        estimated_cycles: sum over XLA's own operations, loops included, the costliest branch of each conditional;
+            kernels, collectives and asynchronous copies are not in it. None where the compiler estimates none.
+        least_cycles: the same with the cheapest branches: greedy sampling where a step can do more.
+        operations: the costliest of those operations, in whatever branch.
         unknown_loops: loops of the program whose trip count it does not say: counted once.
     """
 
@@ -157,6 +158,7 @@ class CompileReport:
     flops: int
     hbm_bytes: int
     estimated_cycles: int | None
+    least_cycles: int | None = None
     operations: tuple[OperationCost, ...] = ()
     collectives: tuple[Collective, ...] = ()
     kernels: tuple[KernelReport, ...] = ()

@@ -1,5 +1,5 @@
 """The process that compiles: `python -m distaff.backends.compiler.worker FD` reads a job a line from stdin and writes
-a line of JSON for each to the file descriptor FD, {"report": ...} or {"error": ..., ...}.
+a line of JSON for each to the file descriptor FD: {"report": ...}, or {"errors": [class, base class, ...], ...}.
 
 stdout and stderr are the compilers': what they say there belongs to nobody's protocol.
 """
@@ -28,15 +28,16 @@ def answer(job: CompileJob) -> dict[str, Any]:
     try:
         return {"report": run_job(job).to_dict()}
     except CompileError as error:
-        return {"error": type(error).__name__, "topology": error.topology, "message": error.message}
+        return {"errors": [type(error).__name__], "topology": error.topology, "message": error.message}
     except DistaffError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, DistaffError)]
+        return {"errors": kinds, "message": str(error)}
     except Exception as error:
         # Tracing runs the builder's code and Pallas' lowering: whatever they raise, the caller learns where.
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error} (raised in {last.filename}:{last.lineno})"
         kind = KernelRejectedError if "pallas" in last.filename or "mosaic" in last.filename else CompileError
-        return {"error": kind.__name__, "topology": job.topology, "message": said}
+        return {"errors": [kind.__name__], "topology": job.topology, "message": said}
 
 
 if __name__ == "__main__":
