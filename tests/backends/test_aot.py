@@ -86,7 +86,7 @@ def test_errors_of_use_come_back_as_what_they_are() -> None:
         with pytest.raises(UnknownTopologyError, match="v99:2x2"):
             process.run(_job("matmul", topology="v99:2x2", size=128))
         with pytest.raises(UsageError, match="builder 'no.such.module:name' cannot be imported"):
-            process.run(CompileJob(builder="no.such.module:name", topology="v6e:2x2"))
+            process.run(CompileJob("no.such.module:name", {}, "v6e:2x2"))
 
 
 def test_a_missing_compiler_says_what_to_install() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from distaff.backends.compiler.hlo import Module, parse_module, shape_bytes
 from distaff.backends.compiler.hlo_collectives import collectives, parse_groups
-from distaff.backends.compiler.hlo_costs import kernel_calls, operation_costs
+from distaff.backends.compiler.hlo_costs import kernel_calls, operation_costs, path_cycles
+from distaff.backends.compiler.hlo_fusions import fusion_table, fusions
 from distaff.backends.compiler.hlo_runs import executions
 
 BODY = "wide.region_0.3_spmd.sunk"
@@ -147,3 +148,51 @@ def test_a_loop_that_depends_on_data_is_counted_once_and_reported() -> None:
 def test_text_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse_module("")
+
+
+BRANCHES = """
+%cheap.1 (p: f32[8]) -> f32[8] {
+  %p = f32[8] parameter(0)
+  ROOT %copy.1 = f32[8] copy(%p), backend_config={"estimated_cycles":"10"}
+}
+
+%offloaded (r: f32[8]) -> f32[8] {
+  %r = f32[8] parameter(0)
+  ROOT %sort.1 = f32[8] sort(%r), backend_config={"estimated_cycles":"1000"}
+}, execution_thread="sparsecore"
+
+%dear.1 (q: f32[8]) -> f32[8] {
+  %q = f32[8] parameter(0)
+  %start = ((f32[8]), f32[8], u32[]) call-start(%q), to_apply=%offloaded
+  ROOT %done = f32[8] call-done(%start)
+}
+
+ENTRY %main (a: f32[8], b: s32[]) -> f32[8] {
+  %a = f32[8] parameter(0)
+  %b = s32[] parameter(1)
+  %tanh.1 = f32[8] tanh(%a), metadata={op_name="jit(f)/while/body/mlp/tanh"}, backend_config={"estimated_cycles":"5"}
+  %loop = f32[8] negate(%tanh.1), backend_config={"estimated_cycles":"27670116110564401935"}
+  ROOT %c = f32[8] conditional(%b, %loop, %loop), branch_computations={%cheap.1, %dear.1}
+}
+"""
+
+
+def test_of_a_conditional_one_branch_runs() -> None:
+    module = parse_module(BRANCHES)
+    assert path_cycles(module, min) == 5 + 10
+    assert path_cycles(module, max) == 5 + 1000  # on another core, whose computations end otherwise
+    runs = executions(module)
+    assert {cost.name for cost in operation_costs(module, runs)} == {"sort.1", "copy.1", "tanh.1"}  # all of them
+
+
+def test_fusions_say_where_their_operations_come_from(module: Module) -> None:
+    found = {fusion.name: fusion for fusion in fusions(module, executions(module))}
+    matmul = found["convolution_bitcast_fusion.2"]
+    assert (matmul.opcode, matmul.count, matmul.cycles) == ("fusion", 5, 3040)
+    assert matmul.operations == ("dynamic-slice", "convolution")
+
+    (tanh, *_) = (
+        fusion for fusion in fusions(parse_module(BRANCHES), executions(parse_module(BRANCHES))) if fusion.cycles == 5
+    )
+    assert tanh.operations == ("tanh  mlp/tanh",)
+    assert fusion_table([tanh]) == "tanh.1  tanh x1, 5 cycles\n    tanh  mlp/tanh\n"
