@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from .hlo import Instruction, Module, shape_bytes, tuple_elements
+from .hlo import ARRAY, Instruction, Module, shape_bytes, tuple_elements
 from .hlo_runs import Executions
 from .report import Collective
 
@@ -14,6 +14,7 @@ _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all|ragged-all-to-all|collective-broadcast"
     r"|send|recv)(-start)?$"
 )
+_BESIDE = re.compile(r", (?:metadata|backend_config)=")
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 _TRANSFER_TYPE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -33,7 +34,9 @@ def collectives(module: Module, runs: Executions) -> tuple[Collective, ...]:
                 continue
             if run.owner != name:
                 # Fused with computation, the same collective stands in the fusions that start, continue and end it.
-                key = (run.owner, match[1], instruction.shape, instruction.attributes.partition(", metadata=")[0])
+                # Their attributes tell several of them apart (channel_id or chain_id), their layouts differ.
+                said = _BESIDE.split(instruction.attributes, maxsplit=1)[0]
+                key = (run.owner, match[1], str(ARRAY.findall(instruction.shape)), said)
                 if key in seen:
                     continue
                 seen.add(key)

@@ -196,3 +196,29 @@ def test_fusions_say_where_their_operations_come_from(module: Module) -> None:
     )
     assert tanh.operations == ("tanh  mlp/tanh",)
     assert fusion_table([tanh]) == "tanh.1  tanh x1, 5 cycles\n    tanh  mlp/tanh\n"
+
+
+def test_a_collective_that_is_fused_into_several_operations_is_one() -> None:
+    """The TPU compiler overlaps a collective with matmuls by putting it into each of them, with other layouts."""
+
+    def fused(number: int, layout: str, chain_id: int) -> str:
+        chain = f'frontend_attributes={{chain_id="{chain_id}"}}, metadata={{op_name="{number}"}}'
+        return f"""
+%async_collective_fusion.{number} (p: bf16[8,4]) -> bf16[8,16] {{
+  %p = bf16[8,4] parameter(0)
+  ROOT %ag.{number} = bf16[8,16]{layout} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], {chain}
+}}
+"""
+
+    parts = [(1, "{1,0}", 0), (2, "{1,0:T(8,128)S(1)}", 0), (3, "{1,0}", 0), (4, "{1,0}", 1)]
+    calls = "\n".join(
+        f"  %f.{number} = bf16[8,16] fusion(%a), kind=kCustom, calls=%async_collective_fusion.{number}"
+        for number, _, _ in parts
+    )
+    module = parse_module(
+        "".join(fused(*part) for part in parts)
+        + f"\nENTRY %main (a: bf16[8,4]) -> bf16[8,16] {{\n  %a = bf16[8,4] parameter(0)\n{calls}\n"
+        "  ROOT %r = bf16[8,16] add(%f.1, %f.4)\n}\n"
+    )
+    found = collectives(module, executions(module))
+    assert [(c.op, c.num_bytes, c.replica_groups) for c in found] == [("all-gather", 256, ((0, 1, 2, 3),))] * 2
