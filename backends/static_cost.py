@@ -121,7 +121,7 @@ def _kernel(call: KernelCall, schedules: Mapping[str, Schedule], chip: Chip, wor
     if schedule is None:
         raise SchedulesMissingError(
             f"the compiler printed no schedule of kernel {call.name}: libtpu was loaded before Distaff could ask for "
-            "it (then analyze in a process that uses no TPU, or with compile_report), or its name is too long for a file"
+            "it (then analyze where no TPU is in use, or with compile_report), or its name is too long for a file"
         )
     return kernel_report(call.name, schedule, chip, work, calls=call.count, vmem_bytes=call.vmem_bytes)
 
