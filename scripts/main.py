@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bench, bench_host, bench_kernels, convert, doctor, generate, models
+from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, models
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -37,16 +37,19 @@ def _root(
     Begin with:
       distaff generate --model smollm2-135m-instruct --chat --prompt "Why is the sky blue?"
       distaff models        what can be named after --model
+      distaff backends      what can compute here
       distaff doctor        what this machine has, and what is wrong with it
     """
 
 
 app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.add_typer(models.app, name="models")
 bench.app.command("host")(bench_host.bench_host)
 bench.app.command("kernels")(bench_kernels.bench_kernels)
 app.add_typer(bench.app, name="bench")
+app.command("backends")(backends.backends)
 app.command("doctor")(doctor.doctor)
 
 
