@@ -18,7 +18,7 @@ from .compiler.hlo_traffic import hbm_traffic
 from .compiler.kernel_cost import kernel_report
 from .compiler.libtpu import clear_schedules, read_schedules
 from .compiler.lowering import compile_lowered, lower, make_mesh
-from .compiler.report import CompileReport, KernelReport, MemoryReport
+from .compiler.report import CompileReport, GpuKernelReport, KernelReport, MemoryReport
 from .hardware import Chip
 from .kernel_work import KernelWork
 from .topologies import compiler_of, parse_topology
@@ -86,20 +86,23 @@ def report_of(
     schedules = read_schedules()
     calls = kernel_calls(module, runs)
     works = _works(work, calls)
-    kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls)
+    kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls if tpu)
+    gpu_kernels = tuple(_gpu_kernel(call, works.get(call.name)) for call in calls if not tpu)
+    written = [*kernels, *gpu_kernels]
     return CompileReport(
         topology=described.name,
         compiler=compiler_of(described),
         compile_seconds=compile_seconds,
         num_devices=num_devices,
         memory=_memory(compiled),
-        flops=matmul_flops(module, runs) + sum(kernel.calls * (kernel.flops or 0) for kernel in kernels),
-        hbm_bytes=hbm_traffic(module, runs) + sum(kernel.calls * (kernel.hbm_bytes or 0) for kernel in kernels),
+        flops=matmul_flops(module, runs) + sum(kernel.calls * (kernel.flops or 0) for kernel in written),
+        hbm_bytes=hbm_traffic(module, runs) + sum(kernel.calls * (kernel.hbm_bytes or 0) for kernel in written),
         estimated_cycles=path_cycles(module, max) if tpu else None,
         least_cycles=path_cycles(module, min) if tpu else None,
         operations=operation_costs(module, runs)[:_MOST_OPERATIONS],
         collectives=collectives(module, runs),
         kernels=kernels,
+        gpu_kernels=gpu_kernels,
         unknown_loops=runs.unknown_loops,
     )
 
@@ -126,6 +129,11 @@ def _kernel(call: KernelCall, schedules: Mapping[str, Schedule], chip: Chip, wor
     return kernel_report(call.name, schedule, chip, work, calls=call.count, vmem_bytes=call.vmem_bytes)
 
 
+def _gpu_kernel(call: KernelCall, work: KernelWork | None) -> GpuKernelReport:
+    moved, flops = (work.hbm_bytes, work.flops) if work is not None else (None, None)
+    return GpuKernelReport(call.label, call.count, moved, flops)
+
+
 def _works(work: Work, calls: Sequence[KernelCall]) -> dict[str, KernelWork]:
     """The work of each kernel by the compiler's name for it.
 
@@ -133,16 +141,16 @@ def _works(work: Work, calls: Sequence[KernelCall]) -> dict[str, KernelWork]:
         ValueError: it names a kernel that is not there, or does not say which of several it means.
     """
     names = [call.name for call in calls]
-    stems = {name: name.rsplit(".", 1)[0] if name.rsplit(".", 1)[-1].isdigit() else name for name in names}
+    labels = {call.name: call.label for call in calls}
     if isinstance(work, KernelWork):
-        if len(set(stems.values())) > 1:
+        if len(set(labels.values())) > 1:
             raise ValueError(f"one KernelWork for the kernels {', '.join(names)}: give a mapping by name")
         return dict.fromkeys(names, work)
     if isinstance(work, Mapping):
-        missing = sorted(set(work) - {*names, *stems.values()})
+        missing = sorted(set(work) - {*names, *labels.values()})
         if missing:
             raise ValueError(f"no kernel is named {missing[0]}; the program has {', '.join(names) or 'none'}")
-        found = {name: work.get(name) or work.get(stem) for name, stem in stems.items()}
+        found = {name: work.get(name) or work.get(label) for name, label in labels.items()}
     else:
         found = {name: work(name) if work is not None else None for name in names}
     return {name: known for name, known in found.items() if known is not None}

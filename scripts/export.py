@@ -185,7 +185,9 @@ def chip_backend(name: str, topology: str) -> "Backend":
         from ..backends.gpu.backend import GpuBackend
 
         return GpuBackend(chip=chip.name)
-    return ReferenceBackend()
+    from ..backends.tpu.backend import TpuBackend
+
+    return TpuBackend(generation=chip.name)
 
 
 def _print(step: Phase, report: "CompileReport", out: Path) -> None:
@@ -206,6 +208,8 @@ def _print(step: Phase, report: "CompileReport", out: Path) -> None:
             f"  kernel       {kernel.name} x{kernel.calls}: {kernel.bundles} bundles, "
             f"{kernel.spill_stores:.0f} spills, {size_text(kernel.vmem_bytes or 0)} VMEM"
         )
+    for kernel in report.gpu_kernels:
+        lines.append(f"  kernel       {kernel.name} x{kernel.calls}")
     for collective in report.collectives:
         lines.append(f"  collective   {collective.op} x{collective.count}: {size_text(collective.num_bytes)}")
     lines.append(f"  written      {out / step.value}.{{stablehlo.mlir,hlo.txt,fusions.txt,json}}")

@@ -15,14 +15,24 @@ _VMEM_SIZE = re.compile(r'"memory_space":"1","offset":"\d+","size":"(\d+)"')
 _UNKNOWN_CYCLES = 1 << 50
 """What XLA prints for loops it cannot count is close to 2^64."""
 
-_MOSAIC = "tpu_custom_call"
+_KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu\w*)"')
+_NAMED = re.compile(r'op_name="(?:[^"]*/)?([^"/]*)/pallas_call')
+_NUMBER = re.compile(r"\.\d+$")
 
 
 @dataclass(frozen=True)
 class KernelCall:
-    """A Mosaic kernel: its instruction's name, how often it runs, and the vector memory that it takes."""
+    """A hand-written kernel.
+
+    Args:
+        name: of its instruction: on TPUs the kernel's name with a number behind.
+        label: the kernel's own name, `pallas_call(name=)`.
+        count: how often it runs.
+        vmem_bytes: vector memory that it takes, where the compiler says so.
+    """
 
     name: str
+    label: str
     count: int
     vmem_bytes: int | None
 
@@ -55,9 +65,9 @@ def path_cycles(module: Module, choose: Callable[[Iterable[int]], int]) -> int:
 
 
 def kernel_calls(module: Module, runs: Executions) -> tuple[KernelCall, ...]:
-    """Mosaic kernels in the order of the text."""
+    """Mosaic and Triton kernels in the order of the text."""
     return tuple(
-        KernelCall(instruction.name, count, _vmem(instruction))
+        KernelCall(instruction.name, _label(instruction), count, _vmem(instruction))
         for _, instruction, count in scheduled(module, runs)
         if is_kernel(instruction)
     )
@@ -79,8 +89,13 @@ def cycles_of(instruction: Instruction) -> int | None:
 
 
 def is_kernel(instruction: Instruction) -> bool:
-    """Is it a Mosaic kernel?"""
-    return instruction.opcode == "custom-call" and f'custom_call_target="{_MOSAIC}"' in instruction.attributes
+    """Is it a Mosaic or Triton kernel?"""
+    return instruction.opcode == "custom-call" and _KERNEL.search(instruction.attributes) is not None
+
+
+def _label(kernel: Instruction) -> str:
+    named = _NAMED.search(kernel.attributes)
+    return _NUMBER.sub("", kernel.name) if "tpu_custom_call" in kernel.attributes or not named else named[1]
 
 
 def _vmem(kernel: Instruction) -> int | None:

@@ -85,7 +85,7 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class KernelReport:
-    """A hand-written (Mosaic) kernel.
+    """A hand-written (Mosaic) kernel of a TPU's program.
 
     Args:
         calls: how often one run of the program calls it.
@@ -132,6 +132,19 @@ class KernelReport:
 
 
 @dataclass(frozen=True)
+class GpuKernelReport:
+    """A hand-written (Triton or Mosaic) kernel of a GPU's program, by the name that `pallas_call` gave it.
+
+    `calls` in one run of the program; bytes and FLOPs of one call are those of its KernelWork.
+    """
+
+    name: str
+    calls: int
+    hbm_bytes: int | None = None
+    flops: int | None = None
+
+
+@dataclass(frozen=True)
 class CompileReport:
     """A program, compiled for one device (or for each device of a mesh) of a topology.
 
@@ -162,6 +175,7 @@ class CompileReport:
     operations: tuple[OperationCost, ...] = ()
     collectives: tuple[Collective, ...] = ()
     kernels: tuple[KernelReport, ...] = ()
+    gpu_kernels: tuple[GpuKernelReport, ...] = ()
     unknown_loops: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +192,7 @@ class CompileReport:
                 "operations": tuple(OperationCost(**operation) for operation in fields["operations"]),
                 "collectives": tuple(_collective(collective) for collective in fields["collectives"]),
                 "kernels": tuple(_kernel(kernel) for kernel in fields["kernels"]),
+                "gpu_kernels": tuple(GpuKernelReport(**kernel) for kernel in fields["gpu_kernels"]),
             }
         )
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
 from distaff.backends.compiler.report import CompileReport
@@ -130,3 +131,28 @@ def test_collectives_on_gpus() -> None:
         ("all-to-all", groups, 128 * 512 * 2, 5),
     }
     assert report.estimated_cycles is None and report.compiler.startswith("XLA for cuda ")
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_kernels_of_gpus_are_named_and_counted() -> None:
+    pytest.importorskip("jax_cuda12_plugin", reason="the compiler for NVIDIA GPUs is in the extra `aot-cuda`")
+    block = pl.BlockSpec((128, 256), lambda i: (i, 0))
+    double = pl.pallas_call(
+        lambda x_ref, out_ref: out_ref.__setitem__((), x_ref[...] * 2),
+        grid=(8,),
+        in_specs=[block],
+        out_specs=block,
+        out_shape=BLOCK,
+        name="double_blocks",
+        compiler_params=triton.CompilerParams(num_warps=4),
+    )
+    report = analyze(
+        lambda x: jax.lax.scan(lambda carry, _: (double(carry), None), x, length=5)[0],
+        (BLOCK,),
+        "h100:1",
+        work={"double_blocks": KernelWork(flops=1024 * 256, hbm_bytes=2**21)},
+    )
+    (kernel,) = report.gpu_kernels
+    assert (kernel.name, kernel.calls) == ("double_blocks", 5)
+    assert report.flops == 5 * 1024 * 256 and report.hbm_bytes >= 5 * 2**21
+    assert CompileReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
