@@ -29,6 +29,7 @@ class Chip:
     sources: tuple[str, ...]
     matrix_units: int | None = None
     matrix_unit_edge: int | None = None
+    matrix_unit_rows: int | None = None
     vmem_bytes: int | None = None
     links: int | None = None
     link_bytes_per_second: float | None = None

@@ -2,9 +2,11 @@
 
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
+from distaff.backends.compiler.bundles import UNITS, parse_schedule
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.hardware import Chip, chip, chips
 
@@ -20,8 +22,8 @@ def test_every_row_is_dated_and_sourced() -> None:
 
 @pytest.mark.parametrize("tpu", TPUS, ids=lambda tpu: tpu.name)
 def test_the_peak_of_a_tpu_is_clock_times_multipliers(tpu: Chip) -> None:
-    assert tpu.matrix_units is not None and tpu.matrix_unit_edge is not None
-    peak = tpu.clock_hertz * tpu.matrix_units * 2 * tpu.matrix_unit_edge**2
+    assert tpu.matrix_units is not None and tpu.matrix_unit_edge is not None and tpu.matrix_unit_rows is not None
+    peak = tpu.clock_hertz * tpu.matrix_units * tpu.matrix_unit_rows * 2 * tpu.matrix_unit_edge**2
     assert tpu.flops["bfloat16"] == pytest.approx(peak, rel=0.01)
 
 
@@ -46,6 +48,15 @@ def test_targets_of_the_compiler_agree_with_the_table(name: str) -> None:
     assert float(fields["memory_bandwidth"]) == pytest.approx(chip(name).hbm_bytes_per_second, rel=0.01)
     assert float(fields["clock_rate_ghz"]) * 1e9 == pytest.approx(chip(name).clock_hertz)
     assert float(fields["device_memory_size"]) <= chip(name).hbm_bytes
+
+
+def test_a_schedule_has_as_many_matrix_units_as_a_core() -> None:
+    """The dump of a kernel for v6e, whose chips have one core."""
+    dumps = Path(__file__).parent / "compiler" / "dumps"
+    schedule = parse_schedule(
+        (dumps / "add-packed-bundles-post-ra.txt").read_text(), (dumps / "add-utilization.txt").read_text()
+    )
+    assert schedule.capacity[UNITS.index("matmul")] == chip("v6e").matrix_units
 
 
 def test_an_unknown_chip_is_refused() -> None:
