@@ -98,6 +98,7 @@ def export(
         prepare_devices()
         from ..models.checkpoints import resolve_model
 
+        chip_backend(backend, topology)  # before anything is fetched or written
         reports: dict[str, CompileReport] = {}
         arguments = {"model": str(resolve_model(model, offline=offline or None)), "dtype": dtype.value}
         arguments |= {"backend": backend, "topology": topology, "page_size": page_size}
@@ -117,7 +118,6 @@ def export(
 def _compile(step: Phase, arguments: Mapping[str, Any], topology: str, out: Path, timeout: float) -> "CompileReport":
     from ..backends.aot import CompileJob, compile_report
 
-    chip_backend(arguments["backend"], topology)  # what is wrong with these is said before anything is written
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

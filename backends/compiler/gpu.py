@@ -9,8 +9,9 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
 from .errors import CompilerNotFoundError, UnknownTopologyError
+from .rocm import load_rocm, rocm_version
 
-_PLUGINS = {"cuda": "jax-cuda12-plugin"}
+_CUDA_PLUGIN = "jax-cuda12-plugin"
 _DEVICES_PER_HOST = 8
 
 
@@ -18,20 +19,16 @@ def gpu_compiler_version(platform: str) -> str:
     """Version of the plugin that compiles for a platform, "cuda" or "rocm".
 
     Raises:
-        CompilerNotFoundError: it is not installed, or there is none that works without its GPU.
+        CompilerNotFoundError: it is not installed.
     """
-    plugin = _PLUGINS.get(platform)
-    if plugin is None:
-        raise CompilerNotFoundError(
-            "compiling for ROCm needs AMD's own libraries (libamdhip64.so.7, librocblas.so.5 and ten more, which no "
-            "package index has) and JAX's plugin refuses to load without a GPU: compile on a machine with one"
-        )
+    if platform == "rocm":
+        return rocm_version()
     try:
-        return version(plugin)
+        return version(_CUDA_PLUGIN)
     except PackageNotFoundError as error:
         raise CompilerNotFoundError(
-            f"the compiler for NVIDIA GPUs is not installed: pip install 'distaff[aot-cuda]' (or the package {plugin}, "
-            "of the same version as jax)"
+            "the compiler for NVIDIA GPUs is not installed: pip install 'distaff[aot-cuda]' "
+            f"(or the package {_CUDA_PLUGIN} of the same version as jax)"
         ) from error
 
 
@@ -46,7 +43,10 @@ def gpu_devices(name: str, platform: str, target: str, count: int) -> Sequence[A
     if count > _DEVICES_PER_HOST and count % _DEVICES_PER_HOST:
         raise UnknownTopologyError(f"{name}:{count}: more than {_DEVICES_PER_HOST} devices come in full hosts of them")
     hosts = -(-count // _DEVICES_PER_HOST)
-    jax.local_devices(backend="cpu")  # plugins register themselves when JAX looks for devices
+    if platform == "rocm":
+        load_rocm()
+    else:
+        jax.local_devices(backend="cpu")  # its plugin registers itself when JAX looks for devices
     try:
         described = topologies.get_topology_desc(
             platform=platform,
@@ -56,7 +56,7 @@ def gpu_devices(name: str, platform: str, target: str, count: int) -> Sequence[A
         )
     except NotImplementedError as error:
         raise CompilerNotFoundError(
-            f"JAX did not load {_PLUGINS[platform]}: it does so without a GPU where JAX_PLATFORMS=cpu is set before "
+            f"JAX did not load {_CUDA_PLUGIN}: it does so without a GPU where JAX_PLATFORMS=cpu is set before "
             "JAX starts, as `distaff` and compile_report do"
         ) from error
     except JaxRuntimeError as error:

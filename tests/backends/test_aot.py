@@ -99,6 +99,8 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return real(name)
 metadata.version = version
+import os
+os.environ["DISTAFF_ROCM_COMPILER"] = "/nowhere"
 sys.modules["libtpu"] = None
 sys.path.insert(0, {str(BUILDERS.parent)!r})
 import builders
@@ -115,4 +117,4 @@ for topology in ("v6e:2x2", "h100:1", "mi300x:8"):
     tpu, cuda, rocm = done.stdout.splitlines()
     assert "pip install 'distaff[tpu]'" in tpu
     assert "pip install 'distaff[aot-cuda]'" in cuda
-    assert "AMD's own libraries" in rocm
+    assert "stand-ins for AMD's libraries" in rocm

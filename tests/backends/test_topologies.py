@@ -1,5 +1,7 @@
 """Names of topologies."""
 
+from pathlib import Path
+
 import pytest
 
 from distaff.backends.compiler.errors import CompilerNotFoundError, UnknownTopologyError
@@ -44,6 +46,14 @@ def test_gpus_fill_hosts_of_eight() -> None:
         topology_devices("h100:8", num_slices=2)
 
 
-def test_rocm_says_why_not() -> None:
-    with pytest.raises(CompilerNotFoundError, match="refuses to load without a GPU"):
+def test_a_compiler_that_was_not_made_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DISTAFF_ROCM_COMPILER", str(tmp_path / "nothing"))
+    with pytest.raises(
+        CompilerNotFoundError, match=r"nothing holds no compiler.*python -m distaff.backends.compiler.rocm"
+    ):
         topology_devices("mi300x:8")
+
+
+def test_chips_without_a_description_are_refused() -> None:
+    with pytest.raises(UnknownTopologyError, match="backends/targets describes no b200"):
+        topology_devices("b200:8")
