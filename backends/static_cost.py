@@ -83,8 +83,8 @@ def report_of(
     tpu = described.chip.platform == "tpu"  # no other compiler estimates cycles
     module = parse_module(compiled.as_text() or "")
     runs = executions(module)
-    schedules = read_schedules()
     calls = kernel_calls(module, runs)
+    schedules = read_schedules({call.name for call in calls}) if tpu else {}
     works = _works(work, calls)
     kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls if tpu)
     gpu_kernels = tuple(_gpu_kernel(call, works.get(call.name)) for call in calls if not tpu)

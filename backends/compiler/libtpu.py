@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -91,13 +91,13 @@ def clear_schedules() -> None:
         path.unlink(missing_ok=True)
 
 
-def read_schedules() -> Mapping[str, Schedule]:
-    """The schedules printed since clear_schedules, by the name of the HLO instruction."""
+def read_schedules(kernels: Container[str]) -> Mapping[str, Schedule]:
+    """The schedules of these kernels, by the names of their HLO instructions: those printed since clear_schedules."""
     folder = schedule_folder()
     dumps: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted(folder.iterdir()) if folder is not None else ():
         named = _DUMP.fullmatch(path.name)
-        if named:
+        if named and named["kernel"] in kernels:  # XLA's own operations print theirs too
             dumps.setdefault((named["run"], named["kernel"]), {})[named["kind"]] = path
     return {
         kernel: parse_schedule(paths[_BUNDLES].read_text(), paths[_UTILIZATION].read_text())
