@@ -83,7 +83,7 @@ def test_package_list_is_what_is_on_disk() -> None:
 
 def test_every_data_file_is_shipped() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["*"]
-    shell = {"setup.sh", "demo", "test"}  # commands of the checkout
+    shell = {"setup.sh", "demo", "test", "verify_device"}  # commands of the checkout
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".py":
