@@ -34,6 +34,10 @@ _MAX_ENTRIES = 2**17
 """Page-table entries that fit into scalar memory beside the rest."""
 
 
+_MAX_BLOCK_PAGES = 64
+"""Pages of a block: each costs code."""
+
+
 @dataclass(frozen=True)
 class DecodeBlocks:
     """Positions of a step of the kernel's loop, and the VMEM it may take; None: from block_sizes.yaml."""
@@ -239,7 +243,7 @@ def _stored(x: Num[Array, "B Q K H"], shape: DecodeShape, scales: Float[Array, "
 def _fitted(shape: DecodeShape, blocks: DecodeBlocks, table_width: int) -> DecodeShape | None:
     """The shape with the largest block that is no longer than the rows can be and fits into VMEM."""
 
-    block = max(blocks.block, shape.page)
+    block = max(min(blocks.block, _MAX_BLOCK_PAGES * shape.page), shape.page)
     while block // 2 >= max(shape.page, LANES) and block // 2 >= table_width * shape.page:
         block //= 2
     while _vmem_bytes(replace(shape, block=block)) > 0.85 * blocks.vmem_bytes:

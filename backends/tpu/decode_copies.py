@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -19,6 +20,9 @@ Ref = Any
 
 SLOTS = 4
 """Blocks in memory at once, and queries of rows, and new keys and values."""
+
+
+_UNROLLED = 16
 
 
 def slot_of(number: Any) -> Any:
@@ -49,32 +53,41 @@ class Copies:
     back_sems: Ref
     out_sems: Ref
 
-    def apart(self, ref: Ref) -> Ref:
-        """A part of `kv` that nothing else in the same turn touches, which the compiler cannot know."""
-        return ref if self.emulate else pltpu.annotate(ref, no_hazard_no_deps=True)
-
     # Pages.
+
+    def _page(self, item: Item, page: Any) -> Any:
+        entry = item.row * self.table_width + quotient(item.start, self.shape.page) + page
+        slot = slot_of(item.ring)
+        source = self.cache.at[self.layer[0], self.table[entry]]
+        return pltpu.make_async_copy(source, self.kv.at[slot, page], self.page_sems.at[slot])
 
     def fetch_pages(self, item: Item, parts: int) -> Callable[[], None]:
         """Asks for an item's pages. Each call of what it returns asks for one of `parts` parts of them.
 
         Vector stores and the start of a copy keep their order, so copies that shall cost no time stand between stores.
         """
-        shape, slot = self.shape, slot_of(item.ring)
-        entry = item.row * self.table_width + quotient(item.start, shape.page)
-
-        def fetch(page: int) -> None:
-            source = self.cache.at[self.layer[0], self.table[entry + page]]
-            target = self.apart(self.kv.at[slot, page])
-            pltpu.make_async_copy(source, target, self.page_sems.at[slot]).start()
-
-        left = iter(range(shape.block_pages))
+        left = iter(range(self.shape.block_pages))
 
         def some() -> None:
-            for page in islice(left, -(-shape.block_pages // parts)):
-                pl.when(page < item.pages)(partial(fetch, page))
+            for page in islice(left, -(-self.shape.block_pages // parts)):
+                pl.when(page < item.pages)(partial(lambda page: self._page(item, page).start(), page))
 
         return some
+
+    def fetch_all_pages(self, item: Item) -> None:
+        """Asks for all of an item's pages at once."""
+        group = min(_UNROLLED, self.shape.block_pages)
+
+        def fetch_group(number: jax.Array, _: None) -> None:
+            for page in range(group):
+                self._page(item, number * group + page).start()
+
+        def fetch_one(page: jax.Array, _: None) -> None:
+            self._page(item, page).start()
+
+        groups = quotient(item.pages, group)
+        lax.fori_loop(0, groups, fetch_group, None)
+        lax.fori_loop(groups * group, item.pages, fetch_one, None)
 
     def await_pages(self, item: Item) -> None:
         """Waits for one, two, four, ... pages, as many as there are."""

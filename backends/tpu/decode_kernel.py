@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from .cache import tile_rows
 from .decode_copies import SLOTS, Copies, slot_of
 from .decode_items import FIELDS, RING, Item, Items, quotient, remainder
-from .decode_mxu import CompilerMatmul, HandMatmul, Ref, with_units
+from .decode_mxu import CompilerMatmul, HandMatmul, Ref, apart, with_units
 from .decode_shape import MXU, DecodeShape
 
 _LOWEST = -1e30
@@ -72,7 +72,7 @@ class DecodeCall:
             "out_sems": sems((2,)),
             "rows": pltpu.SMEM((num_rows,), jnp.int32),
             "ring": pltpu.SMEM((RING * FIELDS,), jnp.int32),
-            "scores": pltpu.VMEM((chunks, rows, shape.block), jnp.float32),
+            "scores": pltpu.VMEM((2, chunks, rows, shape.block), jnp.float32),
             "weights": pltpu.VMEM((2, chunks, shape.matmul_rows, shape.block), shape.matmul_dtype),
             "products": pltpu.VMEM((chunks, rows, shape.chunk_lanes), jnp.float32),
             "sums": pltpu.VMEM((chunks, rows, shape.chunk_lanes), jnp.float32),
@@ -100,13 +100,13 @@ def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
     own = {field.name: named[field.name] for field in fields(Copies) if field.name in named}
     kernel = _Kernel(call, named, items, Copies(shape, items, call.emulate, table_width, **own))
     if not shape.by_hand:
-        kernel.run(CompilerMatmul(shape, named["scores"], named["products"]))
+        kernel.run(CompilerMatmul(shape, named["products"]))
         return
     named["columns"][...] = jnp.zeros(named["columns"].shape, named["columns"].dtype)
     with_units(
         shape,
         call.emulate,
-        lambda units: kernel.run(HandMatmul(shape, named["scores"], named["columns"], units)),
+        lambda units: kernel.run(HandMatmul(shape, named["columns"], units)),
     )
 
 
@@ -125,39 +125,42 @@ class _Kernel:
         self.refs["sums"][...] = jnp.zeros(self.refs["sums"].shape, jnp.float32)
         copies.fetch_queries(num_rows > 0, 0)
         item, place = items.plan(0, num_items, num_rows, (jnp.int32(0), jnp.int32(0)))
-        copies.fetch_pages(item, 1)()
+        copies.fetch_all_pages(item)
         copies.fetch_new(item)
         copies.fetch_queries((item.last > 0) & (num_rows > 1), 1)
+        _, place = items.plan(1, num_items, num_rows, place)
 
         def turn(t: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            scored, weighed, valued, added = (items.get(t - back) for back in (1, 2, 3, 4))
-            asked, place = items.plan(t, num_items, num_rows, place)
+            scored, added, asked = items.get(t - 1), items.get(t - 4), items.get(t)
             copies.await_sent(added)
             if shape.costly_copies:
-                copies.fetch_pages(asked, 1)()
+                copies.fetch_all_pages(asked)
             copies.await_pages(scored)
             copies.await_queries(asked if shape.by_hand else scored)
             copies.await_new(scored)
             copies.await_output(added)
             self._merge_new(scored)
 
-            pause = copies.fetch_pages(asked, matmul.pauses + shape.num_chunks)
-            if shape.costly_copies:
-                pause = _nothing
-            self._add_products(added, matmul.collect())
-            self._softmax(weighed, (t & 1), pause)
-            raw = self.refs["raw"]
-            weights = self.refs["weights"].at[(t - 1) & 1]
+            weighed, valued = items.get(t - 2), items.get(t - 3)
+            pause = _nothing if shape.costly_copies else copies.fetch_pages(asked, matmul.pauses)
+            raw, scores, weights = (self.refs[name] for name in ("raw", "scores", "weights"))
+            now, other = t & 1, (t - 1) & 1
+            products, scores_of = matmul.collect(apart(scores.at[now], self.call.emulate))
+            self._add_products(added, products)
+            matmul.prepare(raw.at[slot_of(asked.ordinal)], now)
             matmul.step(
                 raw.at[slot_of(scored.ordinal)],
-                (t - 1) & 1,
+                other,
                 self._loader(scored, 0),
-                weights if self.call.emulate else pltpu.annotate(weights, no_hazard_no_deps=True),
+                apart(weights.at[other], self.call.emulate),
                 self._loader(valued, 1),
+                scores.at[other],
                 pause,
             )
-            matmul.prepare(raw.at[slot_of(asked.ordinal)], t & 1)
+            # Its stores come late, so that copies need not wait for them.
+            self._softmax(weighed, scores_of, weights.at[now])
 
+            _, place = items.plan(t + 1, num_items, num_rows, place)
             copies.fetch_new(asked)
             following = asked.ordinal + 1
             copies.fetch_queries((asked.last > 0) & (following < num_rows), following)
@@ -223,7 +226,7 @@ class _Kernel:
 
     def _loader(self, item: Item, half: int) -> Callable[[int, int, int], jax.Array]:
         """Reads keys (half 0) or values (1) of an item's block."""
-        shape, block = self.call.shape, self.copies.apart(self.refs["kv"].at[slot_of(item.ring)])
+        shape, block = self.call.shape, apart(self.refs["kv"].at[slot_of(item.ring)], self.call.emulate)
 
         def load(first: int, count: int, chunk: int) -> jax.Array:
             lane, width = shape.chunk_span(chunk)
@@ -243,14 +246,14 @@ class _Kernel:
 
         return load
 
-    def _softmax(self, item: Item, parity: jax.Array, pause: Callable[[], None]) -> None:
-        """Turns an item's scores into weights, relative to the largest score so far; calls `pause` after each chunk."""
+    def _softmax(self, item: Item, scores_of: Callable[[int], jax.Array], weights_ref: Ref) -> None:
+        """Turns an item's scores into weights, relative to the largest score so far."""
         shape, refs = self.call.shape, self.refs
         first, shift = item.first > 0, math.log2(shape.full_scale)
         before = (item.ring - 1) & (RING - 1)
         masks = self._visible(item)
         for chunk in range(shape.num_chunks):
-            scores = refs["scores"][chunk]
+            scores = scores_of(chunk)
             if shape.split:
                 scores = scores * self._factors(item)
             if self.call.soft_cap is not None:
@@ -265,8 +268,7 @@ class _Kernel:
             refs["tops"][item.ring, chunk] = top
             refs["decays"][item.ring, chunk] = decay
             refs["totals"][item.ring, chunk] = total * decay + jnp.sum(weights, axis=1, keepdims=True)
-            refs["weights"][parity, chunk] = self._packed(weights)
-            pause()
+            weights_ref[chunk] = self._packed(weights)
 
     def _factors(self, item: Item) -> jax.Array:
         """What the scores of split queries are to be multiplied by, one per row or one for all."""

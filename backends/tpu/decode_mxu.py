@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .cache import LANES
 from .decode_shape import MXU, DecodeShape
 
 Ref = Any
@@ -20,6 +21,11 @@ Load = Callable[[int, int, int], jax.Array]
 
 _BY_ROWS = (((1,), (1,)), ((), ()))
 _BY_COLUMNS = (((1,), (0,)), ((), ()))
+
+
+def apart(ref: Ref, emulate: bool) -> Ref:
+    """A part of a buffer in VMEM that nothing stores to in the turn that loads it, which the compiler cannot know."""
+    return ref if emulate else pltpu.annotate(ref, no_hazard_no_deps=True)
 
 
 def _joined(parts: jax.Array, shape: DecodeShape) -> jax.Array:
@@ -35,17 +41,15 @@ class CompilerMatmul:
     """Products that the compiler schedules: keys and values are both what the matrix unit holds.
 
     Args:
-        scores: [chunks, rows, block], fp32.
         products: [chunks, rows, lanes], fp32; probabilities times values.
     """
 
     shape: DecodeShape
-    scores: Ref
     products: Ref
 
-    def collect(self) -> list[jax.Array]:
-        """The last step's products, by chunk; its scores are in place after this."""
-        return [self.products[chunk] for chunk in range(self.shape.num_chunks)]
+    def collect(self, scores: Ref) -> tuple[list[jax.Array], Callable[[int], jax.Array]]:
+        """The last step's products by chunk, and what gives its scores [rows, block] of a chunk."""
+        return [self.products[chunk] for chunk in range(self.shape.num_chunks)], lambda chunk: scores[chunk]
 
     def prepare(self, raw: Ref, slot: Any) -> None:
         """Nothing: queries are used as they came."""
@@ -62,17 +66,19 @@ class CompilerMatmul:
         keys: Load,
         weights: Ref,
         values: Load,
+        scores: Ref,
         pause: Callable[[], None],
     ) -> None:
         """Scores of `queries` [chunks, rows, lanes] with `keys`, and `weights` [chunks, rows, block] with `values`.
 
-        It calls `pause` where other work may be put between.
+        The scores go to `scores`, the products to where `collect` finds them. `pause` is called where other work may be
+        put between.
         """
         shape = self.shape
         for chunk in range(shape.num_chunks):
             width = shape.chunk_span(chunk)[1]
             found = self._dot(queries[chunk, :, :width], keys(0, shape.block, chunk), _BY_ROWS)
-            self.scores[chunk] = _joined(found, shape)
+            scores[chunk] = _joined(found, shape)
             pause()
         for chunk in range(shape.num_chunks):
             width = shape.chunk_span(chunk)[1]
@@ -162,54 +168,55 @@ class HandMatmul:
     costs nothing, and keys move at the unit's full depth.
 
     Args:
-        scores: [chunks, rows, block], fp32.
         queries: [2, chunks, 256, 256]: by parity of the block, a column per row of a chunk, in all chunks'
             own columns.
     """
 
     shape: DecodeShape
-    scores: Ref
     queries: Ref
     units: Any
 
     @property
-    def _columns(self) -> int:
-        """Columns of a chunk."""
-        return (1 + self.shape.split) * self.shape.rows
-
-    @property
-    def _halves(self) -> int:
+    def _groups(self) -> int:
         """Groups of 256 keys that a unit handles."""
         return self.shape.block // (2 * MXU)
 
-    def _pop_scores(self, unit: int, half: int) -> None:
-        found = self.units.pop(unit, half % 2)[:, :128].T
-        first = (unit * self._halves + half) * MXU
-        for chunk in range(self.shape.num_chunks):
-            own = found[chunk * self._columns : (chunk + 1) * self._columns]
-            self.scores[chunk, :, first : first + MXU] = _joined(own, self.shape)
+    def _pop_scores(self, unit: int, group: int) -> list[jax.Array]:
+        """Scores [rows, 256] of a group of keys, by chunk."""
+        found = self.units.pop(unit, group % 2)[:, :LANES].T
+        starts = [chunk * self.shape.chunk_columns for chunk in range(self.shape.num_chunks)]
+        return [_joined(found[start : start + self.shape.chunk_columns], self.shape) for start in starts]
 
-    def collect(self) -> list[jax.Array]:
-        """The last step's products, by chunk; its scores are in place after this."""
-        for unit in (0, 1):
-            self._pop_scores(unit, self._halves - 1)
+    def collect(self, scores: Ref) -> tuple[list[jax.Array], Callable[[int], jax.Array]]:
+        """As CompilerMatmul.collect. The scores of each unit's last group come straight from it."""
+        late = [self._pop_scores(unit, self._groups - 1) for unit in (0, 1)]
         found = [[self.units.pop(unit, 2 + chunk) for chunk in range(self.shape.num_chunks)] for unit in (0, 1)]
-        return [_joined(first + second, self.shape) for first, second in zip(*found, strict=True)]
+        products = [_joined(first + second, self.shape) for first, second in zip(*found, strict=True)]
+
+        def of_chunk(chunk: int) -> jax.Array:
+            parts = []
+            for unit in (0, 1):
+                for group in range(self._groups - 1):
+                    parts.append(scores[chunk, :, pl.ds((unit * self._groups + group) * MXU, MXU)])
+                parts.append(late[unit][chunk])
+            return jnp.concatenate(parts, axis=1)
+
+        return products, of_chunk
 
     def prepare(self, raw: Ref, slot: Any) -> None:
         """Turns queries [chunks, rows, 256], in bf16, into columns, for the step of this slot."""
+        count = self.shape.chunk_columns
         for chunk in range(self.shape.num_chunks):
-            rows = raw[chunk].astype(jnp.float32)[: self._columns]
-            before = chunk * self._columns
-            parts = [rows, jnp.zeros((128 - before - self._columns, MXU), jnp.float32)]
+            before = chunk * count
+            parts = [raw[chunk][:count], jnp.zeros((LANES - before - count, MXU), raw.dtype)]
             if before:
-                parts.insert(0, jnp.zeros((before, MXU), jnp.float32))
-            columns = jnp.concatenate(parts, axis=0).T
-            self.queries[slot, chunk, :, :128] = columns.astype(self.shape.matmul_dtype)
+                parts.insert(0, jnp.zeros((before, MXU), raw.dtype))
+            columns = jnp.concatenate([part for part in parts if part.shape[0]], axis=0).T
+            self.queries[slot, chunk, :, :LANES] = columns.astype(self.shape.matmul_dtype)
 
     @property
     def pauses(self) -> int:
-        return self._halves * self.shape.num_chunks
+        return self._groups * self.shape.num_chunks
 
     def step(
         self,
@@ -218,31 +225,38 @@ class HandMatmul:
         keys: Load,
         weights: Ref,
         values: Load,
+        scores: Ref,
         pause: Callable[[], None],
     ) -> None:
         """As CompilerMatmul.step, with the queries that `prepare` left in this slot."""
         shape, units = self.shape, self.units
-        turns = [(half, chunk) for half in range(self._halves) for chunk in range(shape.num_chunks)]
+        columns = apart(self.queries.at[slot], isinstance(units, EmulatedUnits))
+        turns = [(group, chunk) for group in range(self._groups) for chunk in range(shape.num_chunks)]
         for unit in (0, 1):
-            units.push(unit, 0, self.queries[slot, 0])
-        for turn, (half, chunk) in enumerate(turns):
+            units.push(unit, 0, columns[0])
+        for turn, (group, chunk) in enumerate(turns):
             for unit in (0, 1):
-                first = (unit * self._halves + half) * MXU
+                first = (unit * self._groups + group) * MXU
                 units.push(unit, 1, values(first, MXU, chunk).astype(shape.matmul_dtype))
-                units.multiply(unit, half % 2, keys(first, MXU, chunk).astype(shape.matmul_dtype), 0)
+                units.multiply(unit, group % 2, keys(first, MXU, chunk).astype(shape.matmul_dtype), 0)
             for unit in (0, 1):
-                first = (unit * self._halves + half) * MXU
+                first = (unit * self._groups + group) * MXU
                 if turn + 1 < len(turns):
-                    units.push(unit, 0, self.queries[slot, turns[turn + 1][1]])
+                    units.push(unit, 0, columns[turns[turn + 1][1]])
                 units.multiply(unit, 2 + chunk, weights[chunk, :, first : first + MXU], 1)
-            if chunk == shape.num_chunks - 1 and half < self._halves - 1:
+            # A result takes long to leave a unit, so scores are taken a turn or two after they are complete.
+            done = turn + 1 - min(2, shape.num_chunks)
+            if done % shape.num_chunks == 0 and 0 < done <= (self._groups - 1) * shape.num_chunks:
+                group = done // shape.num_chunks - 1
                 for unit in (0, 1):
-                    self._pop_scores(unit, half)
+                    first = (unit * self._groups + group) * MXU
+                    for of, found in enumerate(self._pop_scores(unit, group)):
+                        scores[of, :, first : first + MXU] = found
             pause()
 
     def finish(self) -> None:
         """Empties the accumulators."""
         for unit in (0, 1):
-            self.units.pop(unit, (self._halves - 1) % 2)
+            self.units.pop(unit, (self._groups - 1) % 2)
             for chunk in range(self.shape.num_chunks):
                 self.units.pop(unit, 2 + chunk)

@@ -126,6 +126,11 @@ class DecodeShape:
         return {"int8": 127.0 * _INT8_STEP, "float8_e4m3fn": 256.0}[self.matmul_dtype] if self.split else 1.0
 
     @property
+    def chunk_columns(self) -> int:
+        """Columns of a chunk's queries in a matrix unit driven by hand: whole tiles of bf16."""
+        return -(-(1 + self.split) * self.rows // 16) * 16
+
+    @property
     def by_hand(self) -> bool:
         """Whether the kernel drives the matrix units itself: on tpu7x, for chunks that are exactly as wide as they are.
 
@@ -138,7 +143,7 @@ class DecodeShape:
             and self.chunk_lanes == MXU
             and self.lanes % MXU == 0
             and self.block % (2 * MXU) == 0
-            and self.num_chunks * (1 + self.split) * self.rows <= LANES
+            and self.num_chunks * self.chunk_columns <= LANES
         )
 
     @property
