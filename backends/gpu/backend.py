@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from .. import ragged_attention
+from .. import hardware, ragged_attention
 from ..base import AttentionSpec, CacheGroup, Capabilities, MemoryInfo, Program, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
@@ -25,6 +24,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _SMALL_BUCKETS = (16, 32, 64, 128, 256)
 _MAX_BUCKETS = 8
 _INTERPRETED = "h100"
+_FAST_COMPILE = {"xla_backend_optimization_level": "0"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class GpuBackend(ReferenceBackend):
     name: str = "gpu"
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
-        dtypes=_DTYPES, kv_dtypes=_DTYPES, head_dims=tuple(range(1, MAX_HEAD_DIM + 1)), page_sizes=PAGE_SIZES
+        dtypes=_DTYPES,
+        kv_dtypes=_DTYPES,
+        head_dims=tuple(range(1, MAX_HEAD_DIM + 1)),
+        page_sizes=PAGE_SIZES,
+        matmul_dtypes=("float32", "bfloat16", "int8"),
     )
     chip: str | None = None
     interpret: bool = False
@@ -60,20 +64,21 @@ class GpuBackend(ReferenceBackend):
     @property
     def kernels(self) -> Mapping[str, str]:
         """What each operation runs on."""
-        how = "Pallas Triton, interpreted" if self.interpret else "Pallas Triton"
+        how = f"Pallas Triton for {self.target.name}{', interpreted' if self.interpret else ''}"
+        dense = f"{how}: dense_attention"
         return {
-            "decode_attention": f"{how}: flash-decoding over pages",
-            "prefill_attention": f"{how}: flash attention over pages",
-            "cache_write": "in the attention kernels",
-            "dense_attention": f"cuDNN where it applies, else {how}" if self.attached else how,
-            "linear": "XLA (cuBLAS, Triton)",
-            "grouped_linear": "XLA",
+            "ragged_attention (decode)": f"{how}: decode_attention, combine_attention",
+            "ragged_attention (prefill)": f"{how}: prefill_attention",
+            "dense_attention": f"cuDNN where it applies, else {dense}" if self.attached else dense,
+            "linear": "XLA (cuBLAS or Triton)",
+            "grouped_linear": "XLA (ragged dot)",
+            "embed": "XLA",
         }
 
     @property
     def compiler_options(self) -> Mapping[str, Any]:
-        """What XLA is told, of compiler_options.yaml; nothing where kernels are interpreted."""
-        return {} if self.interpret else compiler_options(self.target, attached=self.attached)
+        """Of compiler_options.yaml; where kernels are interpreted, to compile fast what will run a few times."""
+        return _FAST_COMPILE if self.interpret else compiler_options(self.target, attached=self.attached)
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
         super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
@@ -125,16 +130,13 @@ class GpuBackend(ReferenceBackend):
         with warnings.catch_warnings():
             # Pallas asks for Mosaic instead, which has no AMD and nothing older than Hopper.
             warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
-            lowered = jax.jit(step, donate_argnums=tuple(donate)).lower(*abstract_args)
-        return lowered.compile(dict(self.compiler_options))
+            return super().compile(step, abstract_args, donate)
 
     def memory(self) -> MemoryInfo:
-        if self.attached:
-            stats = jax.devices()[0].memory_stats()
-            if stats is None or "bytes_limit" not in stats:
-                raise UnsupportedError(f"backend {self.name}: {self.target.name} does not say how much memory is free")
-            return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats["bytes_in_use"])
-        return super().memory()
+        if self.chip is None or self.target.name not in hardware.chips():
+            return super().memory()
+        total = hardware.chip(self.target.name).device_hbm_bytes
+        return MemoryInfo(total=total, free=total)
 
     def buckets(self, max_tokens: int) -> tuple[int, ...]:
         """Doubling while a step only reads weights (fewer than 16 rows take as long as 16), in larger steps above."""

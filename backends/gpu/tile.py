@@ -106,7 +106,9 @@ def attend(
     if spec.soft_cap is None:
         scores *= spec.scale * LOG2_E
     else:
-        scores = jnp.tanh(scores * (spec.scale / spec.soft_cap)) * (spec.soft_cap * LOG2_E)
+        # cap * tanh(x / cap), by the unit that has powers of two: the library's tanh branches.
+        power = jnp.exp2(scores * (2 * LOG2_E * spec.scale / spec.soft_cap))
+        scores = (spec.soft_cap * LOG2_E) * (1.0 - 2.0 / (power + 1.0))
     if visible is not None:
         scores = jnp.where(visible, scores, -jnp.inf)
 
