@@ -7,10 +7,10 @@ its own, because compilers abort; static_cost.analyze does the same in this proc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .base import Program, PyTree
+from .compile_job import Case, CompileJob
+from .compile_process import CompileProcess
 from .compiler.errors import CompileError
-from .compiler.job import Case, CompileJob
 from .compiler.lowering import compile_lowered, lower, make_mesh
-from .compiler.process import CompileProcess
 from .compiler.report import CompileReport
 
 __all__ = ["Case", "CompileJob", "CompileReport", "compile_ahead", "compile_report", "compile_reports"]

@@ -69,3 +69,9 @@ def chip(name: str) -> Chip:
     if found is None:
         raise UnsupportedError(f"chip {name!r} is not in the hardware table, which has {', '.join(chips())}")
     return found
+
+
+def xla_target(name: str) -> str | None:
+    """XLA's description of a GPU, in protobuf text, with which it compiles for one that is not attached."""
+    target = files(__package__) / "targets" / f"{name}.txtpb"
+    return target.read_text("utf-8") if target.is_file() else None

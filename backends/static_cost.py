@@ -19,9 +19,9 @@ from .compiler.kernel_cost import kernel_report
 from .compiler.libtpu import clear_schedules, read_schedules
 from .compiler.lowering import compile_lowered, lower, make_mesh
 from .compiler.report import CompileReport, GpuKernelReport, KernelReport, MemoryReport
+from .compiler.topologies import compiler_of, parse_topology
 from .hardware import Chip
 from .kernel_work import KernelWork
-from .topologies import compiler_of, parse_topology
 
 Work = KernelWork | Mapping[str, KernelWork] | Callable[[str], KernelWork | None] | None
 """The work of the kernels of a program: of its only kernel, or by name (`pallas_call(name=)`; the compiler puts a

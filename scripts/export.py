@@ -172,8 +172,8 @@ def chip_backend(name: str, topology: str) -> "Backend":
     Raises:
         UsageError: it is not one of that chip.
     """
+    from ..backends.compiler.topologies import parse_topology
     from ..backends.reference import ReferenceBackend
-    from ..backends.topologies import parse_topology
 
     chip = parse_topology(topology).chip
     own = "tpu" if chip.platform == "tpu" else "gpu"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..backends.compiler.job import Case, resolve
+from ..backends.compile_job import Case, resolve
 from .kernel_rows import KernelRow
 
 _KINDS: Mapping[str, str] = {

@@ -13,8 +13,8 @@ from jax.stages import Compiled, Lowered
 
 from ..base import PyTree
 from ..errors import UsageError
-from ..topologies import topology_devices
 from .errors import classify
+from .topologies import topology_devices
 
 
 def make_mesh(topology: str, axes: Mapping[str, int] | None = None, *, num_slices: int = 1) -> Mesh:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from distaff.backends.aot import CompileJob, CompileReport, compile_ahead, compile_report, compile_reports
+from distaff.backends.compile_process import CompileProcess
 from distaff.backends.compiler.errors import (
     CompileError,
     CompilerAbortedError,
@@ -19,7 +20,6 @@ from distaff.backends.compiler.errors import (
     OutOfVmemError,
     UnknownTopologyError,
 )
-from distaff.backends.compiler.process import CompileProcess
 from distaff.backends.errors import UsageError
 
 pytest.importorskip("libtpu", reason="the TPU compiler is in the extra `tpu`")

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distaff.backends.aot import Case
 from distaff.backends.compiler.errors import CompileError, OutOfVmemError
-from distaff.backends.compiler.job import Case
 from distaff.backends.compiler.report import CompileReport, KernelReport, LoopReport, MemoryReport
 from distaff.scripts import kernel_tuner
 from distaff.scripts.kernel_rows import OURS, PEERS, TOPOLOGIES, KernelRow, figures, ideal_cycles, kernel_rows

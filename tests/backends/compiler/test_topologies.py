@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from distaff.backends.compiler.errors import CompilerNotFoundError, UnknownTopologyError
+from distaff.backends.compiler.topologies import parse_topology, topology_devices
 from distaff.backends.errors import UsageError
-from distaff.backends.topologies import parse_topology, topology_devices
 
 
 def test_names() -> None:

@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m distaff.backends.compiler.worker FD` reads a job a line from stdin and writes
+"""The process that compiles: `python -m distaff.backends.compile_worker FD` reads a job a line from stdin and writes
 a line of JSON for each to the file descriptor FD: {"report": ...}, or {"errors": [class, base class, ...], ...}.
 
 stdout and stderr are the compilers': what they say there belongs to nobody's protocol.
@@ -10,9 +10,9 @@ import sys
 import traceback
 from typing import Any
 
-from ..errors import DistaffError
-from .errors import CompileError, KernelRejectedError
-from .job import CompileJob, run_job
+from .compile_job import CompileJob, run_job
+from .compiler.errors import CompileError, KernelRejectedError
+from .errors import DistaffError
 
 
 def main() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from jax.stages import Compiled, Lowered
 
-from ..base import PyTree
-from ..errors import UsageError
-from ..static_cost import Work, analyze
-from .hlo import parse_module
-from .hlo_fusions import fusion_table, fusions
-from .hlo_runs import executions
-from .report import CompileReport
+from .base import PyTree
+from .compiler.hlo import parse_module
+from .compiler.hlo_fusions import fusion_table, fusions
+from .compiler.hlo_runs import executions
+from .compiler.report import CompileReport
+from .errors import UsageError
+from .static_cost import Work, analyze
 
 
 @dataclass(frozen=True)

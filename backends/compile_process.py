@@ -13,14 +13,14 @@ import time
 from types import TracebackType
 from typing import Any
 
-from .. import errors as general
-from . import errors
-from .errors import CompileError, CompilerAbortedError, CompileTimeoutError
-from .job import CompileJob
-from .report import CompileReport
+from . import errors as general
+from .compile_job import CompileJob
+from .compiler import errors
+from .compiler.errors import CompileError, CompilerAbortedError, CompileTimeoutError
+from .compiler.report import CompileReport
 
 _ENVIRONMENT = {
-    # The compilers must not look for devices; see topologies.
+    # The compilers must not look for devices; see compiler/libtpu.py.
     "JAX_PLATFORMS": "cpu",
     # Programs for devices that are not here cannot be read back.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -84,7 +84,7 @@ class CompileProcess:
             self._answers, write_end = os.pipe()
             self._pending = b""
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.worker", str(write_end)],
+                [sys.executable, "-m", f"{__package__}.compile_worker", str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,

@@ -3,18 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from math import prod
 from typing import Any
 
 from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
-from .compiler.errors import CompilerNotFoundError, UnknownTopologyError
-from .compiler.gpu import gpu_compiler_version, gpu_devices
-from .compiler.libtpu import libtpu_environment, libtpu_version
-from .errors import UnsupportedError, UsageError
-from .hardware import Chip, chip, chips
+from ..errors import UnsupportedError, UsageError
+from ..hardware import Chip, chip, chips, xla_target
+from .errors import CompilerNotFoundError, UnknownTopologyError
+from .gpu import gpu_compiler_version, gpu_devices
+from .libtpu import libtpu_environment, libtpu_version
 
 EXAMPLES = "v5e:2x4, v6e:4x4, v5p:2x2x4, tpu7x:2x2x1, v4:2x2x2, h100:8"
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+)*)")
@@ -81,10 +80,10 @@ def topology_devices(topology: str, *, num_slices: int = 1) -> Sequence[Any]:
     if described.chip.platform != "tpu":
         if num_slices > 1:
             raise UsageError(f"{topology}: only TPUs come in slices; name more GPUs instead")
-        target = files(__package__).joinpath("targets", f"{described.chip.name}.txtpb")
-        if not target.is_file():
+        target = xla_target(described.chip.name)
+        if target is None:
             raise UnknownTopologyError(f"topology {topology!r}: backends/targets describes no {described.chip.name}")
-        return gpu_devices(described.chip.name, described.chip.platform, target.read_text("utf-8"), described.num_chips)
+        return gpu_devices(described.chip.name, described.chip.platform, target, described.num_chips)
     options = {"num_slices": num_slices} if num_slices > 1 else {}
     with libtpu_environment():
         try:
