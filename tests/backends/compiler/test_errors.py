@@ -15,8 +15,8 @@ from distaff.backends.compiler.errors import (
     ("message", "kind"),
     [
         (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem. Used 256.00M of "
-            "127.94M vmem. Exceeded vmem capacity by 128.06M.",
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space vmem. Used 256.00M "
+            "of 127.94M vmem. Exceeded vmem capacity by 128.06M.",
             OutOfVmemError,
         ),
         (
