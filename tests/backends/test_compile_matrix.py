@@ -1,0 +1,93 @@
+"""Every family's engine step compiles for every accelerator, prefill and decode, with its own kernels.
+
+How deep a model is makes no difference to its program, so the golden models stand for the published ones. Their heads
+are made as wide as real ones.
+"""
+
+import json
+import math
+from typing import Any
+
+import jax
+import pytest
+
+from distaff.backends.aot import compile_ahead
+from distaff.backends.base import Backend
+from distaff.backends.compiler.errors import CompilerNotFoundError
+from distaff.models.checkpoints import shipped_configs
+from distaff.models.config import ModelConfig
+from distaff.models.families import FAMILIES, config_from_hf
+from distaff.scripts.step_case import abstract_step
+
+from ..golden.harness import CASES, GOLDEN
+
+TARGETS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1", "h100": "h100:1"}
+STEPS = {"decode": 1, "prefill": 32}
+HEAD_DIM = 64
+
+
+WITHOUT_GOLDENS = {"palm", "gemma3_multimodal"}
+"""PaLM's weights were never published; the text half of the multimodal Gemma 3 is `gemma3`."""
+
+
+def read(case: str) -> dict[str, Any]:
+    if case == "palm":
+        published = json.loads(shipped_configs()["palm-62b"].read_text())
+        return published | {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 256, "num_attention_heads": 4}
+    if case == "gemma3_multimodal":
+        text = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+        return {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    return json.loads((GOLDEN / case / "config.json").read_text())
+
+
+def widened(case: str) -> ModelConfig:
+    """A golden model with heads of 64."""
+    whole = read(case)
+    config = whole.get("text_config", whole)
+    if "long_factor" in (config.get("rope_scaling") or {}):
+        del config["rope_scaling"]  # a factor for each pair of a narrower head
+    if "head_dim" in config:
+        config["head_dim"] = HEAD_DIM
+    else:
+        config["hidden_size"] = HEAD_DIM * config["num_attention_heads"]
+    return config_from_hf(whole)
+
+
+def one_of_each_family() -> list[str]:
+    """The first golden model of each family."""
+    families: dict[str, str] = {}
+    for case in (*CASES, *WITHOUT_GOLDENS):
+        families.setdefault(config_from_hf(read(case)).family, case)
+    return sorted(families.values())
+
+
+def backend_of(target: str) -> Backend:
+    if target == "h100":
+        from distaff.backends.gpu.backend import GpuBackend
+
+        return GpuBackend(chip=target)
+    from distaff.backends.tpu.backend import TpuBackend
+
+    return TpuBackend(generation=target)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", one_of_each_family())
+def test_the_step_compiles_in_place(case: str, target: str, step: str) -> None:
+    config, backend = widened(case), backend_of(target)
+    function, args = abstract_step(config, backend, rows=4, queries=STEPS[step], context=64, page=16)
+    try:
+        program = compile_ahead(function, args, TARGETS[target], donate=(1, 2))
+    except CompilerNotFoundError as error:
+        pytest.skip(str(error))
+    kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[1]))
+    assert program.memory_analysis().alias_size_in_bytes >= kept
+    # Attention is a kernel of ours, not what XLA makes of the reference.
+    assert "custom-call" in (program.as_text() or "")
+
+
+def test_all_families_are_there() -> None:
+    assert {widened(case).family for case in one_of_each_family()} == {family.name for family in FAMILIES}
