@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,20 +59,22 @@ class Case:
 CASES = [
     # Widths that are one tile, two (96 = 64 + 32, 80 = 64 + 16), and less than one; groups of 1, 3, 7; every mask.
     Case(2, 3, 64, 16, AttentionSpec(0.125), sinks=True, cores=10),
-    Case(1, 7, 80, 32, AttentionSpec(0.1, window=24, soft_cap=3.0)),
-    Case(3, 1, 96, 64, AttentionSpec(0.1, soft_cap=20.0), rows=16, keys=32),
-    Case(1, 4, 20, 16, AttentionSpec(0.3, window=1), sinks=True, cores=2),
+    Case(1, 7, 80, 32, AttentionSpec(0.1, window=24, soft_cap=3.0), rows=16),
     Case(1, 3, 8, 256, AttentionSpec(0.3, window=50), sinks=True, cores=3),
     # Decode alone: with one query a row, and with the few of speculative decoding.
     Case(2, 2, 16, 16, AttentionSpec(0.3), sinks=True, max_query_len=1, cores=20),
-    Case(1, 7, 12, 128, AttentionSpec(0.3, window=30), max_query_len=1),
     Case(1, 5, 16, 16, AttentionSpec(0.3, window=40), sinks=True, max_query_len=5, cores=9),
+]
+MORE_CASES = [
+    Case(3, 1, 96, 64, AttentionSpec(0.1, soft_cap=20.0), rows=16, keys=32),
+    Case(1, 4, 20, 16, AttentionSpec(0.3, window=1), sinks=True, cores=2),
+    Case(1, 7, 12, 128, AttentionSpec(0.3, window=30), max_query_len=1),
 ]
 BF16 = [
     Case(1, 3, 64, 16, AttentionSpec(0.125), "bfloat16", "bfloat16", sinks=True, cores=4),
-    Case(2, 2, 192, 32, AttentionSpec(0.07, window=40), "bfloat16", "bfloat16"),
     Case(1, 2, 16, 16, AttentionSpec(0.3), "float32", "bfloat16", max_query_len=1),
 ]
+MORE_BF16 = [Case(2, 2, 192, 32, AttentionSpec(0.07, window=40), "bfloat16", "bfloat16")]
 BOUND = {"float32": 1e-5, "bfloat16": 2.0**-7}
 """Largest difference from the reference in fp32 of keys and values as stored, relative to the largest value."""
 
@@ -171,6 +174,10 @@ def check(case: Case, rows: list[tuple[int, int]], seed: int) -> None:
     np.testing.assert_array_equal(np.isnan(got[1 - LAYER]), True)
 
 
+def slow(case: Case) -> ParameterSet:
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 @st.composite
 def row_lengths(draw: st.DrawFn, case: Case) -> list[tuple[int, int]]:
     """Positions cached before and tokens new in each row: none, one, around a page, several pages; some rows empty."""
@@ -186,14 +193,14 @@ def row_lengths(draw: st.DrawFn, case: Case) -> list[tuple[int, int]]:
     return rows
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *map(slow, MORE_CASES)], ids=str)
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_attention_is_that_of_the_reference(case: Case, data: st.DataObject) -> None:
     check(case, data.draw(row_lengths(case)), data.draw(st.integers(0, 2**16)))
 
 
-@pytest.mark.parametrize("case", BF16, ids=str)
+@pytest.mark.parametrize("case", [*BF16, *map(slow, MORE_BF16)], ids=str)
 @given(data=st.data())
 @settings(max_examples=8, deadline=None)
 def test_bfloat16_stays_within_its_bound(case: Case, data: st.DataObject) -> None:
