@@ -10,6 +10,7 @@ from .base import Program, PyTree
 from .compile_job import Case, CompileJob
 from .compile_process import CompileProcess
 from .compiler.errors import CompileError
+from .compiler.libtpu import clear_schedules
 from .compiler.lowering import compile_lowered, lower, make_mesh
 from .compiler.report import CompileReport
 
@@ -32,7 +33,10 @@ def compile_ahead(
         CompilerNotFoundError: the compiler is not installed.
         CompileError: the compiler refuses the program; the class says what for.
     """
-    return compile_lowered(lower(function, abstract_args, make_mesh(topology), donate=donate), topology)
+    try:
+        return compile_lowered(lower(function, abstract_args, make_mesh(topology), donate=donate), topology)
+    finally:
+        clear_schedules()  # nobody asks for them
 
 
 def compile_report(job: CompileJob, *, timeout: float = 600.0) -> CompileReport:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -37,7 +38,9 @@ class CompileProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = -1
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        # What compilers leave behind goes when this does, however the process ended.
+        self._folder = tempfile.TemporaryDirectory(prefix="distaff-compile-")
+        self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 - closed by __exit__
         self._pending = b""
 
     def __enter__(self) -> "CompileProcess":
@@ -48,6 +51,7 @@ class CompileProcess:
     ) -> None:
         self._stop()
         self._log.close()
+        self._folder.cleanup()
 
     def run(self, job: CompileJob, *, timeout: float = 600.0) -> CompileReport:
         """Compiles one job.
@@ -89,7 +93,7 @@ class CompileProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[write_end],
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **_ENVIRONMENT, "TMPDIR": self._folder.name},
             )
             os.close(write_end)
         return self._process

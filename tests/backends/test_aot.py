@@ -73,6 +73,17 @@ def test_a_compile_that_takes_too_long_is_ended() -> None:
         assert process.run(_job("matmul", size=128), timeout=120).memory.outputs == 128 * 128 * 2
 
 
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not even by a process that was ended while it compiled."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with CompileProcess() as process:
+        process.run(_job("kernel", rows=256), timeout=120)
+        assert list(tmp_path.glob("distaff-compile-*/distaff-libtpu-*/*"))
+        with pytest.raises(CompileTimeoutError):
+            process.run(_job("sleeping", seconds=600), timeout=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_processes_compile_at_once() -> None:
     with CompileProcess() as one:
         assert one.run(_job("matmul", size=128), timeout=120).num_devices == 1
