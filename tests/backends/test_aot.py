@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def test_a_matmul_compiles_for_v6e() -> None:
     program = compile_ahead(lambda a, b: a @ b, (x, x), "v6e:2x2")
     assert "convolution" in (program.as_text() or "")  # what the TPU compiler makes of a matmul
     assert program.memory_analysis().argument_size_in_bytes == 2 * 256 * 256 * 2
+
+
+def test_one_process_compiles_for_every_kind_of_chip() -> None:
+    topologies = {"v5e:2x4": "v5e", "v6e:4x4": "v6e", "v5p:2x2x4": "v5p", "v7x:2x2x1": "tpu7x", "v4:2x2x2": "v4"}
+    if find_spec("jax_cuda12_plugin"):
+        topologies["h100:8"] = "h100"
+    jobs = [_job("matmul", topology=topology, size=1024) for topology in topologies]
+    for job, report in compile_reports(jobs, timeout=120):
+        assert isinstance(report, CompileReport), report
+        assert report.topology.split(":")[0] == topologies[job.topology]
+        assert report.flops == 2 * 1024**3 and report.hbm_bytes == 3 * 1024 * 1024 * 2
+        assert report.memory.arguments == 2 * 1024 * 1024 * 2
+        assert (report.estimated_cycles is None) == job.topology.startswith("h100")
 
 
 def test_one_process_compiles_many_jobs_and_survives_those_that_fail() -> None:
