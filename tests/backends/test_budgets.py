@@ -1,0 +1,49 @@
+"""No kernel takes more than three per cent more cycles than it was accepted with."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from distaff.backends.compile_job import CompileJob, run_job
+from distaff.backends.compiler.errors import CompilerNotFoundError
+from distaff.backends.compiler.libtpu import libtpu_version
+from distaff.backends.kernel_budgets import budgets
+from distaff.scripts.kernel_rows import KernelRow, figures, kernel_rows
+
+SAMPLE = {("decode", "v6e", "B64 ctx4096 page16 bf16"), ("flash", "tpu7x", "T4096")}
+"""What is compiled even where there is little time."""
+
+
+def budgeted() -> Iterator[KernelRow]:
+    """Our rows with a budget for the compiler that is installed."""
+    try:
+        libtpu = libtpu_version()
+    except CompilerNotFoundError:
+        return
+    for row in kernel_rows():
+        if row.ours and (row.kernel, row.shape_text) in budgets(row.generation, libtpu):
+            yield row
+
+
+def parameters() -> list[object]:
+    return [
+        pytest.param(
+            row,
+            id=f"{row.kernel} {row.generation} {row.shape_text}",
+            marks=() if (row.kernel, row.generation, row.shape_text) in SAMPLE else pytest.mark.slow,
+        )
+        for row in budgeted()
+    ]
+
+
+@pytest.mark.parametrize("row", parameters())
+def test_a_kernel_keeps_its_budget(row: KernelRow) -> None:
+    report = run_job(CompileJob(row.builder, row.arguments, row.topology))
+    cycles = figures(row, report)["cycles"]
+    budget = budgets(row.generation, libtpu_version())[row.kernel, row.shape_text]
+    assert cycles is not None
+    print(f"{row.kernel} {row.generation} {row.shape_text}: {cycles:.0f} cycles of {budget.cycles}")
+    assert budget.allows(cycles), (
+        f"{row.kernel} on {row.generation} at {row.shape_text} takes {cycles:.0f} cycles, {cycles / budget.cycles:.3f} "
+        "of its budget: make it faster, or raise the budget with `distaff bench kernels --accept --reason`"
+    )
