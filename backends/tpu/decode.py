@@ -88,12 +88,16 @@ def check_decode(
         refuse(f"{num_heads} query heads with kv heads", num_kv_heads, "divisors of the query heads")
     if table_entries > _MAX_ENTRIES:
         refuse("page table entries", table_entries, f"at most {_MAX_ENTRIES} (rows x pages per row): use larger pages")
-    shape = DecodeShape(
-        num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, jnp.dtype(kv_dtype).name, generation
+    decode_shape(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        kv_dtype=kv_dtype,
+        generation=generation,
+        table_width=1,
+        max_decode_len=max_decode_len,
     )
-    blocks = DecodeBlocks.of(generation)
-    if _fitted(shape, blocks, 1) is None:
-        refuse("row of", f"{shape.lanes} lanes", f"what fits {blocks.vmem_bytes >> 20} MiB of VMEM: fewer kv heads")
 
 
 def decode_attention(
@@ -144,8 +148,17 @@ def decode_attention(
         max_decode_len=max_decode_len,
         table_entries=index.page_table.size,
     )
-    shape = DecodeShape(num_heads, k.shape[1], head_dim, page, blocks.block, max_decode_len, name, generation)
-    shape = _fitted(shape, blocks, width) or shape
+    shape = decode_shape(
+        num_heads=num_heads,
+        num_kv_heads=k.shape[1],
+        head_dim=head_dim,
+        page_size=page,
+        kv_dtype=name,
+        generation=generation,
+        table_width=width,
+        max_decode_len=max_decode_len,
+        blocks=blocks,
+    )
     call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret)
 
     q_lens = jnp.diff(index.query_starts)
@@ -240,15 +253,35 @@ def _stored(x: Num[Array, "B Q K H"], shape: DecodeShape, scales: Float[Array, "
     return jnp.pad(x, ((0, 0), (0, 0), (0, shape.lanes - x.shape[-1])))
 
 
-def _fitted(shape: DecodeShape, blocks: DecodeBlocks, table_width: int) -> DecodeShape | None:
-    """The shape with the largest block that is no longer than the rows can be and fits into VMEM."""
+def decode_shape(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    kv_dtype: DTypeLike,
+    generation: str,
+    table_width: int,
+    max_decode_len: int = 1,
+    blocks: DecodeBlocks | None = None,
+) -> DecodeShape:
+    """The shape with the largest block that is no longer than the rows can be and fits into VMEM.
 
-    block = max(min(blocks.block, _MAX_BLOCK_PAGES * shape.page), shape.page)
-    while block // 2 >= max(shape.page, LANES) and block // 2 >= table_width * shape.page:
+    Raises:
+        UnsupportedError: none fits.
+    """
+    blocks = blocks or DecodeBlocks.of(generation)
+    dtype = jnp.dtype(kv_dtype).name
+    shape = DecodeShape(num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, dtype, generation)
+    block, least = max(min(blocks.block, _MAX_BLOCK_PAGES * page_size), page_size), max(page_size, LANES)
+    while block // 2 >= max(least, table_width * page_size):
         block //= 2
     while _vmem_bytes(replace(shape, block=block)) > 0.85 * blocks.vmem_bytes:
-        if block // 2 < max(shape.page, LANES):
-            return None
+        if block // 2 < least:
+            raise UnsupportedError(
+                f"TPU decode attention: {num_kv_heads} kv heads of width {head_dim}, "
+                f"supported are as many as fit {blocks.vmem_bytes >> 20} MiB of VMEM on {generation}"
+            )
         block //= 2
     return replace(shape, block=block)
 

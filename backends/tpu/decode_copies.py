@@ -22,7 +22,8 @@ SLOTS = 4
 """Blocks in memory at once, and queries of rows, and new keys and values."""
 
 
-_UNROLLED = 16
+UNROLLED = 16
+"""Copies of pages in the body of a loop that only starts copies."""
 
 
 def slot_of(number: Any) -> Any:
@@ -76,7 +77,7 @@ class Copies:
 
     def fetch_all_pages(self, item: Item) -> None:
         """Asks for all of an item's pages at once."""
-        group = min(_UNROLLED, self.shape.block_pages)
+        group = min(UNROLLED, self.shape.block_pages)
 
         def fetch_group(number: jax.Array, _: None) -> None:
             for page in range(group):

@@ -153,4 +153,5 @@ class Items:
     def get(self, t: jax.Array) -> Item:
         """A remembered item; before the first one: nothing, with 0 pages."""
         ring = t & (RING - 1)
-        return Item(*(self.ring[ring * FIELDS + field] for field in range(len(_STORED))), ring)
+        stored = {name: self.ring[ring * FIELDS + field] for field, name in enumerate(_STORED)}
+        return Item(**stored, ring=ring)

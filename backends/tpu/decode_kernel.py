@@ -128,6 +128,9 @@ class _Kernel:
         copies.fetch_all_pages(item)
         copies.fetch_new(item)
         copies.fetch_queries((item.last > 0) & (num_rows > 1), 1)
+        if shape.by_hand:
+            copies.await_queries(item)
+            matmul.prepare(self.refs["raw"].at[0], 0)
         _, place = items.plan(1, num_items, num_rows, place)
 
         def turn(t: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -210,17 +213,18 @@ class _Kernel:
 
     def _clear(self, slot: jax.Array, written: jax.Array) -> None:
         """Zeroes the values of a block from position `written` on."""
+        shape = self.call.shape
+        first = quotient(written, shape.page)
+        lax.fori_loop(first, shape.block_pages, lambda page, _: self._clear_page(slot, page, written), None)
+
+    def _clear_page(self, slot: jax.Array, page: jax.Array, written: jax.Array) -> None:
         shape, words, (pack, bits) = self.call.shape, self.refs["kv"].bitcast(jnp.uint32), self._packing()
         lines = shape.page // pack
-        first = lax.broadcasted_iota(jnp.int32, (lines, 1), 0) * pack
-
-        def clear(page: jax.Array, _: None) -> None:
-            kept = jnp.clip(written - page * shape.page - first, 0, pack)
-            mask = jnp.where(kept == pack, -1, jnp.left_shift(1, jnp.minimum(kept, pack - 1) * bits) - 1)
-            block = words.at[slot, page, lines:]
-            block[...] = block[...] & mask.astype(jnp.uint32)
-
-        lax.fori_loop(quotient(written, shape.page), shape.block_pages, clear, None)
+        kept = written - page * shape.page - lax.broadcasted_iota(jnp.int32, (lines, 1), 0) * pack
+        kept = jnp.clip(kept, 0, pack)
+        mask = jnp.where(kept == pack, -1, jnp.left_shift(1, jnp.minimum(kept, pack - 1) * bits) - 1)
+        block = words.at[slot, page, lines:]
+        block[...] = block[...] & mask.astype(jnp.uint32)
 
     # Arithmetic.
 

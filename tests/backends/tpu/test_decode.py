@@ -1,0 +1,293 @@
+"""The TPU's decode attention, interpreted, against the reference, over pages full of NaN."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distaff.backends.base import AttentionSpec
+from distaff.backends.errors import UnsupportedError
+from distaff.backends.tpu import decode_kernel
+from distaff.backends.tpu.cache import ScaledPages
+from distaff.backends.tpu.decode import DecodeBlocks, check_decode, decode_attention
+from distaff.backends.tpu.decode_copies import Copies
+from distaff.backends.tpu.decode_work import decode_work
+
+from .conftest import LAYER, Heads, Step, unpacked
+
+ROWS, TOKENS = 4, 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one kernel is compiled for; `error` bounds the difference from the reference in fp32."""
+
+    heads: Heads
+    error: float
+    dtype: str = "float32"
+    kv_dtype: str = "float32"
+    generation: str = "v6e"
+    page: int = 16
+    width: int = 5
+    block: int = 32
+    queries: int = 1
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+
+    @property
+    def spec(self) -> AttentionSpec:
+        return AttentionSpec(
+            self.heads.head_dim**-0.5 / (20 if self.kv_dtype == "int8" else 1), self.window, self.soft_cap
+        )
+
+    def step(self, rows: list[tuple[int, int]], seed: int) -> Step:
+        return Step.drawn(
+            self.heads, rows, page=self.page, width=self.width, seed=seed, dtype=self.dtype, kv_dtype=self.kv_dtype,
+            max_query_len=self.queries, num_tokens=TOKENS,
+        )  # fmt: skip
+
+    def sink_values(self) -> jax.Array | None:
+        return jnp.linspace(-1, 2, self.heads.num_heads) if self.sinks else None
+
+
+# bf16 has 8 bits, and pairs of 8-bit floats have 8 bits; pairs of 8-bit integers have 14, and are up to 80 here.
+QUICK = [
+    Case(Heads(6, 2, 64), 1e-5),
+    Case(Heads(7, 1, 96), 1e-5, window=20, soft_cap=2.0, sinks=True, generation="v5e"),
+    Case(Heads(4, 2, 64), 1e-5, queries=3),
+    Case(Heads(4, 2, 64), 2e-2, "bfloat16", "bfloat16", sinks=True),
+    Case(Heads(2, 1, 128), 2e-2, "float32", "int8"),
+]
+SLOW = [
+    Case(Heads(9, 3, 80), 1e-5, page=32, window=17),
+    Case(Heads(3, 3, 192), 1e-5, block=16),
+    Case(Heads(2, 1, 256), 1e-5, generation="v4", soft_cap=3.0),
+    Case(Heads(16, 2, 64), 1e-5, queries=8, window=9, sinks=True),
+    Case(Heads(16, 1, 64), 1e-5, page=64, width=2, block=64),
+    Case(Heads(4, 2, 64), 2e-2, "bfloat16", "float8_e4m3fn"),
+    Case(Heads(4, 2, 64), 2e-2, "float32", "float8_e4m3fn", page=32, queries=2, soft_cap=4.0),
+    Case(Heads(4, 2, 64), 0.3, "bfloat16", "int8", generation="v4", window=20),
+    Case(Heads(4, 2, 64), 0.3, "float32", "int8", page=32, queries=2, generation="v5e"),
+    Case(Heads(4, 2, 128), 2e-2, "bfloat16", "float8_e4m3fn", "tpu7x", width=40, block=512),
+    Case(Heads(4, 2, 128), 0.5, "bfloat16", "int8", "tpu7x", page=32, width=40, block=512),
+    Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=70, block=1024, queries=2, window=300),
+]
+
+
+@cache
+def attend(case: Case, **options: Any) -> Callable[..., Any]:
+    blocks = DecodeBlocks(case.block, 2**26)
+    run = partial(
+        decode_attention, spec=case.spec, generation=case.generation, blocks=blocks, interpret=True, **options
+    )
+    return jax.jit(run)
+
+
+def run(case: Case, step: Step, **arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+    sinks = case.sink_values()
+    out, pages = attend(case)(step.q, step.k, step.v, step.pages, jnp.int32(LAYER), step.index, sinks=sinks, **arrays)
+    return np.asarray(out.astype(jnp.float32)), unpacked(pages, case.heads)
+
+
+@st.composite
+def row_lengths(draw: st.DrawFn, case: Case) -> list[tuple[int, int]]:
+    """(positions, new ones): none, one, around pages and blocks, as many as fit."""
+    most, page, block = case.page * case.width, case.page, case.block
+    lengths = [0, 1, page - 1, page, page + 1, block - 1, block, block + 1, most - 1, most]
+    rows = []
+    for _ in range(ROWS):
+        length = min(draw(st.sampled_from(lengths)), most)
+        rows.append((length, min(length, draw(st.integers(1, case.queries)))))
+    return rows
+
+
+def agree(case: Case, step: Step) -> None:
+    out, cache = run(case, step)
+    want, want_cache = step.wanted(case.spec, case.sink_values())
+    difference = np.abs(out - want)[: step.num_new].max(initial=0)
+    print(f"max |difference| {difference:.2e} of {case.error:.0e}")
+    assert difference <= case.error
+    np.testing.assert_array_equal(out[step.num_new :], 0)
+    np.testing.assert_array_equal(cache[step.written], want_cache[step.written])
+
+
+@pytest.mark.parametrize("case", QUICK, ids=str)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_decode_is_the_references(case: Case, data: st.DataObject, seed: int) -> None:
+    agree(case, case.step(data.draw(row_lengths(case)), seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=str)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_decode_is_the_references_in_every_shape(case: Case, data: st.DataObject, seed: int) -> None:
+    agree(case, case.step(data.draw(row_lengths(case)), seed))
+
+
+def test_matrix_units_driven_by_hand() -> None:
+    """Two blocks of two groups for each unit, over two chunks: every accumulator is used and taken from twice."""
+    case = Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=70, block=1024)
+    agree(case, case.step([(1100, 1), (0, 0), (1024, 1), (3, 1)], 0))
+
+
+def test_pages_behind_the_window_are_not_read() -> None:
+    """The scheduler has freed them: their entries point to nothing."""
+    case = QUICK[1]
+    step = case.step([(70, 1), (5, 1), (0, 0), (80, 1)], 3)
+    want, _ = run(case, step)
+    table = step.table.copy()
+    table[0, : (70 - 20) // 16], table[3, : (80 - 20) // 16] = -1, -1
+    got, _ = run(case, replace(step, table=table))
+    assert np.isfinite(want).all() and got.tobytes() == want.tobytes()
+
+
+def test_rows_with_more_queries_are_left_alone() -> None:
+    case = QUICK[0]
+    step = replace(case.step([(40, 1), (33, 9), (0, 0), (17, 1)], 4), max_query_len=None)
+    given_out = jnp.full_like(step.q, 7.0)
+    out, cache = run(case, step, out=given_out)
+    want, _ = step.wanted(case.spec)
+    np.testing.assert_allclose(out[[0, 10]], want[[0, 10]], atol=1e-5)
+    np.testing.assert_array_equal(out[1:10], 7)
+    np.testing.assert_array_equal(out[11:], 7)
+    new = np.isnan(unpacked(step.pages, case.heads)[LAYER, step.table[1, 32 // 16], 0])
+    np.testing.assert_array_equal(np.isnan(cache[LAYER, step.table[1, 32 // 16], 0]), new)
+
+
+def test_a_tree_of_candidates_and_log_sum_exps() -> None:
+    """Three new tokens of which the third does not see the second."""
+    case = QUICK[2]
+    step = case.step([(37, 3), (16, 1), (0, 0), (2, 2)], 5)
+    mask = np.zeros((TOKENS, 3), bool)
+    mask[:6] = [[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 1, 0]]
+    out, pages, lse = attend(case, return_lse=True)(
+        step.q, step.k, step.v, step.pages, jnp.int32(LAYER), step.index, mask=jnp.asarray(mask)
+    )
+    cache = unpacked(pages, case.heads)[LAYER]
+    token = 0
+    for row, (length, new) in enumerate(step.rows):
+        keys, values = np.moveaxis(cache[step.table[row]].reshape(-1, *cache.shape[2:])[:length], 1, 0)
+        for query in range(new):
+            seen = np.concatenate([np.ones(length - new, bool), mask[token, :new]])
+            repeated = (np.repeat(x[seen], 2, axis=1) for x in (keys, values))
+            keys_seen, values_seen = repeated
+            scores = np.einsum("NH,SNH->NS", np.asarray(step.q[token]), keys_seen) * case.spec.scale
+            want_lse = np.log(np.exp(scores).sum(axis=1))
+            np.testing.assert_allclose(lse[token], want_lse, atol=1e-5)
+            weights = np.exp(scores - want_lse[:, None])
+            np.testing.assert_allclose(out[token], np.einsum("NS,SNH->NH", weights, values_seen), atol=1e-5)
+            token += 1
+            assert query < new
+    assert (np.asarray(lse[token:]) == -np.inf).all()
+
+
+def test_scales_per_head() -> None:
+    """Keys and values of 8 bits that stand for others; new ones are divided and rounded."""
+    case = replace(QUICK[4], heads=Heads(4, 2, 64))
+    step = case.step([(40, 1), (16, 1), (1, 1), (0, 0)], 6)
+    scales = jnp.asarray([[0.05, 0.02], [0.5, 2.0]])
+    both = jnp.zeros((2, 2, 2)).at[LAYER].set(scales)
+    k, v = step.k * scales[0][:, None].astype(step.k.dtype), step.v * scales[1][:, None].astype(step.v.dtype)
+    spec = AttentionSpec(0.125)
+    run = partial(decode_attention, spec=spec, generation="v6e", blocks=DecodeBlocks(32, 2**26), interpret=True)
+    out, cache = jax.jit(run)(
+        step.q.astype(jnp.float32), k.astype(jnp.float32), v.astype(jnp.float32), ScaledPages(step.pages, both),
+        jnp.int32(LAYER), step.index,
+    )  # fmt: skip
+    stored = unpacked(cache.pages, case.heads)
+    real = stored * np.asarray(both)[:, None, None, :, :, None]
+    exact = replace(step, pages=jnp.asarray(real), k=step.k, v=step.v)
+    tokens = [(39, 0), (15, 1), (0, 2)]
+    k, v = (
+        jnp.zeros_like(step.k, jnp.float32).at[:3].set(
+            jnp.stack([real[LAYER, step.table[row, at // 16], at % 16, half] for at, row in tokens])
+        )
+        for half in (0, 1)
+    )  # fmt: skip
+    from distaff.backends.reference import reference_ragged_attention
+
+    want, _ = reference_ragged_attention(
+        step.q.astype(jnp.float32), k, v, exact.pages, jnp.int32(LAYER), step.index, spec
+    )
+    assert isinstance(cache, ScaledPages)
+    assert np.abs(np.asarray(out - want))[:3].max() < 0.05
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_its_model_of_its_work_counts_what_it_does(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(QUICK[0], heads=Heads(2, 1, 64), window=window, kv_dtype="bfloat16", error=2e-2)
+    step = case.step([(70, 1), (5, 1), (0, 0), (64, 1)], 7)
+    counts: dict[str, int] = dict.fromkeys(("turns", "pages", "written", "cleared"), 0)
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **named: Any) -> Any:
+            jax.debug.callback(lambda: counts.update({name: counts[name] + 1}))
+            return call(*arguments, **named)
+
+        return count
+
+    class Counted:
+        def __init__(self, name: str, copy: Any) -> None:
+            self.start, self.wait = counted(name, copy.start), copy.wait
+
+    page, write_back = Copies._page, Copies._write_back
+    monkeypatch.setattr(Copies, "_page", lambda self, item, at: Counted("pages", page(self, item, at)))
+    monkeypatch.setattr(
+        Copies, "_write_back", lambda self, item: [(w, Counted("written", c)) for w, c in write_back(self, item)]
+    )
+    monkeypatch.setattr(decode_kernel._Kernel, "_add_products", counted("turns", decode_kernel._Kernel._add_products))
+    monkeypatch.setattr(decode_kernel._Kernel, "_clear_page", counted("cleared", decode_kernel._Kernel._clear_page))
+    blocks = DecodeBlocks(case.block, 2**26)
+    run = partial(decode_attention, spec=case.spec, generation=case.generation, blocks=blocks, interpret=True)
+    jax.block_until_ready(run(step.q, step.k, step.v, step.pages, jnp.int32(LAYER), step.index))
+    jax.effects_barrier()
+    work = decode_work(
+        [length for length, _ in step.rows], [new for _, new in step.rows], num_heads=2, num_kv_heads=1, head_dim=64,
+        page_size=16, kv_dtype="bfloat16", generation="v6e", table_width=5, window=window, blocks=blocks,
+    )  # fmt: skip
+    assert counts == work.counts
+
+
+GOOD = dict(num_heads=32, num_kv_heads=8, head_dim=128, page_size=16, kv_dtype="bfloat16", generation="v6e")
+
+
+@pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_what_it_has_is_not_refused(generation: str) -> None:
+    for head_dim in (64, 80, 96, 128, 192, 256):
+        for num_heads, num_kv_heads in ((32, 8), (9, 3), (7, 1), (21, 3)):
+            for page_size in (16, 32, 64, 128):
+                check_decode(
+                    num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=page_size,
+                    kv_dtype="bfloat16", generation=generation, max_decode_len=4,
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(generation="v3"), "generation v3, supported are v4, v5e"),
+        (dict(page_size=24), "page size 24, supported are 16, 32"),
+        (dict(kv_dtype="float16"), "kv dtype float16, supported are float32, bfloat16"),
+        (dict(head_dim=20), "head width 20, supported are multiples of 8"),
+        (dict(num_heads=12), "12 query heads with kv heads 8"),
+        (dict(max_decode_len=9), "queries per row 9, supported are 1, 2"),
+        (dict(table_entries=10**6), "page table entries 1000000, supported are at most 131072"),
+        (
+            dict(num_heads=512, num_kv_heads=512, generation="v4"),
+            "512 kv heads of width 128, supported are as many as fit",
+        ),
+    ],
+)
+def test_what_has_no_kernel_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        check_decode(**{**GOOD, **wrong})
