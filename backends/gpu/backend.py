@@ -70,7 +70,7 @@ class GpuBackend(ReferenceBackend):
             "ragged_attention (decode)": f"{how}: decode_attention, combine_attention",
             "ragged_attention (prefill)": f"{how}: prefill_attention",
             "dense_attention": f"cuDNN where it applies, else {dense}" if self.attached else dense,
-            "linear": "XLA (cuBLAS or Triton)",
+            "linear": "XLA (cuBLAS)" if self.target.platform == "cuda" else "XLA",
             "grouped_linear": "XLA (ragged dot)",
             "embed": "XLA",
         }

@@ -116,6 +116,26 @@ def test_dense_attention_spills_nothing(mesh: jax.sharding.Mesh) -> None:
     compile_lowered(lowered, TOPOLOGY, NO_SPILLS)
 
 
+def test_weights_are_read_where_they_lie(mesh: jax.sharding.Mesh) -> None:
+    """No layer's matrices are copied out of the stack that a loop walks through, nor two of them put together."""
+    width, layers = 1024, 8
+    stack = jax.ShapeDtypeStruct((layers, width, width), jnp.bfloat16)
+
+    def run(x: jax.Array, q: jax.Array, k: jax.Array) -> jax.Array:
+        def body(x: jax.Array, layer: PyTree, _: jax.Array) -> jax.Array:
+            q, k = (H100.linear(x, weight, "TD,FD->TF") for weight in layer)
+            return x + q * jnp.tanh(k)
+
+        return H100.layer_loop(body, x, (q, k), layers)
+
+    lowered = lower(run, (jax.ShapeDtypeStruct((16, width), jnp.bfloat16), stack, stack), mesh)
+    lines = (compile_lowered(lowered, TOPOLOGY, H100.compiler_options).as_text() or "").splitlines()
+    assert sum("kind=kCustom, calls=%dynamic-slice-fusion" in line for line in lines) == 2
+    for shape in (f"[1,{width},{width}]", f"[{width},{width}]", f"[{2 * width},{width}]"):
+        copied = [line for line in lines if f"bf16{shape}" in line.split(" fusion")[0] and " fusion" in line]
+        assert not copied and not [line for line in lines if shape in line and " copy(" in line]
+
+
 @pytest.mark.parametrize(
     ("case", "decode"),
     [

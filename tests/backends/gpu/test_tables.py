@@ -42,8 +42,8 @@ def test_every_option_has_a_reason() -> None:
 
 def test_options_follow_the_platform() -> None:
     nvidia, amd = (compiler_options(chip_named(name), attached=True) for name in ("h100", "mi300x"))
-    assert "WHILE" in nvidia["xla_gpu_enable_command_buffer"]
-    assert "xla_gpu_enable_command_buffer" not in amd and amd["xla_gpu_autotune_level"] == 4
+    assert nvidia["xla_gpu_enable_triton_gemm"] is False
+    assert "xla_gpu_enable_triton_gemm" not in amd and amd["xla_gpu_autotune_level"] == 4
 
 
 def test_devices_are_recognised_by_their_kind() -> None:
