@@ -1,5 +1,6 @@
 """`distaff bench kernels`: what the compiler makes of every kernel, beside JAX's own."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
     from .kernel_rows import KernelRow
     from .report_cache import ReportCache
+
+
+_KERNELS = ".*(attention|splash|prefill|flash).*"
+"""What the names of kernels look like, ours and JAX's."""
 
 
 def bench_kernels(
@@ -137,6 +142,9 @@ def compile_rows(rows: "Sequence[KernelRow]") -> "Iterator[CompileReport | Compi
     """What the compiler says to each, in their order."""
     from ..backends.aot import CompileJob, compile_reports
 
+    # The schedules of XLA's own operations, which nobody reads, would take minutes to print for a whole step.
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    os.environ["LIBTPU_INIT_ARGS"] = f"{given} --xla_jf_dump_to_filter=module={_KERNELS}".strip()
     jobs = [CompileJob(row.builder, row.arguments, row.topology) for row in rows]
     return (answer for _, answer in compile_reports(jobs))
 

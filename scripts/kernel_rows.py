@@ -22,7 +22,8 @@ BARRED = ("v5e", "v6e", "tpu7x")
 """Generations with bars of their own."""
 
 OURS: Mapping[str, str] = {
-    name: f"distaff.backends.tpu.cases:{name}" for name in ("decode", "prefill", "flash", "step")
+    **{name: f"distaff.backends.tpu.cases:{name}" for name in ("decode", "prefill", "flash")},
+    "step": "distaff.scripts.step_case:step",
 }
 PEERS: Mapping[str, str] = {
     f"jax {name}": f"distaff.backends.tpu.peers:{name}"

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..backends.aot import Case
 from ..backends.base import Backend
+from ..backends.tpu.backend import TpuBackend
+from ..backends.tpu.decode_work import decode_work
 from ..models.checkpoints import shipped_configs
 from ..models.config import ModelConfig
 from ..models.costs import Steps, work_of
@@ -55,6 +58,27 @@ def abstract_step(
 
     step = Step(config, backend, num_tokens=rows * queries, decode=queries == 1)
     return step, jax.eval_shape(arguments, weights)
+
+
+def step(*, generation: str, model: str, batch: int, context: int, page: int) -> Case:
+    """One decode step of a shipped configuration in bf16, all rows `context` long."""
+    config = shipped_config(model)
+    function, args = abstract_step(
+        config, TpuBackend(generation=generation), rows=batch, queries=1, context=context, page=page
+    )
+    attention = config.layers[0].attention
+    work = decode_work(
+        [context] * batch,
+        [1] * batch,
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        page_size=page,
+        kv_dtype=jnp.bfloat16,
+        generation=generation,
+        table_width=-(-context // page),
+    )
+    return Case(function, args, donate=(1, 2), work={"decode_attention": work})
 
 
 def shipped_config(model: str) -> ModelConfig:
