@@ -203,9 +203,12 @@ def build_engine(
         on_compile: called as the compilation of a program begins, with its number from 1.
 
     Raises:
+        UnsupportedError: the backend has no kernel for the model.
         InvalidParameterError: a context longer than the model's.
         CacheTooSmallError: the memory does not hold one text.
     """
+    types = jnp.dtype(dtype)
+    backend.check(config.cache_groups, dtype=types, kv_dtype=types, page_size=backend.page_size)
     context = engine_config.context or config.max_positions
     if context > config.max_positions:
         raise InvalidParameterError("context", context, f"at most {config.max_positions}, the model's own")
