@@ -174,9 +174,8 @@ def decode_attention(
     if scales is not None:
         queries = queries * jnp.repeat(scales[0], shape.groups)[:, None]
     packed, q_scale = pack_queries(queries, shape)
-    new = pack_new(
-        *(_stored(of_rows(x), shape, None if scales is None else scales[i]) for i, x in enumerate((k, v))), shape
-    )
+    of_keys, of_values = (None, None) if scales is None else (scales[0], scales[1])
+    new = pack_new(_stored(of_rows(k), shape, of_keys), _stored(of_rows(v), shape, of_values), shape)
     if mask is None:
         seen = jnp.broadcast_to((2 << query) - 1, token.shape)
     else:

@@ -100,7 +100,7 @@ def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
     own = {field.name: named[field.name] for field in fields(Copies) if field.name in named}
     kernel = _Kernel(call, named, items, Copies(shape, items, call.emulate, table_width, **own))
     if not shape.by_hand:
-        kernel.run(CompilerMatmul(shape, named["products"]))
+        kernel.run(CompilerMatmul(shape, named["products"], shape.widens or call.emulate))
         return
     named["columns"][...] = jnp.zeros(named["columns"].shape, named["columns"].dtype)
     with_units(

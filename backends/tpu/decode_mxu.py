@@ -42,10 +42,12 @@ class CompilerMatmul:
 
     Args:
         products: [chunks, rows, lanes], fp32; probabilities times values.
+        widen: whether keys and values become what they are multiplied with.
     """
 
     shape: DecodeShape
     products: Ref
+    widen: bool
 
     def collect(self, scores: Ref) -> tuple[list[jax.Array], Callable[[int], jax.Array]]:
         """The last step's products by chunk, and what gives its scores [rows, block] of a chunk."""
@@ -88,6 +90,7 @@ class CompilerMatmul:
 
     def _dot(self, a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST if self.shape.matmul_dtype == "float32" else None
+        b = b.astype(a.dtype) if self.widen else b
         return jax.lax.dot_general(
             a, b, dimensions, precision=precision, preferred_element_type=self.shape.accumulator_dtype
         )

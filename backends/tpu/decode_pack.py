@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num, UInt
+from jaxtyping import Array, Bool, Float, Num, UInt
 
 from .decode_shape import DecodeShape
 
@@ -14,13 +14,11 @@ def pack_queries(
 
     Where the shape says so they are split into a high and a low 8-bit part, scaled by the largest of a token.
     """
-    rows, queries, heads = q.shape[0], shape.max_queries, shape.chunk_heads
-    q = q.astype(jnp.float32).reshape(rows, queries, shape.num_kv_heads, shape.groups, shape.head_dim)
-    padding = shape.num_chunks * heads - shape.num_kv_heads
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
-    q = q.reshape(rows, queries, shape.num_chunks, heads, shape.groups, 1, shape.head_dim)
-    own = jnp.eye(heads, dtype=jnp.float32).reshape(heads, 1, heads, 1)
-    q = (q * own).reshape(rows, queries, shape.num_chunks, heads * shape.groups, heads * shape.head_dim)
+    rows, queries = q.shape[:2]
+    q = q.astype(jnp.float32)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, _all_heads(shape) - shape.num_heads), (0, 0)))
+    q = jnp.where(_own_lanes(shape), jnp.tile(q, (1, 1, 1, shape.chunk_heads)), 0)
+    q = q.reshape(rows, queries, shape.num_chunks, -1, q.shape[-1])
     more_rows, more_lanes = shape.token_rows - q.shape[3], shape.chunk_lanes - q.shape[4]
     q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, more_rows), (0, more_lanes)))
 
@@ -35,6 +33,17 @@ def pack_queries(
     packed = jnp.pad(packed, ((0, 0), (0, 0), (0, shape.matmul_rows - packed.shape[2]), (0, 0)))
     # A matrix unit driven by hand takes them transposed, and nothing transposes 8-bit numbers; bf16 holds both parts.
     return packed.astype("bfloat16" if shape.by_hand else shape.matmul_dtype), scale
+
+
+def _all_heads(shape: DecodeShape) -> int:
+    """Query heads, with those that the last chunk lacks."""
+    return shape.num_chunks * shape.chunk_heads * shape.groups
+
+
+def _own_lanes(shape: DecodeShape) -> Bool[Array, "heads lanes"]:
+    """Which lanes of its chunk belong to the kv head of each query head."""
+    head = jnp.arange(_all_heads(shape)) // shape.groups % shape.chunk_heads
+    return head[:, None] == jnp.arange(shape.chunk_heads * shape.head_dim) // shape.head_dim
 
 
 def split_parts(x: jax.Array, shape: DecodeShape) -> list[jax.Array]:
@@ -58,12 +67,13 @@ def pack_new(k: Num[Array, "B Q lanes"], v: Num[Array, "B Q lanes"], shape: Deco
 
 def unpack_outputs(packed: Float[Array, "B chunks rows lanes"], shape: DecodeShape) -> Float[Array, "B Q N H"]:
     """Each head's own lanes."""
-    rows, heads = packed.shape[0], shape.chunk_heads
-    out = packed.reshape(rows, shape.num_chunks, shape.max_queries, shape.token_rows, -1)
-    out = out[..., : heads * shape.groups, : heads * shape.head_dim]
-    out = out.reshape(*out.shape[:3], heads, shape.groups, heads, shape.head_dim)
-    out = jnp.einsum("bcqkgkh->bqckgh", out)
-    return out.reshape(rows, shape.max_queries, -1, shape.head_dim)[:, :, : shape.num_heads]
+    rows, queries = packed.shape[0], shape.max_queries
+    out = packed.reshape(rows, shape.num_chunks, queries, shape.token_rows, -1)
+    out = out[..., : shape.chunk_heads * shape.groups, : shape.chunk_heads * shape.head_dim]
+    out = jnp.swapaxes(out, 1, 2).reshape(rows, queries, _all_heads(shape), -1)
+    out = jnp.where(_own_lanes(shape), out, 0)
+    parts = [out[..., head * shape.head_dim : (head + 1) * shape.head_dim] for head in range(shape.chunk_heads)]
+    return sum(parts[1:], parts[0])[:, :, : shape.num_heads]
 
 
 def unpack_row_numbers(packed: Float[Array, "B chunks rows"], shape: DecodeShape) -> Float[Array, "B Q N"]:

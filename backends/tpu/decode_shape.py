@@ -15,12 +15,8 @@ from jax.typing import DTypeLike
 from .cache import LANES, num_lanes
 
 _MXU_LANES = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256, "tpu7x": 256}
-_EIGHT_BIT_MXU = {
-    "v5e": ("int8", "float8_e4m3fn"),
-    "v5p": ("int8", "float8_e4m3fn"),
-    "v6e": ("int8", "float8_e4m3fn"),
-    "tpu7x": ("float8_e4m3fn",),
-}
+_EIGHT_BIT_MXU = {"v5e": "int8", "v5p": "int8", "v6e": "int8", "tpu7x": "float8_e4m3fn"}
+_MIXED_MXU = {"v5e": "float8_e4m3fn", "v5p": "float8_e4m3fn", "v6e": "float8_e4m3fn"}
 GENERATIONS = tuple(_MXU_LANES)
 MXU = 256
 """Rows and columns of the matrix units that can be driven by hand (tpu7x)."""
@@ -95,8 +91,8 @@ class DecodeShape:
     @property
     def split(self) -> bool:
         """Whether queries and probabilities become pairs of 8-bit numbers, which meet 8-bit keys and values as they
-        are; otherwise those are widened to bf16."""
-        return self.kv_dtype in _EIGHT_BIT_MXU.get(self.generation, ())
+        are."""
+        return self.kv_dtype == _EIGHT_BIT_MXU.get(self.generation)
 
     @property
     def matmul_dtype(self) -> str:
@@ -104,6 +100,11 @@ class DecodeShape:
         if self.kv_dtype == "float32" or self.split:
             return self.kv_dtype
         return "bfloat16"
+
+    @property
+    def widens(self) -> bool:
+        """Whether keys and values are widened before the compiler's products, which else take 8 bits beside bf16."""
+        return not self.split and self.kv_dtype not in (self.matmul_dtype, _MIXED_MXU.get(self.generation))
 
     @property
     def matmul_rows(self) -> int:
