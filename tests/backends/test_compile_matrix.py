@@ -6,6 +6,7 @@ are made as wide as real ones.
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -69,6 +70,14 @@ def backend_of(target: str) -> Backend:
     from distaff.backends.tpu.backend import TpuBackend
 
     return TpuBackend(generation=target)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_schedules() -> Iterator[None]:
+    """Nobody reads the schedules that the TPU compiler would print, which takes it longer than compiling."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIBTPU_INIT_ARGS", "--xla_jf_dump_to_filter=module=none")
+        yield
 
 
 @pytest.mark.slow
