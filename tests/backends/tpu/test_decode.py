@@ -74,7 +74,7 @@ SLOW = [
     Case(Heads(16, 1, 64), 1e-5, page=64, width=2, block=64),
     Case(Heads(4, 2, 64), 2e-2, "bfloat16", "float8_e4m3fn"),
     Case(Heads(4, 2, 64), 2e-2, "float32", "float8_e4m3fn", page=32, queries=2, soft_cap=4.0),
-    Case(Heads(4, 2, 64), 0.3, "bfloat16", "int8", generation="v4", window=20),
+    Case(Heads(4, 2, 64), 0.3, "bfloat16", "int8", generation="v5p", window=20),
     Case(Heads(4, 2, 64), 0.3, "float32", "int8", page=32, queries=2, generation="v5e"),
     Case(Heads(4, 2, 128), 2e-2, "bfloat16", "float8_e4m3fn", "tpu7x", width=40, block=512),
     Case(Heads(4, 2, 128), 0.5, "bfloat16", "int8", "tpu7x", page=32, width=40, block=512),
@@ -277,7 +277,8 @@ def test_what_it_has_is_not_refused(generation: str) -> None:
     [
         (dict(generation="v3"), "generation v3, supported are v4, v5e"),
         (dict(page_size=24), "page size 24, supported are 16, 32"),
-        (dict(kv_dtype="float16"), "kv dtype float16, supported are float32, bfloat16"),
+        (dict(kv_dtype="float16"), "on v6e kv dtype float16, supported are float32, bfloat16, float8_e4m3fn, int8"),
+        (dict(kv_dtype="int8", generation="v4"), "on v4 kv dtype int8, supported are float32, bfloat16$"),
         (dict(head_dim=20), "head width 20, supported are multiples of 8"),
         (dict(num_heads=12), "12 query heads with kv heads 8"),
         (dict(max_decode_len=9), "queries per row 9, supported are 1, 2"),
