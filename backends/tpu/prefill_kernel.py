@@ -1,0 +1,219 @@
+"""Attention over pages for rows with many queries: fetching pages, and writing the new keys and values into them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from .cache import LANES
+from .prefill_plan import TILE_ALIGNMENT, PrefillPlan
+from .prefill_walk import Walk
+
+
+@dataclass(frozen=True)
+class PagedRows:
+    """Rows of a mixed batch over a page table; those of at most `limit` queries are another kernel's.
+
+    Args:
+        ref: scratch by name: the walk's, and `write_scratch`.
+        layer: i32[1] in SMEM, as are page_table [B * pages_per_row], query_starts [B + 1] and kv_lens [B].
+        new: new keys and values [2, front + tokens + behind, lanes] in HBM: token t in row `front` + t.
+        cache: pages [L, P, 2 * page, lanes] in HBM.
+    """
+
+    plan: PrefillPlan
+    ref: dict[str, Any]
+    num_rows: int
+    limit: int
+    pages_per_row: int
+    layer: Any
+    page_table: Any
+    query_starts: Any
+    kv_lens: Any
+    new: Any
+    cache: Any
+
+    def queries(self, row: Any) -> tuple[Any, Any]:
+        return self.query_starts[row], self.query_starts[row + 1]
+
+    def kv_len(self, row: Any) -> Any:
+        return self.kv_lens[row]
+
+    def ours(self, row: Any) -> Any:
+        begin, end = self.queries(row)
+        return end - begin > self.limit
+
+    def visible(self, row: Any, tile_start: Any, key: Any, query: Any) -> Any | None:
+        return None
+
+    # Pages that are there
+
+    def fetch(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
+        self._for_pages(row, chunk, first, lambda i: self._fetch_page(row, chunk, i, slot).start())
+
+    def arrive(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
+        self._for_pages(row, chunk, first, lambda i: self._fetch_page(row, chunk, i, slot).wait())
+        begin, end = chunk * self.plan.blocks.keys, (chunk + 1) * self.plan.blocks.keys
+        whole = (first // self.plan.page * self.plan.page <= begin) & (end <= self.kv_len(row))
+        pl.when(jnp.logical_not(whole))(lambda: self._clean(row, chunk, first, slot))
+
+    def _for_pages(self, row: Any, chunk: Any, first: Any, body: Any) -> None:
+        """Of the pages of a chunk, those that hold something needed."""
+        page, begin = self.plan.page, chunk * self.plan.blocks.keys
+        low = jnp.maximum(first - begin, 0) // page
+        high = jnp.minimum(pl.cdiv(self.kv_len(row) - begin, page), self.plan.pages)
+        jax.lax.fori_loop(low, high, lambda i, carry: body(i) or carry, 0)
+
+    def _page(self, row: Any, page: Any) -> Any:
+        return self.cache.at[self.layer[0], self.page_table[row * self.pages_per_row + page]]
+
+    def _fetch_page(self, row: Any, chunk: Any, i: Any, slot: Any) -> Any:
+        here = self.ref["kv"].at[slot, i]
+        return pltpu.make_async_copy(
+            self._page(row, chunk * self.plan.pages + i), here, self.ref["kv_arrived"].at[slot]
+        )
+
+    def _clean(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
+        """Zeros where nothing was fetched or written: a weight of 0 does not undo a NaN."""
+        page = self.plan.page
+
+        def of_page(i: Any, carry: Any) -> Any:
+            begin = chunk * self.plan.blocks.keys + i * page
+            written = jnp.where(begin + page <= first, 0, jnp.clip(self.kv_len(row) - begin, 0, page))
+
+            @pl.when(written < page)
+            def _() -> None:
+                held = self.ref["kv"][slot, i].astype(jnp.float32)
+                at = jax.lax.broadcasted_iota(jnp.int32, held.shape, 0) % page
+                self.ref["kv"][slot, i] = jnp.where(at < written, held, 0).astype(self.plan.kv_dtype)
+
+            return carry
+
+        jax.lax.fori_loop(0, self.plan.pages, of_page, 0)
+
+    # New keys and values
+
+    def begin(self, row: Any) -> None:
+        """Writes the row's new keys and values into its pages, a chunk of positions at a time."""
+        begin, end = self.queries(row)
+        own = self.kv_len(row) - (end - begin)
+        keys = self.plan.blocks.keys
+
+        def of_chunk(chunk: Any, carry: Any) -> Any:
+            self._write_chunk(row, chunk, own, begin)
+            return carry
+
+        jax.lax.fori_loop(own // keys, pl.cdiv(self.kv_len(row), keys), of_chunk, 0)
+
+    def _write_chunk(self, row: Any, chunk: Any, own: Any, begin: Any) -> None:
+        plan, ref = self.plan, self.ref
+        keys, page = plan.blocks.keys, plan.page
+        token = begin + chunk * keys - own + front(plan)
+        aligned = pl.multiple_of(token // TILE_ALIGNMENT * TILE_ALIGNMENT, TILE_ALIGNMENT)
+        fresh = pltpu.make_async_copy(
+            self.new.at[:, pl.ds(aligned, keys + TILE_ALIGNMENT)], ref["new"], ref["new_arrived"]
+        )
+        fresh.start()
+        first = jnp.maximum(own // page, chunk * plan.pages)
+        last = jnp.minimum(pl.cdiv(self.kv_len(row), page), (chunk + 1) * plan.pages)
+
+        def kept(number: Any) -> Any:
+            """Whether a page holds positions that are not new."""
+            return (number * page < own) | ((number + 1) * page > self.kv_len(row))
+
+        def copy(number: Any, *, back: bool) -> Any:
+            there, here = self._page(row, number), ref["pages"].at[number - chunk * plan.pages]
+            source, target = (here, there) if back else (there, here)
+            return pltpu.make_async_copy(source, target, ref["page_moved"])
+
+        def bring(number: Any, carry: Any) -> Any:
+            @pl.when(kept(number))
+            def _() -> None:
+                copy(number, back=False).start()
+                copy(number, back=False).wait()
+
+            return carry
+
+        jax.lax.fori_loop(first, last, bring, 0)
+        fresh.wait()
+
+        # As fp32 with one register's lanes per row: there, rows can be read from any row on.
+        def spread(at: Any, carry: Any) -> Any:
+            lane = pl.multiple_of(at * LANES, LANES)
+            for i in range(2):
+                ref["spread"][i, at] = ref["new"][i, :, pl.ds(lane, LANES)].astype(jnp.float32)
+            return carry
+
+        jax.lax.fori_loop(0, plan.lanes // LANES, spread, 0)
+
+        def fill(number: Any, carry: Any) -> Any:
+            i = number - chunk * plan.pages
+            row_of_page = jax.lax.broadcasted_iota(jnp.int32, (2 * page, LANES), 0) % page
+            position = number * page + row_of_page
+            is_new = (position >= own) & (position < self.kv_len(row))
+
+            def lanes(at: Any, carry: Any) -> Any:
+                lane = pl.multiple_of(at * LANES, LANES)
+                rows = pl.ds(token - aligned + i * page, page)
+                fresh = jnp.concatenate([ref["spread"][0, at, rows], ref["spread"][1, at, rows]])
+                held = ref["pages"][i, :, pl.ds(lane, LANES)].astype(jnp.float32)
+                ref["pages"][i, :, pl.ds(lane, LANES)] = jnp.where(is_new, fresh, held).astype(plan.kv_dtype)
+                return carry
+
+            jax.lax.fori_loop(0, plan.lanes // LANES, lanes, 0)
+            copy(number, back=True).start()
+            return carry
+
+        jax.lax.fori_loop(first, last, fill, 0)
+
+        def leave(number: Any, carry: Any) -> Any:
+            copy(number, back=True).wait()
+            return carry
+
+        jax.lax.fori_loop(first, last, leave, 0)
+
+
+def front(plan: PrefillPlan) -> int:
+    """Rows before the first new key: the first chunk of positions may begin before the first new one."""
+    return plan.blocks.keys
+
+
+def behind(plan: PrefillPlan) -> int:
+    """Rows after the last new key."""
+    return plan.blocks.keys + TILE_ALIGNMENT
+
+
+def write_scratch(plan: PrefillPlan) -> dict[str, Any]:
+    """What PagedRows needs beside the walk's scratch."""
+    keys = plan.blocks.keys + TILE_ALIGNMENT
+    return {
+        "new": pltpu.VMEM((2, keys, plan.lanes), plan.dtype),
+        "spread": pltpu.VMEM((2, plan.lanes // LANES, keys, LANES), jnp.float32),
+        "pages": pltpu.VMEM((plan.pages, 2 * plan.page, plan.lanes), plan.kv_dtype),
+        "new_arrived": pltpu.SemaphoreType.DMA(()),
+        "page_moved": pltpu.SemaphoreType.DMA(()),
+    }
+
+
+def prefill_kernel(
+    layer: Any,
+    page_table: Any,
+    query_starts: Any,
+    kv_lens: Any,
+    *refs: Any,
+    plan: PrefillPlan,
+    limit: int,
+    pages_per_row: int,
+) -> None:
+    """Operands q, new, cache, [sinks]; results out, cache, [lse]; scratch."""
+    q, new, _, *rest = refs
+    sinks = rest.pop(0) if plan.sinks else None
+    out, cache = rest.pop(0), rest.pop(0)
+    lse = rest.pop(0) if plan.return_lse else None
+    (ref,) = rest
+    num_rows = kv_lens.shape[0]
+    rows = PagedRows(plan, ref, num_rows, limit, pages_per_row, layer, page_table, query_starts, kv_lens, new, cache)
+    Walk(plan, ref, rows, q, out, lse, sinks).run()

@@ -1,0 +1,197 @@
+"""The static shape of an attention kernel with many queries: what a tile, a chunk and a body are."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+
+from ..base import AttentionSpec
+from ..errors import UnsupportedError
+from .block_sizes import block_sizes
+from .cache import LANES, num_lanes
+
+GENERATIONS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+
+MASKED = -2e38
+"""Score of a key that a query does not see; below it nothing can come."""
+LOWEST = -1e38
+"""Where a running maximum begins: above MASKED, so that exp2(MASKED - LOWEST) is 0 even where nothing is visible."""
+SUBLANES = 8
+TILE_ALIGNMENT = 16
+"""Tokens in memory: tiles begin at multiples of the rows that share a tile of memory."""
+
+
+@dataclass(frozen=True)
+class PrefillBlocks:
+    """What is tuned per generation.
+
+    Args:
+        queries: query positions of a tile, a multiple of 128.
+        keys: key positions of a chunk, a multiple of every page size.
+        heads: most query heads that one run of the inner body works on.
+        buffers: chunks of keys and values in VMEM at once; all but one are being fetched.
+        matrix_sums: whether the matrix unit adds up the weights of a query (by rows of ones below the values), not the
+            vector unit.
+        split: whether chunks without a mask have a body of their own.
+        vmem_mib: what the kernel may take of a core's VMEM.
+    """
+
+    queries: int
+    keys: int
+    heads: int
+    buffers: int
+    matrix_sums: bool
+    split: bool
+    vmem_mib: int
+
+    @classmethod
+    def of(cls, kernel: str, generation: str) -> "PrefillBlocks":
+        sizes = block_sizes(kernel, generation)
+        flags = {name: bool(sizes[name]) for name in ("matrix_sums", "split")}
+        return cls(**{**sizes, **flags})
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """One kernel's geometry.
+
+    Queries are [N, tokens, window] and keys and values [positions, lanes], as in cache.py. A query head is laid into
+    the `window` lanes, aligned to whole registers, that hold its KV head, with zeros beside it: so keys are multiplied
+    as they lie in memory, whatever their head width.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page: int
+    dtype: DTypeLike
+    kv_dtype: DTypeLike
+    spec: AttentionSpec
+    blocks: PrefillBlocks
+    causal: bool = True
+    extra_mask: bool = False
+    sinks: bool = False
+    return_lse: bool = False
+
+    @property
+    def groups(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a body: they divide the heads, and share KV heads evenly."""
+        fits = (u for u in range(self.blocks.heads, 0, -1) if self.num_heads % u == 0)
+        return next(u for u in fits if u % self.groups == 0 or self.groups % u == 0)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of a body."""
+        return max(1, self.heads // self.groups)
+
+    @property
+    def bodies(self) -> int:
+        """Runs of the body that cover all heads."""
+        return self.num_heads // self.heads
+
+    @property
+    def lanes(self) -> int:
+        return num_lanes(self.num_kv_heads, self.head_dim)
+
+    @property
+    def window(self) -> int:
+        """Lanes in which any head lies whole."""
+        ends = (k * self.head_dim % LANES + self.head_dim for k in range(self.num_kv_heads))
+        return min(-(-max(ends) // LANES) * LANES, self.lanes)
+
+    def window_start(self, kv_head: Any) -> Any:
+        """First lane of a KV head's window; of a number or of a traced scalar."""
+        start = kv_head * self.head_dim // LANES * LANES
+        last = self.lanes - self.window
+        return min(start, last) if isinstance(kv_head, int) else jnp.minimum(start, last)
+
+    @property
+    def out_width(self) -> int:
+        """Lanes of a head in the output."""
+        return -(-self.head_dim // LANES) * LANES
+
+    @property
+    def value_rows(self) -> int:
+        """Rows of the transposed values, of ones included."""
+        return self.head_dim + (SUBLANES if self.blocks.matrix_sums else 0)
+
+    @property
+    def pages(self) -> int:
+        """Pages of a chunk."""
+        return self.blocks.keys // self.page
+
+    @property
+    def scratch(self) -> dict[str, Any]:
+        """VMEM and semaphores that the walk over tiles needs, by name."""
+        vmem, fp32 = pltpu.VMEM, jnp.float32
+        queries, keys, heads = self.blocks.queries, self.blocks.keys, self.heads
+        accumulators = self.num_heads + heads
+        shapes = {
+            "q": vmem((2, self.num_heads, queries, self.window), self.dtype),
+            "kv": vmem((self.blocks.buffers, self.pages, 2 * self.page, self.lanes), self.kv_dtype),
+            "scores": vmem((heads, keys, queries), fp32),
+            "tops": vmem((heads, SUBLANES, queries), fp32),
+            "values": vmem((self.kv_heads, self.value_rows, keys), self.dtype),
+            "next_values": vmem((self.kv_heads, self.value_rows, keys), self.dtype),
+            "bias": vmem((keys, queries), fp32),
+            "sums": vmem((accumulators, self.value_rows, queries), fp32),
+            "tops_so_far": vmem((accumulators, SUBLANES, queries), fp32),
+            "out": vmem((self.num_heads, queries, self.out_width), self.dtype),
+            "neighbours": vmem((self.num_heads, TILE_ALIGNMENT, self.out_width), self.dtype),
+            "cursor": pltpu.SMEM((6,), jnp.int32),
+            "q_arrived": pltpu.SemaphoreType.DMA((2,)),
+            "kv_arrived": pltpu.SemaphoreType.DMA((self.blocks.buffers,)),
+            "out_left": pltpu.SemaphoreType.DMA(()),
+        }
+        if not self.blocks.matrix_sums:
+            shapes["weights_so_far"] = vmem((accumulators, SUBLANES, queries), fp32)
+        if self.head_dim % LANES:
+            shapes["turned"] = vmem((self.window, keys), self.dtype)
+        if self.return_lse:
+            shapes["lse"] = vmem((self.num_heads, queries), fp32)
+            shapes["lse_left"] = pltpu.SemaphoreType.DMA(())
+        return shapes
+
+
+def fitted(plan: PrefillPlan, more: Callable[[PrefillPlan], Mapping[str, Any]] = lambda _: {}) -> PrefillPlan:
+    """The plan with sizes halved until its scratch, and `more` scratch, takes at most 85 % of the VMEM it may take.
+
+    Raises:
+        UnsupportedError: it takes more even then.
+    """
+    smallest = max(LANES, plan.page)
+    while vmem_bytes(plan.scratch | dict(more(plan))) > 0.85 * plan.blocks.vmem_mib * 2**20:
+        blocks = plan.blocks
+        if blocks.buffers > 2:
+            blocks = replace(blocks, buffers=2)
+        elif blocks.queries > LANES:
+            blocks = replace(blocks, queries=blocks.queries // 2)
+        elif blocks.keys > smallest:
+            blocks = replace(blocks, keys=blocks.keys // 2)
+        elif blocks.heads > 1:
+            blocks = replace(blocks, heads=blocks.heads // 2)
+        else:
+            raise UnsupportedError(
+                f"TPU prefill attention: {plan.num_heads} query heads and rows of {plan.lanes} lanes, supported is "
+                f"what fits {blocks.vmem_mib} MiB of VMEM: fewer heads"
+            )
+        plan = replace(plan, blocks=blocks)
+    return plan
+
+
+def vmem_bytes(scratch: Mapping[str, Any]) -> int:
+    """What scratch takes of VMEM, in whole tiles."""
+    total = 0
+    for ref in scratch.values():
+        if ref.memory_space == pltpu.VMEM:
+            *lead, rows, lanes = ref.shape
+            total += math.prod(lead) * max(rows, SUBLANES) * -(-lanes // LANES) * LANES * jnp.dtype(ref.dtype).itemsize
+    return total
