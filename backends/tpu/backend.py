@@ -1,0 +1,159 @@
+"""The backend of TPUs: attention in Pallas kernels over paged keys and values, everything else by XLA."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Num
+
+from .. import ragged_attention
+from ..base import AttentionSpec, CacheGroup, Capabilities, MemoryInfo, PyTree, RaggedIndex
+from ..errors import UnsupportedError
+from ..hardware import chip
+from ..reference import ReferenceBackend
+from .cache import KV_DTYPES, PAGE_SIZES, allocate_tpu_cache
+from .decode import MAX_QUERIES, check_decode, decode_attention
+from .flash import flash_attention
+from .generations import attached_generation
+from .prefill import check_prefill, prefill_attention
+
+_MIN_BUCKET = 16
+_MAX_BUCKETS = 8
+_INTERPRETED = "v6e"
+
+
+@dataclass(frozen=True)
+class TpuBackend(ReferenceBackend):
+    """Kernels for one generation of TPUs: the attached one, or a named one to be compiled for.
+
+    Args:
+        generation: v4, v5e, v5p, v6e or tpu7x; None is the attached TPU's.
+        interpret: runs the kernels on any device, an operation after another: for tests.
+
+    Raises:
+        UnsupportedError: no generation is named and no TPU is attached.
+    """
+
+    name: str = "tpu"
+    page_size: int = 128
+    capabilities: Capabilities = Capabilities(
+        dtypes=("float32", "bfloat16"),
+        kv_dtypes=KV_DTYPES,
+        page_sizes=PAGE_SIZES,
+        matmul_dtypes=("bfloat16", "float8_e4m3fn", "int8"),
+    )
+    generation: str | None = None
+    interpret: bool = False
+
+    def __post_init__(self) -> None:
+        named = self.generation or (_INTERPRETED if self.interpret else attached_generation())
+        if chip(named).platform != "tpu":
+            raise UnsupportedError(f"backend tpu: generation {named!r}, which is no TPU")
+        object.__setattr__(self, "generation", chip(named).name)
+
+    @property
+    def target(self) -> str:
+        """The generation that kernels are made for."""
+        assert self.generation is not None
+        return self.generation
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        how = f"Pallas for {self.target}{', interpreted' if self.interpret else ''}"
+        return {
+            "ragged_attention (decode)": f"{how}: decode_attention",
+            "ragged_attention (prefill)": f"{how}: prefill_attention",
+            "dense_attention": f"{how}: flash_attention",
+            "linear": "XLA",
+            "grouped_linear": "XLA (ragged dot)",
+            "embed": "XLA",
+        }
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+        for group in groups:
+            shape: dict[str, Any] = dict(
+                num_heads=group.num_kv_heads,
+                num_kv_heads=group.num_kv_heads,
+                head_dim=group.head_dim,
+                page_size=page_size,
+                kv_dtype=kv_dtype,
+                generation=self.target,
+            )
+            check_decode(**shape)
+            check_prefill(**shape, dtype=dtype)
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        return ragged_attention.bind(self._attend, q, k, v, cache, layer, index, spec, sinks)
+
+    def dense_attention(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T N H"]:
+        def one(q: Array, k: Array, v: Array) -> Array:
+            return flash_attention(q, k, v, spec, sinks, generation=self.target, interpret=self.interpret)
+
+        out = jax.lax.map(lambda row: one(*row), (q, k, v))
+        if lengths is None:
+            return out
+        return jnp.where((jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None], out, 0)
+
+    def allocate_cache(
+        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+    ) -> Num[Array, "L P rows lanes"]:
+        return allocate_tpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
+
+    def memory(self) -> MemoryInfo:
+        info = super().memory()
+        if self.interpret or jax.default_backend() == "tpu":
+            return info
+        total = chip(self.target).device_hbm_bytes
+        return MemoryInfo(total=total, free=total)
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        """Doubling from 16, the rows of a bf16 tile; by larger factors where that makes more than eight."""
+        for growth in (2, 4, 8, 16, 32):
+            sizes = [_MIN_BUCKET]
+            while sizes[-1] < max_tokens:
+                sizes.append(sizes[-1] * growth)
+            if len(sizes) <= _MAX_BUCKETS:
+                break
+        return tuple(min(size, max(max_tokens, _MIN_BUCKET)) for size in sizes)
+
+    def _attend(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        """Rows of few queries by one kernel, those of many by the other; each passes over the rows that are not its."""
+        how: dict[str, Any] = dict(generation=self.target, interpret=self.interpret)
+        if index.max_query_len is not None and index.max_query_len <= MAX_QUERIES:
+            return decode_attention(q, k, v, cache, layer, index, spec, sinks, **how)
+        # In a mixed batch the rows of one query are most: the narrowest decode kernel serves them best.
+        out, cache = decode_attention(q, k, v, cache, layer, index, spec, sinks, max_decode_len=1, **how)
+        return prefill_attention(q, k, v, cache, layer, index, spec, sinks, limit=1, out=out, **how)
