@@ -1,6 +1,7 @@
 """Prefill attention over pages against the reference, in memory full of NaN, interpreted."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,9 @@ def test_like_the_reference(case: Case) -> None:
     [("generation", "v3"), ("page_size", 24), ("kv_dtype", "float16"), ("head_dim", 100), ("num_kv_heads", 3)],
 )
 def test_unsupported(field: str, value: object) -> None:
-    good = dict(num_heads=4, num_kv_heads=2, head_dim=64, page_size=16, kv_dtype="bfloat16", generation="v6e")
+    good: dict[str, Any] = dict(
+        num_heads=4, num_kv_heads=2, head_dim=64, page_size=16, kv_dtype="bfloat16", generation="v6e"
+    )
     check_prefill(**good)
     with pytest.raises(UnsupportedError, match=str(value)):
         check_prefill(**{**good, field: value})
