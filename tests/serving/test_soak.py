@@ -56,12 +56,14 @@ def test_nothing_is_left_behind(seconds: int) -> None:
         engine.warm_up()
         engine.start()
         live: list[Generation] = []
+        closed: list[Generation] = []
         done, level, start = 0, 0, time.monotonic()
         while (elapsed := time.monotonic() - start) < seconds:
             if len(live) < 60:
                 live.append(engine.submit(a_request(rng, shared)))
             elif rng.random() < 0.3:
-                live.pop(rng.randrange(len(live))).close()
+                closed.append(live.pop(rng.randrange(len(live))))
+                closed[-1].close()
             else:
                 live.pop(rng.randrange(len(live))).result()
             done += 1
@@ -70,6 +72,7 @@ def test_nothing_is_left_behind(seconds: int) -> None:
                 level = resident()
             if done % 200 == 0:
                 engine.check_integrity()
+                closed = [one for one in closed if not one._outbox.ended or one._outbox.error is not None]
         for generation in live:
             generation.close()
         while engine.num_requests:
@@ -84,6 +87,7 @@ def test_nothing_is_left_behind(seconds: int) -> None:
         growth = resident() - level
         print(f"{seconds} s: {snapshot['requests']} requests, {snapshot['outcomes']}, {snapshot['preemptions']} "
               f"preemptions, {snapshot['prefix_hit_tokens']} tokens hit, memory {growth / 2**20:+.1f} MiB")  # fmt: skip
-        outcomes = snapshot["outcomes"]
+        outcomes, errors = snapshot["outcomes"], [one._outbox.error for one in closed]
+        assert not [error for error in errors if error is not None and "ended by its caller" not in str(error)]
         assert snapshot["preemptions"] > 0 and outcomes["abort"] > 10 and "error" not in outcomes
         assert snapshot["unexpected_compiles"] == 0 and growth < MAX_GROWTH
