@@ -60,7 +60,9 @@ def flash_attention(
     if q.ndim == 3:
         alone = None if segments is None else (segments[0][None], segments[1][None])
         results = flash_attention(
-            *(x[None] for x in (q, k, v)),
+            q[None],
+            k[None],
+            v[None],
             spec,
             sinks,
             generation=generation,
