@@ -11,6 +11,10 @@ from ..aot import Case
 from ..base import AttentionSpec, RaggedIndex
 from .cache import num_lanes
 from .decode import DecodeBlocks, decode_attention
+from .decode_work import decode_work
+from .flash import flash_attention
+from .prefill import prefill_attention
+from .prefill_plan import PrefillBlocks
 
 _LAYERS = 2
 """Layers of the cache: how many there are changes nothing but addresses."""
@@ -45,8 +49,70 @@ def decode(
             _rows(batch, context, page, queries),
         ),
         donate=(3,),
+        work=decode_work(
+            [context] * batch,
+            [queries] * batch,
+            num_heads=num_q_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            page_size=page,
+            kv_dtype=kv_dtype,
+            generation=generation,
+            table_width=-(-context // page),
+            max_decode_len=queries,
+            blocks=sizes,
+        ),
+    )
+
+
+def prefill(
+    *,
+    generation: str,
+    length: int,
+    page: int,
+    kv_dtype: str = "bfloat16",
+    num_q_heads: int = 32,
+    num_kv_heads: int = 8,
+    head_dim: int = 128,
+    blocks: Mapping[str, Any] | None = None,
+) -> Case:
+    """`prefill_attention` on one prompt of `length` tokens, none of which is in the cache yet."""
+    sizes = None if blocks is None else PrefillBlocks(**blocks)
+
+    def function(q: Any, k: Any, v: Any, cache: Any, layer: Any, index: RaggedIndex) -> Any:
+        spec = AttentionSpec(head_dim**-0.5)
+        return prefill_attention(q, k, v, cache, layer, index, spec, generation=generation, blocks=sizes)
+
+    return Case(
+        function,
+        (
+            *_new(length, num_q_heads, num_kv_heads, head_dim),
+            _cache(length // page, page, num_kv_heads * head_dim, kv_dtype),
+            np.int32(0),
+            _rows(1, length, page, length),
+        ),
+        donate=(3,),
         work=None,
     )
+
+
+def flash(
+    *,
+    generation: str,
+    length: int,
+    kv_dtype: str = "bfloat16",
+    num_q_heads: int = 32,
+    num_kv_heads: int = 8,
+    head_dim: int = 128,
+    blocks: Mapping[str, Any] | None = None,
+) -> Case:
+    """`flash_attention`, causal, on one sequence."""
+    sizes = None if blocks is None else PrefillBlocks(**blocks)
+
+    def function(q: Any, k: Any, v: Any) -> Any:
+        return flash_attention(q, k, v, AttentionSpec(head_dim**-0.5), generation=generation, blocks=sizes)
+
+    return Case(function, _new(length, num_q_heads, num_kv_heads, head_dim), work=None)
 
 
 def _new(tokens: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:
