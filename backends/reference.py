@@ -129,8 +129,8 @@ class ReferenceBackend:
             kv_lens=jnp.full(rows, size, jnp.int32),
             max_query_len=size,
         )
-        tokens = (x.reshape(rows * size, *x.shape[2:]) for x in (q, k, v))
-        out, _ = reference_ragged_attention(*tokens, cache, jnp.int32(0), index, spec, sinks)
+        flat = [x.reshape(rows * size, *x.shape[2:]) for x in (q, k, v)]
+        out, _ = reference_ragged_attention(flat[0], flat[1], flat[2], cache, jnp.int32(0), index, spec, sinks)
         own = jnp.arange(size) < lengths[:, None]
         return jnp.where(own[..., None, None], out.reshape(q.shape), 0)
 

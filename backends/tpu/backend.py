@@ -109,10 +109,7 @@ class TpuBackend(ReferenceBackend):
         *,
         lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B T N H"]:
-        def one(q: Array, k: Array, v: Array) -> Array:
-            return flash_attention(q, k, v, spec, sinks, generation=self.target, interpret=self.interpret)
-
-        out = jax.lax.map(lambda row: one(*row), (q, k, v))
+        out = flash_attention(q, k, v, spec, sinks, generation=self.target, interpret=self.interpret)
         if lengths is None:
             return out
         return jnp.where((jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None], out, 0)
