@@ -80,11 +80,17 @@ def no_schedules() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+def pairs() -> Iterator[Any]:
+    """Each family with each chip: CI takes each family for one chip, `scripts/test --soak` all."""
+    for number, case in enumerate(one_of_each_family()):
+        for which, target in enumerate(TARGETS):
+            mark = pytest.mark.slow if number % len(TARGETS) == which else pytest.mark.soak
+            yield pytest.param(case, target, marks=mark)
+
+
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", one_of_each_family())
+@pytest.mark.parametrize(("case", "target"), pairs())
 def test_the_step_compiles_in_place(case: str, target: str, step: str) -> None:
     config, backend = widened(case), backend_of(target)
     function, args = abstract_step(config, backend, rows=4, queries=STEPS[step], context=64, page=16)
