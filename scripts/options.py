@@ -32,7 +32,7 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="What computes: auto, tpu, gpu, cpu or reference (see 'distaff backends').",
+        help="What computes: auto, tpu, gpu, cpu or reference.",
         metavar="NAME",
         rich_help_panel=ENGINE,
     ),

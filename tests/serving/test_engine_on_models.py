@@ -28,8 +28,7 @@ from ..simple_loop import SimpleLoop
 
 MAX_LEN, NUM_REQUESTS, NUM_TOKENS = 96, 32, 36
 BACKENDS = ("reference", "cpu")
-# Windows beside full attention, learned positions, and experts; the slow suite has every family.
-DEFAULT = ("gemma3", "opt", "gpt_oss")
+DEFAULT = "gpt_oss"  # windows beside full attention, sinks and experts; the slow suite has every family
 
 
 def max_len(golden: Golden) -> int:
@@ -69,8 +68,8 @@ def tokens_of(engine: Engine, requests: list[Request]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("case", "backend"),
     [
-        ("smollm2", "reference"),
-        *(pytest.param(case, "cpu", marks=() if case in DEFAULT else pytest.mark.slow) for case in CASES),
+        pytest.param("smollm2", "reference", marks=pytest.mark.slow),
+        *(pytest.param(case, "cpu", marks=() if case == DEFAULT else pytest.mark.slow) for case in CASES),
     ],
 )
 def test_tokens_are_those_of_the_simple_loop(case: str, backend: str) -> None:
@@ -95,7 +94,7 @@ def test_tokens_are_those_of_the_simple_loop(case: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case == "gpt_oss" else pytest.mark.slow) for case in CASES]
+    "case", [pytest.param(case, marks=() if case == DEFAULT else pytest.mark.slow) for case in CASES]
 )
 def test_deterministic_bf16_tokens_are_those_of_the_simple_loop(case: str) -> None:
     """Not one token differs, however close the decision: the numbers are the same bits."""
@@ -216,6 +215,7 @@ def test_deterministic_logits_are_the_same_bits_alone_and_in_a_crowd(golden: Gol
     assert answer([request]) == answer(crowd) == answer(crowd, max_decode_steps=1)
 
 
+@pytest.mark.slow
 def test_requests_are_served_while_programs_are_still_being_compiled(golden: Golden) -> None:
     params = SamplingParams(max_tokens=8, temperature=0, seed=0)
     requests = [Request(tuple(text), params) for text in prompts(golden)[:6]]

@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from distaff.serving.plan import Bucket
 from distaff.serving.scheduler_config import SchedulerConfig
@@ -191,17 +191,20 @@ def unchecked_annotations() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-TestSchedules = Schedules.TestCase
-TestSchedules.settings = settings(
-    max_examples=2000,
-    stateful_step_count=14,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_schedules(count: int) -> None:
+    how = settings(
+        max_examples=count,
+        stateful_step_count=14,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    run_state_machine_as_test(Schedules, settings=how)
 
 
+@pytest.mark.slow
 def test_the_schedules_met_everything() -> None:
     """Runs behind the test above: what it found must have been put to the test."""
     if COUNTS.schedules < 2000:
