@@ -80,12 +80,13 @@ def no_schedules() -> Iterator[None]:
         yield
 
 
-def pairs() -> Iterator[Any]:
+def pairs() -> list[Any]:
     """Each family with each chip: CI takes each family for one chip, `scripts/test --soak` all."""
-    for number, case in enumerate(one_of_each_family()):
-        for which, target in enumerate(TARGETS):
-            mark = pytest.mark.slow if number % len(TARGETS) == which else pytest.mark.soak
-            yield pytest.param(case, target, marks=mark)
+    return [
+        pytest.param(case, target, marks=pytest.mark.slow if number % len(TARGETS) == which else pytest.mark.soak)
+        for number, case in enumerate(one_of_each_family())
+        for which, target in enumerate(TARGETS)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
