@@ -173,9 +173,10 @@ class Driver:
             eos=self.eos,
         )
 
-    def run(self, max_steps: int = 1000) -> None:
-        """Steps until everything has ended."""
+    def run(self) -> None:
+        """Steps until everything has ended, which must not take several times the tokens that there are."""
         self.scheduler.flush()
+        max_steps = 100 + 4 * sum(sequence.max_len for sequence in self.sequences)
         for _ in range(max_steps):
             if self.step() is None and not self.in_flight:
                 wait = self.scheduler.wait_seconds()

@@ -22,7 +22,7 @@ from distaff.backends.tpu.decode_work import decode_work
 
 from .conftest import LAYER, Heads, Step, unpacked
 
-ROWS, TOKENS = 4, 20
+ROWS, TOKENS = 4, 32
 
 
 @dataclass(frozen=True)
