@@ -1,7 +1,7 @@
 """The backend of TPUs: attention in Pallas kernels over paged keys and values, everything else by XLA."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -43,7 +43,6 @@ class TpuBackend(ReferenceBackend):
         dtypes=("float32", "bfloat16"),
         kv_dtypes=KV_DTYPES,
         page_sizes=PAGE_SIZES,
-        matmul_dtypes=("bfloat16", "float8_e4m3fn", "int8"),
     )
     generation: str | None = None
     interpret: bool = False
@@ -53,6 +52,7 @@ class TpuBackend(ReferenceBackend):
         if chip(named).platform != "tpu":
             raise UnsupportedError(f"backend tpu: generation {named!r}, which is no TPU")
         object.__setattr__(self, "generation", chip(named).name)
+        object.__setattr__(self, "capabilities", replace(self.capabilities, matmul_dtypes=tuple(chip(named).flops)))
 
     @property
     def target(self) -> str:
