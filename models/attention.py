@@ -45,7 +45,7 @@ class Attention(nnx.Module):
         index: RaggedIndex,
         positions: Positions,
         machine: Machine,
-    ) -> tuple[Float[Array, "T D"], PyTree]:
+    ) -> tuple[Float[Array, "T_own D"], PyTree]:
         config = self.config
         with jax.named_scope("qkv"):
             q, k, v = self.q(x, machine), self.k(x, machine), self.v(x, machine)

@@ -62,7 +62,7 @@ class Machine:
 class Einsum(nnx.Module):
     """A projection named by its einsum, e.g. "TD,NHD->TNH"; weights are [out..., in...] as checkpoints store them.
 
-    `residual` marks an output that joins the residual stream.
+    `residual` marks an output that joins the residual stream; a layout may keep just its own tokens (T_own) of it.
     """
 
     def __init__(self, equation: str, new: ParamFactory, *, bias: bool = False, residual: bool = False) -> None:
@@ -74,7 +74,7 @@ class Einsum(nnx.Module):
         self.weight = new(weight, nnx.initializers.normal(0.02))
         self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
 
-    def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T *out"]:
+    def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T_own *out"]:
         y = machine.backend.linear(x, self.weight.get_value(), self.equation)
         for axis in self.contracted:
             y = machine.placement.reduce(y, axis, scatter=self.residual)
@@ -130,4 +130,5 @@ class Embedding(nnx.Module):
         """Scores in fp32, of the part of the vocabulary that is here."""
         row, width = self.letters
         equation = f"T{width},{row}{width}->T{row}"
-        return machine.backend.linear(x, self.table.get_value(), equation, out_dtype=jnp.float32)
+        logits = machine.backend.linear(x, self.table.get_value(), equation, out_dtype=jnp.float32)
+        return machine.placement.reduce(logits, LOGICAL_AXES[width])

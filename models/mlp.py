@@ -44,7 +44,7 @@ class Mlp(nnx.Module):
         self.up = Einsum("TD,FD->TF", new, bias=config.bias)
         self.down = Einsum("TF,DF->TD", new, bias=config.bias, residual=True)
 
-    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
         up = self.up(x, machine)
         if self.gate is None:
             return self.down(activate(self.config, up, None), machine)

@@ -76,7 +76,7 @@ class Moe(nnx.Module):
         self.shared = Mlp(config.shared, new) if config.shared is not None else None
         self.shared_gate = Einsum("TD,OD->TO", new.sized(O=1)) if config.shared_gate else None
 
-    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T D"]:
+    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
         placement = machine.placement
         with jax.named_scope("router"):
             logits = placement.gather(self.router(x, machine), "expert", 1)

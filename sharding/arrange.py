@@ -1,0 +1,89 @@
+"""Which part of each weight lies where, and the copies and padding that make it split evenly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm, prod
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Shaped
+
+from ..models.config import ModelConfig
+from ..models.decoder import WeightSpec, weight_specs
+from .layout import Axes, Layout
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """One leaf under a layout.
+
+    Args:
+        shape: of the whole, with copies and padding.
+        axes: the mesh axes that split each dimension.
+        part: shape of what one device holds.
+        copies: how often each KV head is held, beside itself along its axis.
+        dtype: as in the model.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[Axes, ...]
+    part: tuple[int, ...]
+    copies: int
+    dtype: jnp.dtype
+    logical: tuple[str, ...]
+
+    @property
+    def spec(self) -> PartitionSpec:
+        return PartitionSpec(*(axes or None for axes in self.axes))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one device's part."""
+        return prod(self.part) * self.dtype.itemsize
+
+    def arrange(self, leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The leaf with each KV head repeated and with rows of zeros behind the vocabulary, where that is needed."""
+        for axis, logical in enumerate(self.logical):
+            if logical == "kv_heads" and self.copies > 1:
+                leaf = jnp.repeat(leaf, self.copies, axis=axis)
+            elif logical == "vocab" and self.shape[axis] > leaf.shape[axis]:
+                padding = [(0, 0)] * leaf.ndim
+                padding[axis] = (0, self.shape[axis] - leaf.shape[axis])
+                leaf = jnp.pad(leaf, padding)
+        return leaf
+
+
+def arranged(config: ModelConfig, layout: Layout, dtype: DTypeLike) -> Mapping[str, Arranged]:
+    """Every leaf of a model's weights under a layout that check_layout has accepted, by its path."""
+    return {path: _arranged(spec, layout) for path, spec in weight_specs(config, dtype).items()}
+
+
+def kv_copies(num_kv_heads: int, layout: Layout) -> int:
+    """How often a KV head is held where there are more parts than heads: query heads of two devices share it."""
+    return lcm(num_kv_heads, layout.parts("kv_heads")) // num_kv_heads
+
+
+def padded_vocab(vocab_size: int, layout: Layout) -> int:
+    """The vocabulary with the rows that are added so that it splits."""
+    parts = layout.parts("vocab")
+    return -(-vocab_size // parts) * parts
+
+
+def _arranged(spec: WeightSpec, layout: Layout) -> Arranged:
+    shape, axes, copies = list(spec.shape), [], 1
+    for i, logical in enumerate(spec.axes):
+        axes.append(layout.axes(logical))
+        if logical == "kv_heads":
+            copies = kv_copies(shape[i], layout)
+            shape[i] *= copies
+        elif logical == "vocab":
+            shape[i] = padded_vocab(shape[i], layout)
+    part = tuple(size // layout.size(along) for size, along in zip(shape, axes, strict=True))
+    return Arranged(tuple(shape), tuple(axes), part, copies, jnp.dtype(spec.dtype), spec.axes)
+
+
+def abstract(leaves: Mapping[str, Arranged], *, part: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the whole, or of one device's part."""
+    return {path: jax.ShapeDtypeStruct(a.part if part else a.shape, a.dtype) for path, a in leaves.items()}

@@ -1,0 +1,187 @@
+"""The devices of one replica as a backend: what runs on one chip runs on them unchanged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ..backends.base import (
+    AttentionSpec,
+    Backend,
+    CacheGroup,
+    Capabilities,
+    Carry,
+    MemoryInfo,
+    Program,
+    PyTree,
+    RaggedIndex,
+)
+from ..models.config import ModelConfig
+from ..models.decoder import Weights, WeightSpec, flatten, unflatten
+from ..models.kv_cache import copy_pages
+from ..models.step import Step
+from .arrange import Arranged, arranged
+from .layout import Layout
+from .step import WHOLE, ShardedModel
+
+
+@dataclass(frozen=True)
+class ShardedBackend:
+    """A chip's backend on each device of a mesh.
+
+    Weights, caches and steps are laid out; single operations are the chip's own. Bytes, of pages and of memory, are
+    those of all devices together.
+
+    Args:
+        inner: the backend of one device.
+        config, dtype: the model's.
+        layout: of one replica.
+        mesh: its devices.
+    """
+
+    inner: Backend
+    config: ModelConfig
+    dtype: DTypeLike
+    layout: Layout
+    mesh: Mesh
+
+    @cached_property
+    def model(self) -> ShardedModel:
+        return ShardedModel(self.config, self.layout, self.inner, self.dtype)
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
+
+    @property
+    def page_size(self) -> int:
+        return self.inner.page_size
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        return self.inner.kernels
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        return self.inner.compiler_options
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        parts = [self.model.cache_part(group) for group in groups]
+        self.inner.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+
+    def place(self, spec: WeightSpec) -> Sharding:
+        """Where a leaf is loaded to: where it stays, or, if copies or padding are added, to every device whole."""
+        leaf = self._arranged[spec.path]
+        return NamedSharding(self.mesh, leaf.spec if leaf.shape == spec.shape else WHOLE)
+
+    def prepare_params(self, params: Weights) -> PyTree:
+        """Copies, padding, and each device's part in the chip's own form; from the checkpoint's form."""
+
+        def placed(path: str, leaf: PyTree) -> PyTree:
+            where = self._arranged[path]
+            sharding = NamedSharding(self.mesh, where.spec)
+            if leaf.shape == where.shape:
+                return jax.device_put(leaf, sharding)
+            whole = jax.device_put(leaf, NamedSharding(self.mesh, WHOLE))
+            return jax.jit(where.arrange, out_shardings=sharding)(whole)
+
+        parts = unflatten({path: placed(path, leaf) for path, leaf in flatten(params).items()})
+        return jax.jit(self.model.prepare(self.mesh))(parts)
+
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
+        """The parts of all devices, one behind the other along the pages."""
+        return jax.jit(self.model.allocate(self.mesh, group, num_pages=num_pages, page_size=page_size, dtype=dtype))()
+
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        """A step or a copy of pages with its collectives; any other function runs whole on each device."""
+        specs: tuple[PyTree, ...] = (WHOLE,) * len(abstract_args)
+        if isinstance(step, Step):
+            batch = abstract_args[3]
+            specs, step = self.model.step_specs(batch), self.model.step(step, self.mesh, batch)
+        elif step is copy_pages:
+            specs, step = (self.model.cache_spec, WHOLE, WHOLE), self.model.copy_pages(self.mesh)
+        placed = [self._placed(*each) for each in zip(specs, abstract_args, strict=True)]
+        return self.inner.compile(step, placed, donate)
+
+    def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
+        return self.inner.put(tree, sharding or NamedSharding(self.mesh, WHOLE))
+
+    def get(self, tree: PyTree) -> PyTree:
+        return self.inner.get(tree)
+
+    def memory(self) -> MemoryInfo:
+        """Of all devices; those that share the host's memory have it once."""
+        one = self.inner.memory()
+        times = 1 if one.shared else self.layout.num_devices
+        return MemoryInfo(one.total * times, one.free * times, one.shared)
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        return self.inner.buckets(max_tokens)
+
+    def with_rows(self, count: Int[Array, ""]) -> Backend:
+        return self.inner.with_rows(count)
+
+    def linear(
+        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+    ) -> Float[Array, "T *out"]:
+        return self.inner.linear(x, weight, equation, out_dtype=out_dtype)
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        return self.inner.grouped_linear(x, weight, group_sizes)
+
+    def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
+        return self.inner.embed(table, ids)
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        return self.inner.layer_loop(body, carry, stacked, length)
+
+    def ragged_attention(
+        self,
+        q: Float[Array, "T N H"],
+        k: Float[Array, "T K H"],
+        v: Float[Array, "T K H"],
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+    ) -> tuple[Float[Array, "T N H"], PyTree]:
+        return self.inner.ragged_attention(q, k, v, cache, layer, index, spec, sinks)
+
+    def dense_attention(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        spec: AttentionSpec,
+        sinks: Float[Array, "N"] | None = None,
+        *,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B T N H"]:
+        return self.inner.dense_attention(q, k, v, spec, sinks, lengths=lengths)
+
+    @cached_property
+    def _arranged(self) -> Mapping[str, Arranged]:
+        return arranged(self.config, self.layout, self.dtype)
+
+    def _placed(self, specs: PyTree, argument: PyTree) -> PyTree:
+        def place(spec: PartitionSpec, part: PyTree) -> PyTree:
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
+
+        return jax.tree.map(place, specs, argument, is_leaf=lambda node: isinstance(node, PartitionSpec))

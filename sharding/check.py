@@ -1,0 +1,197 @@
+"""Does a layout fit a model and the devices? If not: why, with the numbers, and what would."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import lcm, log2
+
+from jax.typing import DTypeLike
+
+from ..models.config import ModelConfig, MoeConfig
+from ..models.decoder import weight_specs
+from .errors import (
+    AxisClashError,
+    DevicesError,
+    IndivisibleError,
+    LayoutError,
+    LayoutMemoryError,
+    UnsupportedLayoutError,
+)
+from .footprint import footprint
+from .layout import Layout
+from .presets import preset
+
+_NEAREST = 3
+_CACHE_SHARE = 0.1  # of a device's memory must be left for the cache and for what a step holds
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What there is: so many devices of so many bytes each (None: not known, or not to be looked at)."""
+
+    count: int
+    memory: int | None = None
+
+
+def check_layout(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> None:
+    """
+    Raises:
+        LayoutError: it does not fit; the class says in what respect, the message has the arithmetic and the nearest
+            layouts that fit.
+    """
+    error = problem(layout, config, devices, dtype=dtype)
+    if error is not None:
+        near = [str(other) for other in nearest(layout, config, devices, dtype=dtype)]
+        advice = f"; nearest that fit: {' or '.join(near)}" if near else "; no layout of these devices fits"
+        raise type(error)(f"layout {layout}: {error}{advice}")
+
+
+def problem(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> LayoutError | None:
+    """What is wrong with a layout, None if nothing."""
+    if layout.num_devices > devices.count:
+        product = " x ".join(f"{axis}={size}" for axis, size in layout.mesh)
+        return DevicesError(f"{product} takes {layout.num_devices} devices, there are {devices.count}")
+    return (
+        _clash(layout, config, dtype)
+        or _indivisible(layout, config)
+        or _not_built(layout, config)
+        or (_memory(layout, config, devices.memory, dtype) if devices.memory is not None else None)
+    )
+
+
+def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> Layout:
+    """The layout for `auto`: each replica as small as the memory allows, as many of them as there are devices for.
+
+    Raises:
+        LayoutMemoryError: nothing fits.
+    """
+    fitting = [each for each in candidates(config, devices) if problem(each, config, devices, dtype=dtype) is None]
+    if not fitting:
+        whole = footprint(config, preset("replica", {}), dtype).weights
+        raise LayoutMemoryError(
+            f"layout auto: the weights take {_size(whole)}, and no layout of {devices.count} devices"
+            f"{f' of {_size(devices.memory)} each' if devices.memory else ''} holds them; use more devices, or a "
+            "smaller dtype"
+        )
+    return min(fitting, key=lambda each: (-each.num_devices, each.replica.num_devices, str(each)))
+
+
+def nearest(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> list[Layout]:
+    """The layouts that fit and resemble this one most: in the sizes of their axes, then in the number of devices."""
+
+    def distance(other: Layout) -> tuple[float, int, str]:
+        axes = set(layout.sizes) | set(other.sizes)
+        steps = sum(abs(log2(layout.sizes.get(axis, 1) / other.sizes.get(axis, 1))) for axis in axes)
+        return steps + (layout.preset != other.preset), -other.num_devices, str(other)
+
+    found: list[Layout] = []
+    for other in sorted(candidates(config, devices), key=distance):
+        if problem(other, config, devices, dtype=dtype) is None:
+            found.append(other)
+        if len(found) == _NEAREST:
+            break
+    return found
+
+
+def candidates(config: ModelConfig, devices: Devices) -> Iterator[Layout]:
+    """Every replica, tensor and (of a mixture) expert layout of at most these devices."""
+    sizes = range(1, devices.count + 1)
+    experts = [moe.num_experts for moe in _mixtures(config)]
+    heads = [layer.attention.num_heads for layer in config.layers]
+    tensor = [size for size in sizes if not any(n % size for n in heads)]
+    expert = [size for size in sizes if experts and not any(n % size for n in experts)]
+    for data, size in product(sizes, tensor):
+        if data * size <= devices.count:
+            yield preset("tensor" if size > 1 else "replica", {"data": data, "tensor": size})
+    for data, across, size in product(sizes, expert, tensor):
+        if across > 1 and data * across * size <= devices.count:
+            yield preset("expert", {"data": data, "expert": across, "tensor": size})
+
+
+def _clash(layout: Layout, config: ModelConfig, dtype: DTypeLike) -> LayoutError | None:
+    for spec in weight_specs(config, dtype).values():
+        seen: dict[str, str] = {}
+        for logical in spec.axes:
+            for axis in layout.axes(logical):
+                if axis in seen:
+                    return AxisClashError(
+                        f"{axis} splits both {seen[axis]} and {logical} of {spec.path} {list(spec.axes)}; give each "
+                        "a mesh axis of its own"
+                    )
+                seen[axis] = logical
+    return None
+
+
+def _indivisible(layout: Layout, config: ModelConfig) -> LayoutError | None:
+    for number, layer in enumerate(config.layers):
+        attention = layer.attention
+        parts = layout.parts("heads")
+        if attention.num_heads % parts:
+            return IndivisibleError(_uneven(f"{attention.num_heads} heads (layer {number})", layout, "heads"))
+        if layout.parts("kv_heads") != parts:
+            return AxisClashError(
+                f"heads are split {parts} ways and kv_heads {layout.parts('kv_heads')} ways; queries must lie with "
+                "the keys that they read: give both the same mesh axes"
+            )
+        shared = lcm(attention.num_kv_heads, parts)
+        if attention.num_heads % shared:
+            return IndivisibleError(
+                f"{attention.num_kv_heads} KV heads over {parts} parts make {shared} with copies, which do not divide "
+                f"the {attention.num_heads} heads (layer {number})"
+            )
+        mlp = layer.mlp
+        widths = (
+            [mlp.expert.dim, *([mlp.shared.dim] if mlp.shared else [])] if isinstance(mlp, MoeConfig) else [mlp.dim]
+        )
+        for width in widths:
+            if width % layout.parts("mlp"):
+                return IndivisibleError(_uneven(f"feed-forward width {width} (layer {number})", layout, "mlp"))
+        if isinstance(mlp, MoeConfig) and mlp.num_experts % layout.parts("expert"):
+            return IndivisibleError(_uneven(f"{mlp.num_experts} experts (layer {number})", layout, "expert"))
+    if config.embed_dim % layout.parts("embed"):
+        return IndivisibleError(_uneven(f"model width {config.embed_dim}", layout, "embed"))
+    return None
+
+
+def _uneven(what: str, layout: Layout, logical: str) -> str:
+    axes = " x ".join(f"{axis}={layout.sizes[axis]}" for axis in layout.axes(logical))
+    return f"{what} over {axes} do not divide into {layout.parts(logical)} parts"
+
+
+def _not_built(layout: Layout, config: ModelConfig) -> LayoutError | None:
+    mixtures = list(_mixtures(config))
+    if "expert" in layout.sizes and not mixtures:
+        return UnsupportedLayoutError(f"{config.family} has no experts to split over expert={layout.sizes['expert']}")
+    if layout.axes("embed") and mixtures:
+        return UnsupportedLayoutError("the matrices of experts are not split along the width of the model")
+    if layout.axes("embed") and config.embed_in_dim is not None:
+        return UnsupportedLayoutError("a table of another width than the model's is not split along the width")
+    tokens = layout.axes("tokens") + layout.axes("tokens", prefill=True)
+    if tokens and any(mixture.shared_gate for mixture in mixtures):
+        return UnsupportedLayoutError("a mixture with a gated shared expert keeps its residual stream whole")
+    full = {layer.attention.num_kv_heads for layer in config.layers if layer.attention.qk_norm == "full"}
+    if len(full) > 1 and layout.axes("kv_heads"):
+        return UnsupportedLayoutError("layers whose whole projections are normalised differ in their KV heads")
+    return None
+
+
+def _memory(layout: Layout, config: ModelConfig, memory: int, dtype: DTypeLike) -> LayoutError | None:
+    held = footprint(config, layout, dtype)
+    if held.weights <= memory * (1 - _CACHE_SHARE):
+        return None
+    copies = f", {_size(held.kv_copies)} of it copies of KV heads" if held.kv_copies else ""
+    whole = footprint(config, preset("replica", {}), dtype).weights
+    return LayoutMemoryError(
+        f"a device would hold {_size(held.weights)} of the {_size(whole)} of weights{copies}; it has {_size(memory)}, "
+        f"of which a tenth ({_size(int(memory * _CACHE_SHARE))}) is left for the KV cache"
+    )
+
+
+def _mixtures(config: ModelConfig) -> Iterator[MoeConfig]:
+    for layer in config.layers:
+        if isinstance(layer.mlp, MoeConfig):
+            yield layer.mlp
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"

@@ -1,0 +1,126 @@
+"""A layout is data: the shape of a mesh, and one table that maps logical axes to mesh axes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from types import MappingProxyType
+
+from .errors import LayoutSyntaxError
+
+MESH_AXES = ("data", "stage", "sequence", "expert", "tensor", "tensor2")
+"""Axes of a mesh, the slowest first: devices that are neighbours along `tensor2` have neighbouring numbers."""
+
+LOGICAL_AXES: Mapping[str, str] = MappingProxyType(
+    {
+        "heads": "query heads",
+        "kv_heads": "key and value heads, and so the KV cache",
+        "mlp": "width of a feed-forward layer, and of each expert",
+        "expert": "experts of a mixture",
+        "vocab": "tokens of the embedding table and of the logits",
+        "embed": "width of the model",
+        "tokens": "tokens of the residual stream, between the layers",
+    }
+)
+"""What a table may split, and what that is."""
+
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> the mesh axes that split it, the slowest first; what is not named is whole everywhere."""
+
+    table: tuple[tuple[str, Axes], ...] = ()
+
+    @classmethod
+    def of(cls, **table: Axes) -> "Rules":
+        """A table in the order of LOGICAL_AXES."""
+        return cls(tuple((name, tuple(table[name])) for name in LOGICAL_AXES if table.get(name)))
+
+    def __getitem__(self, logical: str) -> Axes:
+        return dict(self.table).get(logical, ())
+
+    def updated(self, **table: Axes) -> "Rules":
+        """These with some entries replaced."""
+        return Rules.of(**{**dict(self.table), **table})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh and what lives where on it.
+
+    Args:
+        preset: the preset whose table this is, or "custom".
+        mesh: sizes of the mesh's axes, in the order of MESH_AXES, those of one device left out.
+        rules: where weights, KV cache and activations are split.
+        prefill: what steps with prompts split otherwise; activations only, since weights are stored once.
+    """
+
+    preset: str
+    mesh: tuple[tuple[str, int], ...]
+    rules: Rules
+    prefill: Rules = Rules()
+
+    @classmethod
+    def of(cls, preset: str, sizes: Mapping[str, int], rules: Rules, prefill: Rules | None = None) -> "Layout":
+        """A layout from sizes in any order.
+
+        Raises:
+            LayoutSyntaxError: an axis, logical or of the mesh, that does not exist; a size below 1; weights that
+                prefill would split otherwise.
+        """
+        prefill = prefill or Rules()
+        for name, size in sizes.items():
+            if name not in MESH_AXES:
+                raise LayoutSyntaxError(f"layout: no mesh axis is named {name!r}, expected {', '.join(MESH_AXES)}")
+            if size < 1:
+                raise LayoutSyntaxError(f"layout: {name}={size}, expected a whole number from 1")
+        for logical, axes in (*rules.table, *prefill.table):
+            unknown = [axis for axis in axes if axis not in MESH_AXES]
+            if logical not in LOGICAL_AXES or unknown:
+                raise LayoutSyntaxError(
+                    f"layout: the rule {logical}: {list(axes)} names {unknown[0] if unknown else logical!r}; logical "
+                    f"axes are {', '.join(LOGICAL_AXES)}, mesh axes {', '.join(MESH_AXES)}"
+                )
+        weights = [logical for logical, _ in prefill.table if logical != "tokens"]
+        if weights:
+            raise LayoutSyntaxError(f"layout: prefill splits {weights[0]} otherwise, and weights are stored once")
+        mesh = tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1)
+        return cls(preset, mesh, rules, prefill)
+
+    def __str__(self) -> str:
+        """As `parse_layout` reads it; custom tables print their mesh alone."""
+        sizes = ",".join(f"{axis}={size}" for axis, size in self.mesh) or "data=1"
+        return sizes if self.preset in ("tensor", "custom") else f"{self.preset}:{sizes}"
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes of the mesh's axes, without those of one device."""
+        return MappingProxyType(dict(self.mesh))
+
+    @property
+    def num_devices(self) -> int:
+        return prod(self.sizes.values())
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that work on different requests."""
+        return self.sizes.get("data", 1)
+
+    @property
+    def replica(self) -> "Layout":
+        """The layout of one copy."""
+        return replace(self, mesh=tuple((axis, size) for axis, size in self.mesh if axis != "data"))
+
+    def axes(self, logical: str, *, prefill: bool = False) -> Axes:
+        """The mesh axes of more than one device that split a logical axis."""
+        axes = (prefill and self.prefill[logical]) or self.rules[logical]
+        return tuple(axis for axis in axes if axis in self.sizes)
+
+    def parts(self, logical: str, *, prefill: bool = False) -> int:
+        """How many parts a logical axis is split into."""
+        return self.size(self.axes(logical, prefill=prefill))
+
+    def size(self, axes: Iterable[str]) -> int:
+        """Devices along some mesh axes."""
+        return prod(self.sizes.get(axis, 1) for axis in axes)

@@ -1,0 +1,117 @@
+"""Layouts as text: `data=2,tensor=4`, `expert:expert=4,tensor=2`, the name of a preset, or a YAML file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import LayoutSyntaxError, UnsupportedLayoutError
+from .layout import MESH_AXES, Layout, Rules
+from .presets import PRESETS, preset
+
+_FORMS = "data=2,tensor=4; a preset; PRESET:axis=size,...; a .yaml file; or auto"
+_NOT_BUILT = {
+    "stage": "a pipeline: split the layers' heads and feed-forward with tensor instead",
+    "sequence": "a KV cache split over positions: hold fewer positions, or use more of tensor",
+}
+
+
+def parse_layout(text: str, *, num_devices: int) -> Layout:
+    """Reads a layout.
+
+    Args:
+        text: one of the forms above, "auto" aside (choose_layout has it).
+        num_devices: what a preset without sizes is spread over.
+
+    Raises:
+        LayoutSyntaxError: it is none of them.
+        UnsupportedLayoutError: an axis that nothing computes with yet.
+    """
+    if text.endswith((".yaml", ".yml")):
+        return _from_file(Path(text))
+    name, colon, sizes_text = text.partition(":")
+    if not colon and "=" in name:
+        name, sizes_text = "", name
+    if name and name not in PRESETS:
+        raise LayoutSyntaxError(f"layout {text!r}: expected {_FORMS}. Presets are {', '.join(PRESETS)}")
+    sizes = _sizes(text, sizes_text) if sizes_text else _spread(name, num_devices)
+    if "tensor2" in sizes and not name:
+        raise LayoutSyntaxError(
+            f"layout {text!r}: say what tensor2 splits: tensor-2d:{sizes_text} (the width of the model) or "
+            f"attention-ff:{sizes_text} (feed-forward and vocabulary)"
+        )
+    name = name or ("expert" if "expert" in sizes else "tensor" if "tensor" in sizes else "replica")
+    built = preset(name, sizes)
+    _check_axes(text, built, ("data", *PRESETS[name].axes))
+    return built
+
+
+def layout_yaml(layout: Layout) -> str:
+    """The layout as the YAML file that gives it."""
+    tables = {"rules": layout.rules, "prefill": layout.prefill}
+    written = {name: {logical: list(axes) for logical, axes in rules.table} for name, rules in tables.items()}
+    return yaml.safe_dump({"mesh": dict(layout.mesh), **{k: v for k, v in written.items() if v}}, sort_keys=False)
+
+
+def _spread(name: str, num_devices: int) -> dict[str, int]:
+    axes = PRESETS[name].axes
+    if len(axes) < 2 or name == "expert":
+        return {axes[0] if axes else "data": num_devices}
+    second = 2 ** (num_devices.bit_length() // 2 - 1) if num_devices > 1 else 1
+    while num_devices % second:
+        second //= 2
+    return {axes[0]: num_devices // second, axes[1]: second}
+
+
+def _sizes(text: str, sizes: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in sizes.split(","):
+        axis, equals, size = part.strip().partition("=")
+        if not equals or not size.isdecimal():
+            raise LayoutSyntaxError(f"layout {text!r}: {part!r} is no axis=size; expected {_FORMS}")
+        if axis in found:
+            raise LayoutSyntaxError(f"layout {text!r}: {axis} is given twice")
+        found[axis] = int(size)
+    return found
+
+
+def _check_axes(text: str, layout: Layout, used: tuple[str, ...]) -> None:
+    """An axis that nothing is split over would have no effect."""
+    for axis, size in layout.mesh:
+        if axis in _NOT_BUILT:
+            raise UnsupportedLayoutError(f"layout {text!r}: {axis}={size} is not built, {_NOT_BUILT[axis]}")
+        if axis not in used:
+            raise LayoutSyntaxError(
+                f"layout {text!r}: nothing is split over {axis}={size}; this table uses {', '.join(used)}"
+            )
+
+
+def _from_file(path: Path) -> Layout:
+    try:
+        read: Any = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LayoutSyntaxError(f"layout {str(path)!r} cannot be read: {error}") from error
+    known = {"mesh", "rules", "prefill"}
+    if not isinstance(read, Mapping) or not set(read) <= known or not _is_table(read.get("mesh"), int):
+        raise LayoutSyntaxError(
+            f"layout {str(path)!r}: expected `mesh:` with a size for each axis ({', '.join(MESH_AXES)}), then `rules:` "
+            "and perhaps `prefill:` with a list of mesh axes for each logical axis"
+        )
+    tables: list[Rules] = []
+    for name in ("rules", "prefill"):
+        table = read.get(name) or {}
+        if not _is_table(table, list):
+            raise LayoutSyntaxError(f"layout {str(path)!r}: {name} has a list of mesh axes for each logical axis")
+        ordered = {logical: tuple(map(str, axes)) for logical, axes in table.items()}
+        tables.append(Rules(tuple(ordered.items())))
+    layout = Layout.of("custom", read["mesh"], *tables)
+    used = [axis for rules in tables for _, axes in rules.table for axis in axes]
+    _check_axes(str(path), layout, ("data", *dict.fromkeys(used)))
+    return layout
+
+
+def _is_table(given: Any, kind: type) -> bool:
+    if not isinstance(given, Mapping):
+        return False
+    return all(isinstance(k, str) and isinstance(v, kind) and not isinstance(v, bool) for k, v in given.items())

@@ -1,0 +1,77 @@
+"""Layouts by name: the table of each, and the mesh axes that it knows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from .layout import Layout, Rules
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A table with a name.
+
+    Args:
+        axes: mesh axes that it uses beside `data`; the first takes all devices where no sizes are given.
+        about: what it splits.
+        use: when it is the right one.
+    """
+
+    axes: tuple[str, ...]
+    rules: Rules
+    about: str
+    use: str
+    prefill: Rules = Rules()
+
+
+_TENSOR = Rules.of(heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",), vocab=("tensor",))
+_BOTH = ("expert", "tensor")
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "replica": Preset(
+            (),
+            Rules(),
+            "nothing; each device holds the whole model and serves requests of its own",
+            "the model fits into one device: most tokens per second, nothing is sent",
+        ),
+        "tensor": Preset(
+            ("tensor",),
+            _TENSOR,
+            "heads, feed-forward and vocabulary; two all-reduces in a layer",
+            "the model does not fit, or answers must come faster",
+        ),
+        "tensor-scatter": Preset(
+            ("tensor",),
+            _TENSOR,
+            "as tensor; in prefill each device keeps its part of the residual stream: reduce-scatter and all-gather in "
+            "place of all-reduce",
+            "long prompts: norms and residuals are computed and held once, for the same bytes sent",
+            prefill=Rules.of(tokens=("tensor",)),
+        ),
+        "tensor-2d": Preset(
+            ("tensor", "tensor2"),
+            _TENSOR.updated(embed=("tensor2",)),
+            "as tensor, and the width of the model over tensor2: every matrix lies in blocks; the KV cache is held "
+            "once for each tensor2",
+            "many devices and few tokens: less is sent than along one axis of that length",
+        ),
+        "attention-ff": Preset(
+            ("tensor", "tensor2"),
+            _TENSOR.updated(mlp=("tensor", "tensor2"), vocab=("tensor", "tensor2")),
+            "attention over tensor, feed-forward and vocabulary over tensor and tensor2",
+            "fewer heads than devices: heads that do not divide further are held once for each tensor2",
+        ),
+        "expert": Preset(
+            ("expert", "tensor"),
+            Rules.of(heads=_BOTH, kv_heads=_BOTH, mlp=("tensor",), expert=("expert",), vocab=_BOTH),
+            "whole experts over expert, their width over tensor, heads and vocabulary over both",
+            "a mixture of experts whose experts are too narrow to be split",
+        ),
+    }
+)
+
+
+def preset(name: str, sizes: Mapping[str, int]) -> Layout:
+    """The layout of a preset on a mesh of these sizes; Layout.of says what it raises."""
+    return Layout.of(name, sizes, PRESETS[name].rules, PRESETS[name].prefill)

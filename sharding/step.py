@@ -1,0 +1,118 @@
+"""The pure step under a layout."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from ..backends.base import Backend, CacheGroup, PyTree
+from ..models.config import ModelConfig
+from ..models.decoder import unflatten
+from ..models.kv_cache import copy_pages
+from ..models.step import PromptOutput, Step, StepBatch, StepOutput
+from .arrange import abstract, arranged, kv_copies
+from .layout import Layout
+from .placement import MeshPlacement
+
+WHOLE = PartitionSpec()
+
+
+@dataclass(frozen=True)
+class ShardedModel:
+    """A model under a layout: specs of everything that a step takes, and the step itself.
+
+    A device's part of the weights and of the cache has the form that the chip's own backend gives it. The whole is
+    those parts one behind the other, along the first axis of packed weights and along the pages of the cache: nobody
+    looks into it from outside.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    backend: Backend
+    dtype: DTypeLike
+
+    def weight_specs(self) -> PyTree:
+        """A PartitionSpec for each leaf of the weights in the backend's form."""
+        leaves = arranged(self.config, self.layout, self.dtype)
+        parts = unflatten(abstract(leaves, part=True))
+        prepared = jax.eval_shape(self.backend.prepare_params, parts)
+        specs: dict[str, Any] = {}
+        for path, leaf in leaves.items():
+            node = prepared
+            for name in path.split("."):
+                node = node[name]
+            if getattr(node, "shape", None) == leaf.part and isinstance(node, jax.ShapeDtypeStruct):
+                specs[path] = leaf.spec
+            else:  # in the order of the mesh, as shard_map numbers devices
+                used = [axis for axes in leaf.axes for axis in axes]
+                along = PartitionSpec(tuple(axis for axis in self.layout.sizes if axis in used) or None)
+                specs[path] = jax.tree.map(lambda _, along=along: along, node)
+        return unflatten(specs)
+
+    @property
+    def cache_spec(self) -> PartitionSpec:
+        """Of every leaf of the cache [L, P, ...]."""
+        axes = self.layout.axes("kv_heads")
+        data = ("data",) if self.layout.replicas > 1 else ()
+        return PartitionSpec(None, (*data, *axes) or None)
+
+    @property
+    def batch_spec(self) -> PartitionSpec:
+        """Of the leading axis of row state and batch: each replica has rows of its own."""
+        return PartitionSpec("data") if self.layout.replicas > 1 else WHOLE
+
+    def cache_part(self, group: CacheGroup) -> CacheGroup:
+        """What one device holds of a group."""
+        heads = group.num_kv_heads * kv_copies(group.num_kv_heads, self.layout)
+        return replace(group, num_kv_heads=heads // self.layout.parts("kv_heads"))
+
+    def prepare(self, mesh: Mesh) -> Callable[[PyTree], PyTree]:
+        """Gives arranged weights the backend's form, each device its part."""
+        leaves = arranged(self.config, self.layout, self.dtype)
+        specs = unflatten({path: leaf.spec for path, leaf in leaves.items()})
+        return self._mapped(self.backend.prepare_params, mesh, (specs,), self.weight_specs())
+
+    def allocate(
+        self, mesh: Mesh | None, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+    ) -> Callable[[], PyTree]:
+        """Makes the cache of a group; `num_pages` are those of one replica."""
+        part = self.cache_part(group)
+
+        def allocate() -> PyTree:
+            return self.backend.allocate_cache(part, num_pages=num_pages, page_size=page_size, dtype=dtype)
+
+        return self._mapped(allocate, mesh, (), self.cache_spec)
+
+    def step_specs(self, batch: StepBatch) -> tuple[PyTree, ...]:
+        """Of weights, cache, row state and batch."""
+        rows = jax.tree.map(lambda leaf: self.batch_spec if leaf.ndim else WHOLE, batch)
+        return self.weight_specs(), self.cache_spec, self.batch_spec, rows
+
+    def step(self, step: Step, mesh: Mesh | None, batch: StepBatch) -> Callable[..., PyTree]:
+        """The step with this layout's collectives in it; `step` is that of one replica.
+
+        Args:
+            step: of one device.
+            mesh: None is the one that is ambient when it is traced.
+            batch: only whether its leaves are scalars is looked at.
+        """
+        placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
+        placed = replace(step, backend=self.backend, placement=placement)
+        rows = self.batch_spec
+        width = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
+        prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
+        outputs: Any = StepOutput(rows, rows, rows, prompt, rows)
+        return self._mapped(placed, mesh, self.step_specs(batch), (outputs, self.cache_spec, rows))
+
+    def copy_pages(self, mesh: Mesh) -> Callable[..., PyTree]:
+        """models.kv_cache.copy_pages on each device's part."""
+        return self._mapped(copy_pages, mesh, (self.cache_spec, WHOLE, WHOLE), self.cache_spec)
+
+    def _mapped(
+        self, function: Callable[..., PyTree], mesh: Mesh | None, in_specs: tuple[PyTree, ...], out_specs: PyTree
+    ) -> Callable[..., PyTree]:
+        # What is whole everywhere comes out of the same sums on every device; the checker cannot know that.
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
