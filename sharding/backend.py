@@ -26,6 +26,7 @@ from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
 from ..models.step import Step
 from .arrange import Arranged, arranged
+from .errors import UnsupportedLayoutError
 from .layout import Layout
 from .step import WHOLE, ShardedModel
 
@@ -49,6 +50,17 @@ class ShardedBackend:
     dtype: DTypeLike
     layout: Layout
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UnsupportedLayoutError: several replicas: they share no pages, and one scheduler knows one set of pages.
+        """
+        if self.layout.replicas > 1:
+            raise UnsupportedLayoutError(
+                f"layout {self.layout}: one engine runs one replica; run {self.layout.replicas} engines of layout "
+                f"{self.layout.replica}, each on devices of its own"
+            )
 
     @cached_property
     def model(self) -> ShardedModel:

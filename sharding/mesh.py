@@ -1,6 +1,7 @@
 """From a layout to devices."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from .errors import DevicesError
 from .layout import Layout
 
 
-def make_mesh(layout: Layout, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(layout: Layout, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of the first devices.
 
     Args:

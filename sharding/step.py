@@ -101,8 +101,8 @@ class ShardedModel:
         """
         placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
         placed = replace(step, backend=self.backend, placement=placement)
-        rows = self.batch_spec
-        width = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
+        rows: Any = self.batch_spec
+        width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
         prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
         outputs: Any = StepOutput(rows, rows, rows, prompt, rows)
         return self._mapped(placed, mesh, self.step_specs(batch), (outputs, self.cache_spec, rows))
