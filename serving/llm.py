@@ -18,6 +18,7 @@ from ..models.decoder import Weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
+from ..sharding.backend import shard_backend
 from .bad_words import spellings
 from .buckets import plan_buckets
 from .cache_size import cache_pages
@@ -41,6 +42,7 @@ class LLM:
         model: an alias (`distaff models` lists them), a folder, a .gguf file, an Orbax folder or a hub id.
         dtype: "float32" or "bfloat16", of weights, activations and cache.
         backend: what runs it; "auto" picks.
+        layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
         offline: True never touches the network; None follows HF_HUB_OFFLINE.
         on_progress: called as work goes on.
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
@@ -58,6 +60,7 @@ class LLM:
         *,
         dtype: str = "float32",
         backend: str = "auto",
+        layout: str | None = None,
         offline: bool | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         **config: Any,
@@ -75,6 +78,10 @@ class LLM:
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
         self.config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+        place = None
+        if layout is not None:
+            sharded = shard_backend(self.backend, self.config, layout, dtype)
+            self.backend, place = sharded, sharded.place
         self.backend.check(
             self.config.cache_groups,
             dtype=jnp.dtype(dtype),
@@ -88,7 +95,7 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
-        weights = checkpoint.load_weights(self.config, dtype=jnp.dtype(dtype), progress=report("load"))
+        weights = checkpoint.load_weights(self.config, dtype=jnp.dtype(dtype), place=place, progress=report("load"))
         self.engine = build_engine(
             self.config,
             weights,

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -26,8 +27,11 @@ from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
 from ..models.step import Step
 from .arrange import Arranged, arranged
+from .check import Devices, check_layout, choose_layout
 from .errors import UnsupportedLayoutError
 from .layout import Layout
+from .mesh import make_mesh
+from .parsing import parse_layout
 from .step import WHOLE, ShardedModel
 
 
@@ -197,3 +201,24 @@ class ShardedBackend:
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
         return jax.tree.map(place, specs, argument, is_leaf=lambda node: isinstance(node, PartitionSpec))
+
+
+def shard_backend(inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike) -> ShardedBackend:
+    """The first devices of this process under a layout, for one engine.
+
+    Args:
+        inner: the backend of one device.
+        config, dtype: the model's.
+        layout: as parse_layout reads it, or "auto": the smallest replica that memory allows.
+
+    Raises:
+        LayoutError: it is no layout, or does not fit; several replicas.
+    """
+    memory = inner.memory()
+    devices = Devices(len(jax.devices()), None if memory.shared else memory.total)
+    if layout == "auto":
+        chosen = choose_layout(config, devices, dtype=dtype).replica
+    else:
+        chosen = parse_layout(layout, num_devices=devices.count)
+        check_layout(chosen, config, devices, dtype=dtype)
+    return ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen))

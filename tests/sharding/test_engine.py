@@ -1,6 +1,7 @@
 """The engine under a layout gives the tokens of one device: paged cache, continuous batching, shared prefixes."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +11,12 @@ from distaff.backends.base import Backend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
 from distaff.serving.engine_config import EngineConfig
-from distaff.serving.llm import build_engine
+from distaff.serving.llm import LLM, build_engine
 from distaff.serving.results import Completion
 from distaff.serving.types import Request, SamplingParams
 from distaff.sharding.backend import ShardedBackend
 from distaff.sharding.check import Devices, check_layout
+from distaff.sharding.errors import IndivisibleError
 from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
 
@@ -74,3 +76,17 @@ def test_greedy_tokens_are_those_of_one_device(case: str, text: str) -> None:
 @pytest.mark.slow
 def test_a_chips_own_form_of_weights_and_cache_is_kept_on_each_device() -> None:
     assert answers("llama31", sharded("llama31", "tensor=4", select_backend("cpu"))) == on_one_device("llama31")
+
+
+@pytest.mark.slow
+def test_a_model_by_name_runs_under_a_layout() -> None:
+    golden = Path(__file__).parent.parent / "golden" / "smollm2"
+    prompt, params = list(range(1, 30)), SamplingParams(max_tokens=8, temperature=0)
+    tokens = []
+    for layout in (None, "tensor=3"):
+        llm = LLM(golden, backend="reference", layout=layout, context=64, max_batch=2, max_step_tokens=16)
+        tokens.append(llm.stream(prompt, params).completion().token_ids)
+        llm.close()
+    assert tokens[0] == tokens[1]
+    with pytest.raises(IndivisibleError, match="9 heads"):
+        LLM(golden, backend="reference", layout="tensor=2")

@@ -137,8 +137,6 @@ def test_every_candidate_that_fits_splits_evenly() -> None:
             for path, leaf in arranged(QWEN, layout, jnp.bfloat16).items():
                 whole = [size * layout.size(axes) for size, axes in zip(leaf.part, leaf.axes, strict=True)]
                 assert tuple(whole) == leaf.shape, (str(layout), path)
-        arranged(QWEN, parse_layout("data=1", num_devices=1), "bfloat16")
-    )
 
 
 def test_an_engine_takes_one_replica() -> None:
@@ -149,3 +147,11 @@ def test_an_engine_takes_one_replica() -> None:
         ShardedBackend(ReferenceBackend(), LLAMA_8B, jnp.dtype("bfloat16"), layout, make_mesh(layout))
     with pytest.raises(DevicesError, match="takes 16 devices, there are 8"):
         make_mesh(parse_layout("tensor=16", num_devices=16))
+
+
+def test_the_page_of_layouts_has_every_preset() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
+    for name, preset in PRESETS.items():
+        axes = ", ".join(("data", *preset.axes))
+        assert f"| `{name}` | {axes} | {preset.about} | {preset.use} |" in page
+    assert page.split("## Presets")[1].count("\n| `") == len(PRESETS)
