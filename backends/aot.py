@@ -39,24 +39,28 @@ def compile_ahead(
         clear_schedules()  # nobody asks for them
 
 
-def compile_report(job: CompileJob, *, timeout: float = 600.0) -> CompileReport:
-    """Compiles one job in a process of its own; see CompileProcess.run for what it raises."""
-    with CompileProcess() as process:
+def compile_report(job: CompileJob, *, timeout: float = 600.0, kernels: str | None = None) -> CompileReport:
+    """Compiles one job in a process of its own; see CompileProcess and its `run` for arguments and errors."""
+    with CompileProcess(kernels) as process:
         return process.run(job, timeout=timeout)
 
 
 def compile_reports(
-    jobs: Iterable[CompileJob], *, timeout: float = 600.0
+    jobs: Iterable[CompileJob], *, timeout: float = 600.0, kernels: str | None = None
 ) -> Iterator[tuple[CompileJob, CompileReport | CompileError]]:
     """Compiles jobs one after another in one process, which is started again where one of them ends it.
 
+    Args:
+        timeout: seconds for each.
+        kernels: whose schedules are wanted; see CompileProcess.
+
     Yields:
-        Each job with its report, or with the error of a program that did not compile; `timeout` is for each.
+        Each job with its report, or with the error of a program that did not compile.
 
     Raises:
         DistaffError: what is wrong with all of them, such as a compiler that is not installed.
     """
-    with CompileProcess() as process:
+    with CompileProcess(kernels) as process:
         for job in jobs:
             try:
                 yield job, process.run(job, timeout=timeout)

@@ -18,6 +18,7 @@ from . import errors as general
 from .compile_job import CompileJob
 from .compiler import errors
 from .compiler.errors import CompileError, CompilerAbortedError, CompileTimeoutError
+from .compiler.libtpu import print_only
 from .compiler.report import CompileReport
 
 _ENVIRONMENT = {
@@ -33,9 +34,15 @@ class CompileProcess:
     """A process that compiles one job after another, started when the first one comes and again after a failure.
 
     Use it in a `with` statement; it ends with it. Several may live at once.
+
+    Args:
+        kernels: a regular expression of the names of the TPU kernels whose schedules are wanted; None: all. A whole
+            step has hundreds of operations of XLA's own, whose schedules nobody reads and which take longer to print
+            than to compile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: str | None = None) -> None:
+        self._kernels = kernels
         self._process: subprocess.Popen[bytes] | None = None
         self._answers = -1
         # What compilers leave behind goes when this does, however the process ended.
@@ -93,7 +100,7 @@ class CompileProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[write_end],
-                env={**os.environ, **_ENVIRONMENT, "TMPDIR": self._folder.name},
+                env={**os.environ, **_ENVIRONMENT, **print_only(self._kernels), "TMPDIR": self._folder.name},
             )
             os.close(write_end)
         return self._process

@@ -1,6 +1,5 @@
 """`distaff bench kernels`: what the compiler makes of every kernel, beside JAX's own."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,11 +141,8 @@ def compile_rows(rows: "Sequence[KernelRow]") -> "Iterator[CompileReport | Compi
     """What the compiler says to each, in their order."""
     from ..backends.aot import CompileJob, compile_reports
 
-    # The schedules of XLA's own operations, which nobody reads, would take minutes to print for a whole step.
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    os.environ["LIBTPU_INIT_ARGS"] = f"{given} --xla_jf_dump_to_filter=module={_KERNELS}".strip()
     jobs = [CompileJob(row.builder, row.arguments, row.topology) for row in rows]
-    return (answer for _, answer in compile_reports(jobs))
+    return (answer for _, answer in compile_reports(jobs, kernels=_KERNELS))
 
 
 def _accept(rows: Sequence[Mapping[str, Any]], reason: str | None) -> int:

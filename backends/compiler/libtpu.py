@@ -45,6 +45,18 @@ def libtpu_version() -> str:
         ) from error
 
 
+def print_only(kernels: str | None) -> dict[str, str]:
+    """The environment of a process whose libtpu prints no schedules but those of these kernels.
+
+    Args:
+        kernels: a regular expression of their names; None: whatever there is.
+    """
+    if kernels is None:
+        return {}
+    asked = os.environ.get("LIBTPU_INIT_ARGS", "")
+    return {"LIBTPU_INIT_ARGS": f"{asked} --xla_jf_dump_to_filter=module={kernels}".strip()}
+
+
 @contextmanager
 def libtpu_environment() -> Iterator[None]:
     """The environment in which libtpu is loaded as a compiler; what was there before comes back behind it, so that a
