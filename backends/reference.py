@@ -62,8 +62,8 @@ class ReferenceBackend:
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
         # Both sides as matrices: given three axes, XLA:CPU transposes the whole weight before it multiplies.
-        num_contracted = len(equation.split(",")[0]) - 1
-        out = weight.shape[: weight.ndim - num_contracted]
+        num_out = len(equation.split("->")[1]) - 1
+        out = weight.shape[:num_out]
         product = jax.lax.dot_general(
             x.reshape(x.shape[0], -1),
             weight.reshape(math.prod(out), -1),

@@ -86,6 +86,19 @@ class TpuBackend(ReferenceBackend):
             check_decode(**shape)
             check_prefill(**shape, dtype=dtype)
 
+    def prepare_params(self, params: PyTree) -> PyTree:
+        """Output projections [L, D, N, H] become matrices [L, D, N * H].
+
+        Heads and their widths are contracted as one axis, whose tiles are not those of two: XLA would write each
+        layer's weight to memory once more before it multiplies.
+        """
+
+        def flat(path: tuple[Any, ...], leaf: PyTree) -> PyTree:
+            names = tuple(getattr(part, "key", None) for part in path)
+            return leaf.reshape(*leaf.shape[:-2], -1) if names[-2:] == ("o", "weight") else leaf
+
+        return jax.tree_util.tree_map_with_path(flat, params)
+
     def ragged_attention(
         self,
         q: Float[Array, "T N H"],

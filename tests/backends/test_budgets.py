@@ -13,6 +13,15 @@ from distaff.scripts.kernel_rows import KernelRow, figures, kernel_rows
 SAMPLE = {("decode", "v6e", "B64 ctx4096 page16 bf16"), ("flash", "tpu7x", "T4096")}
 """What is compiled even where there is little time."""
 
+SLOW = {"B64 ctx4096 page16 bf16", "B64 ctx4096 page16 fp8", "B64 ctx4096 page16 int8", "T4096", "T4096 page128"}
+"""Shapes that CI compiles for every generation; `scripts/test --soak` compiles all that have a budget."""
+
+
+def mark_of(row: KernelRow) -> pytest.MarkDecorator | tuple[()]:
+    if (row.kernel, row.generation, row.shape_text) in SAMPLE:
+        return ()
+    return pytest.mark.slow if row.shape_text in SLOW else pytest.mark.soak
+
 
 def budgeted() -> Iterator[KernelRow]:
     """Our rows with a budget for the compiler that is installed."""
@@ -30,7 +39,7 @@ def parameters() -> list[object]:
         pytest.param(
             row,
             id=f"{row.kernel} {row.generation} {row.shape_text}",
-            marks=() if (row.kernel, row.generation, row.shape_text) in SAMPLE else pytest.mark.slow,
+            marks=mark_of(row),
         )
         for row in budgeted()
     ]

@@ -20,7 +20,6 @@ from distaff.models.checkpoints import shipped_configs
 from distaff.models.config import ModelConfig
 from distaff.models.families import FAMILIES, config_from_hf
 from distaff.scripts.step_case import abstract_step
-
 from tests.golden.harness import CASES, GOLDEN
 
 TARGETS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1", "h100": "h100:1"}

@@ -53,7 +53,7 @@ def on_one_device(case: str) -> list[tuple[int, ...]]:
     ("case", "text"),
     [
         pytest.param("llama31", "tensor=4", marks=pytest.mark.slow),
-        pytest.param("gpt_oss", "expert:expert=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "expert:expert=2,tensor=2", marks=pytest.mark.soak),
         pytest.param("qwen3_moe", "tensor-scatter:tensor=4", marks=pytest.mark.soak),
         pytest.param("gemma3", "tensor=4", marks=pytest.mark.soak),
         *(
