@@ -77,7 +77,7 @@ def backend_of(target: str) -> Backend:
 
 @pytest.fixture(scope="module")
 def compilers() -> Iterator[Executor]:
-    """Another process, whose TPU compiler prints no schedules: nobody reads them, and they take longer than all else."""
+    """Another process, whose TPU compiler prints no schedules: nobody reads them, and printing takes longest."""
     with ProcessPoolExecutor(1, get_context("spawn"), start_silently) as pool:
         yield pool
 
