@@ -59,7 +59,7 @@ def draw(
     4. bias;
     5. temperature 0: the most likely token. Otherwise the temperature;
     6. top-k, typical-p, top-p, min-p, each on what the last one left;
-    7. the most likely token after Gumbel noise (`exponential` has it) is drawn.
+    7. one of what is left is drawn, by noise that is a function of the row's key and the token (`truncation`).
 
     A feature that no row of the batch uses is not computed.
     """
@@ -76,20 +76,31 @@ def draw(
 
     row = rows()
     random = used & (row.temperature > 0)
+    penalised = uses_penalties(row)
     shapers = (
         (row.restricted | (token_mask is not None), lambda x: allow(x, rows(), token_mask)),
         ((row.bad_words[:, :, -1] >= 0).any(axis=-1), lambda x: ban_words(x, rows(), history(), positions)),
         (positions < row.min_lens, lambda x: ban_stops(x, rows(), positions)),
-        (uses_penalties(row), lambda x: penalise(x, rows(), history(), positions)),
+        (penalised, lambda x: penalise(x, rows(), history(), positions)),
         ((row.bias_ids >= 0).any(axis=-1), lambda x: add_bias(x, rows())),
     )
     wanted = jnp.stack([(used & uses).any() for uses, _ in shapers])
+    only_penalties = ~(wanted & jnp.array([True, True, True, False, True])).any()
     maxima = block_maxima(logits)
 
-    def shaped() -> Array:
+    def all_shapers() -> Array:
         x = logits
         for each, (_, shape) in zip(wanted, shapers, strict=True):
             x = jax.lax.cond(each, shape, lambda x: x, x)
+        return x
+
+    def shaped() -> Array:
+        # A branch that changes nothing copies all logits on the CPU, so those that are seldom wanted share one.
+        x = jax.lax.cond(
+            only_penalties,
+            lambda: jax.lax.cond((used & penalised).any(), shapers[3][1], lambda x: x, logits),
+            all_shapers,
+        )
         best = block_maxima(x)
         return jax.lax.cond(random.any(), _draw, lambda x, best, *_: argmax(x, best), x, best, rows(), positions, used)
 

@@ -1,15 +1,17 @@
 """Draws from the part of a distribution that top-k, typical-p, top-p and min-p leave.
 
-No threshold is looked for where one token can be tested instead. The draw is the largest weight over noise among the
-tokens that stay. So it takes the largest among all; if that token stays under top-p (those above it hold less than
-top_p), it is the largest among those that stay, too. If not, all tokens down from its weight go, and the next is
-taken. With top_p 0.95 the first one holds 19 times out of 20, and each refusal about halves what is left to refuse.
+A draw goes through two levels, so that noise is made for a block of the vocabulary and not for all of it: first a
+block, by the weight that it holds, then a token of the block, each the largest weight over exponential noise.
 
-The same code serves the few candidates that are enough for most top-k and min-p and the whole vocabulary, since noise
-depends on a token's id alone. Which way a row goes depends on that row alone.
+No threshold is looked for where the token that was drawn can be tested instead. If it stays under top-p (those above
+it hold less than top_p) and min-p, it is the draw. If not, it and everything below it go, and one of the rest is drawn
+with fresh noise, which leaves the shares of those that stay as they are. With top_p 0.95 the first one holds 19 times
+out of 20, and each refusal about halves what is left to refuse.
 """
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,47 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from .exponential import exponential
 from .row_state import SamplingRows
-from .vocabulary_blocks import argmax, best_blocks
+from .vocabulary_blocks import BLOCK, argmax, best_blocks, blocks, largest
 
-# With blocks of 64 tokens: 4,096 candidates, which hold the 64 most likely.
-_NUM_BLOCKS = 64
-# Rows that go through the whole vocabulary do so this many at a time.
+# A top-k up to this is found among so many blocks.
+_NUM_BEST = 64
+# Rows that need a look of their own at the whole vocabulary get it so many at a time.
 _GROUP = 8
+
+
+@no_type_check  # JAX rebuilds it around tracers
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Draws:
+    """Rows on their way to a token.
+
+    Tokens with logits from `least` to `most` can still be drawn; `sums` is what each block holds of them. Weights are
+    such that the most likely token weighs 1; `total` is what there was at first.
+    """
+
+    rows: SamplingRows
+    keys: Key[Array, "B"]
+    least: Float[Array, "B"]
+    most: Float[Array, "B"]
+    best: Float[Array, "B"]
+    total: Float[Array, "B"]
+    sums: Float[Array, "B N"]
+    refusals: Int[Array, "B"]
+    tokens: Int[Array, "B"]
+    done: Bool[Array, "B"]
+
+    def weigh(self, logits: Float[Array, "B N C"], least: Float[Array, "B"], min_p: Float[Array, "B"]) -> Array:
+        """The weights of tokens from `least` to `most` that reach `min_p`, 0 for others: [B N C]."""
+        per_row = lambda x: x[:, None, None]  # noqa: E731
+        temperature = jnp.where(self.rows.temperature > 0, self.rows.temperature, 1)
+        # The difference comes first, so that no temperature is too low to divide by.
+        weights = jnp.exp((logits - per_row(self.best)) / per_row(temperature))
+        within = (logits >= per_row(least)) & (logits <= per_row(self.most))
+        return jnp.where(within & (weights >= per_row(min_p)), weights, 0)
+
+    def hold(self, logits: Float[Array, "B V"], least: Float[Array, "B"], min_p: Float[Array, "B"]) -> Array:
+        """What each block holds of such tokens: [B N]. XLA would sum over them again for a sum over the blocks."""
+        return jax.lax.optimization_barrier(self.weigh(blocks(logits), least, min_p).sum(axis=-1))
 
 
 def draw_truncated(
@@ -30,98 +67,127 @@ def draw_truncated(
     maxima: Float[Array, "B N"],
 ) -> Int[Array, "B"]:  # fmt: skip
     """Draws a token for each of the rows in `draws` (others get any); `maxima` are the logits' `block_maxima`."""
-    num_rows, vocab_size = logits.shape
-    largest = maxima.max(axis=-1)
-    # Where nothing but -inf is left, the difference below would be NaN.
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    temperature = jnp.where(rows.temperature > 0, rows.temperature, 1)
-
-    def weigh(logits: Array, rows: Array | slice = slice(None)) -> Array:
-        # The difference comes first, so that no temperature is too low to divide by.
-        return jnp.exp((logits - largest[rows, None]) / temperature[rows, None])
-
-    everything = jnp.arange(vocab_size, dtype=jnp.int32)[None]
-    if maxima.shape[1] <= _NUM_BLOCKS:
-        return _draw(weigh(logits), everything, rows, keys)
-
-    def from_candidates() -> tuple[Array, Array]:
-        values, ids, floor = best_blocks(logits, _NUM_BLOCKS, maxima)
-        # Of the candidates, those above the floor are all that the vocabulary has above the floor.
-        weights = jnp.where(values > floor[:, None], weigh(values), 0)
-        by_rank = (rows.top_k > 0) & ((weights > 0).sum(axis=-1) >= rows.top_k)
-        by_weight = (rows.top_k <= 0) & (weigh(floor[:, None])[:, 0] < rows.min_p)
-        return _draw(weights, ids, rows, keys), by_rank | (by_weight & no_mass)
-
-    no_mass = (rows.top_p >= 1) & (rows.typical_p >= 1)  # what is measured against the whole distribution
-    hopeful = draws & ((rows.top_k > 0) | ((rows.min_p > 0) & no_mass))
-    nothing = jnp.zeros(num_rows, jnp.int32), jnp.zeros(num_rows, bool)
-    tokens, enough = jax.lax.cond(hopeful.any(), from_candidates, lambda: nothing)
-
-    missing = draws & ~enough
+    num_rows = len(logits)
+    top = maxima.max(axis=-1)
+    lowest = jnp.full_like(top, -jnp.inf)
+    by_rank, by_surprise = draws & (rows.top_k > 0), draws & (rows.typical_p < 1)
+    least = jax.lax.cond(by_rank.any(), lambda: _top_k(logits, maxima, rows, by_rank), lambda: lowest)
+    least, most = jax.lax.cond(by_surprise.any(), lambda: _typical(logits, rows, by_surprise, least, top),
+                               lambda: (least, top))  # fmt: skip
+    # Where nothing but -inf is left, a difference to it would be NaN.
+    best = jnp.where(jnp.isfinite(most), most, 0)
+    real, whole = jnp.zeros(num_rows), jnp.zeros(num_rows, jnp.int32)
+    start = _Draws(rows, keys, least, most, best, real, jnp.zeros_like(maxima), whole, whole, ~draws)
+    sums = start.hold(logits, least, real)
+    start = replace(start, sums=sums, total=sums.sum(axis=-1))
     group = min(_GROUP, num_rows)
-    order = jnp.pad(jnp.argsort(~missing), (0, -num_rows % group), constant_values=num_rows)
 
-    def draw_group(index: Array, tokens: Array) -> Array:
+    def again(state: _Draws) -> _Draws:
+        """One more try for some of the rows that were refused."""
+        chosen = jnp.argsort(state.done)[:group]
+        some = jax.tree.map(lambda x: x[chosen], state)
+        return jax.tree.map(lambda x, new: x.at[chosen].set(new), state, _try(logits[chosen], some))
+
+    return jax.lax.while_loop(lambda state: ~state.done.all(), again, _try(logits, start)).tokens
+
+
+def _try(logits: Float[Array, "B V"], state: _Draws) -> _Draws:
+    """Draws a token in each of the rows that are not done, and keeps or refuses it."""
+    rows, keys = state.rows, jax.vmap(jax.random.fold_in)(state.keys, state.refusals)
+    num_blocks = state.sums.shape[1]
+
+    def race(weights: Array, ids: Array) -> Array:
+        return jnp.where(weights > 0, weights / exponential(keys, ids), -1)
+
+    block = argmax(race(state.sums, jnp.arange(num_blocks)[None]))[:, None]
+    x = jnp.take_along_axis(blocks(logits), block[:, :, None], axis=1)
+    # What min-p leaves out is refused once; then it is out of the sums, too.
+    min_p = jnp.where(state.refusals > 0, rows.min_p, 0)
+    weights, ids = state.weigh(x, state.least, min_p)[:, 0], block * BLOCK + jnp.arange(BLOCK)
+    place = jnp.argmax(race(weights, num_blocks + ids), axis=-1)[:, None]
+    token, logit, weight = (jnp.take_along_axis(each, place, axis=1)[:, 0] for each in (ids, x[:, 0], weights))
+
+    cuts = ~state.done & ((rows.top_p < 1) | (rows.min_p > 0))
+    least = jnp.nextafter(logit, jnp.inf)
+    above = jax.lax.cond(cuts.any(), lambda: state.hold(logits, least, rows.min_p), lambda: state.sums)
+    limit = jnp.where(rows.top_p < 1, rows.top_p * state.total, jnp.inf)
+    stays = ~cuts | ((weight >= rows.min_p) & (above.sum(axis=-1) < limit))
+    # The most likely token always stays; so does one whose weight is NaN, or when nobody is left: it must end.
+    stays |= ~(weight < 1) | ~(weight > 0)
+    return replace(
+        state,
+        least=least,
+        sums=above,
+        refusals=state.refusals + 1,
+        tokens=jnp.where(state.done, state.tokens, token.astype(jnp.int32)),
+        done=state.done | stays,
+    )
+
+
+def _top_k(
+    logits: Float[Array, "B V"], maxima: Float[Array, "B N"], rows: SamplingRows, uses: Bool[Array, "B"]
+) -> Float[Array, "B"]:
+    """The logit of the `top_k`th token, -inf where a row does not use it."""
+    top = largest(best_blocks(logits, _NUM_BEST, maxima)[0], min(_NUM_BEST, logits.shape[1]))[0]
+    few = uses & (rows.top_k <= top.shape[1])
+    place = jnp.clip(rows.top_k - 1, 0, top.shape[1] - 1)[:, None]
+    least = jnp.where(few, jnp.take_along_axis(top, place, axis=1)[:, 0], -jnp.inf)
+
+    def search(logits: Array, rows: SamplingRows, _: tuple[Array, ...]) -> tuple[Array]:
+        kept = _covering(_in_order(logits), jnp.ones_like(logits), rows.top_k.astype(jnp.float32))
+        return (jnp.where(kept, logits, jnp.inf).min(axis=-1),)
+
+    return _for_some(search, uses & ~few & (rows.top_k < logits.shape[1]), logits, rows, (least,))[0]
+
+
+def _typical(
+    logits: Float[Array, "B V"], rows: SamplingRows, uses: Bool[Array, "B"], least: Float[Array, "B"],
+    most: Float[Array, "B"],
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:  # fmt: skip
+    """The least and the largest logit of the tokens whose surprise is nearest to the entropy, up to a mass of typical_p
+    (Meister et al. 2022); they are neighbours in the order of their logits."""
+
+    def search(logits: Array, rows: SamplingRows, bounds: tuple[Array, ...]) -> tuple[Array, Array]:
+        least, most = (bound[:, None] for bound in bounds)
+        weights = jnp.where(logits >= least, jnp.exp((logits - most) / rows.temperature[:, None]), 0)
+        mass = weights.sum(axis=-1, keepdims=True)
+        surprise = jnp.log(mass) - jnp.log(weights)
+        entropy = jnp.where(weights > 0, weights * surprise, 0).sum(axis=-1, keepdims=True) / mass
+        kept = (weights > 0) & _covering(~_bits(jnp.abs(surprise - entropy)), weights, rows.typical_p * mass[:, 0])
+        return jnp.where(kept, logits, jnp.inf).min(axis=-1), jnp.where(kept, logits, -jnp.inf).max(axis=-1)
+
+    return _for_some(search, uses, logits, rows, (least, most))
+
+
+def _for_some[*Bounds](
+    search: Callable[[Array, SamplingRows, tuple[*Bounds]], tuple[*Bounds]], uses: Bool[Array, "B"],
+    logits: Float[Array, "B V"], rows: SamplingRows, bounds: tuple[*Bounds],
+) -> tuple[*Bounds]:  # fmt: skip
+    """What `search` finds for the rows that `uses` names, a group at a time; `bounds` ([B] each) for the others."""
+    num_rows = len(logits)
+    group = min(_GROUP, num_rows)
+    order = jnp.pad(jnp.argsort(~uses), (0, -num_rows % group), constant_values=num_rows)
+
+    def step(index: Array, bounds: tuple[*Bounds]) -> tuple[*Bounds]:
         chosen = jax.lax.dynamic_slice_in_dim(order, index * group, group)
         inside = jnp.minimum(chosen, num_rows - 1)
-        some_rows, some_keys = jax.tree.map(lambda each: each[inside], (rows, keys))
-        drawn = _draw(weigh(logits[inside], inside), everything, some_rows, some_keys)
-        return tokens.at[jnp.where(missing[inside], chosen, num_rows)].set(drawn, mode="drop")
+        some_rows, some_bounds = jax.tree.map(lambda each: each[inside], (rows, bounds))
+        found = search(logits[inside], some_rows, some_bounds)
+        kept = jnp.where(uses[inside], chosen, num_rows)
+        return jax.tree.map(lambda x, new: x.at[kept].set(new, mode="drop"), bounds, found)
 
-    return jax.lax.fori_loop(0, -(-missing.sum() // group), draw_group, tokens)
-
-
-def _draw(
-    weights: Float[Array, "B C"], ids: Int[Array, "#B C"], rows: SamplingRows, keys: Key[Array, "B"]
-) -> Int[Array, "B"]:
-    """One token of each row, out of `ids`. A weight of zero is never drawn beside others."""
-    for uses, keep in ((rows.top_k > 0, _keep_top_k), (rows.typical_p < 1, _keep_typical)):
-        weights = jax.lax.cond(uses.any(), partial(keep, weights, rows), lambda weights=weights: weights)
-    largest = weights.max(axis=-1)
-    # min-p measures against the most likely token of those that are left.
-    least = (rows.min_p * largest)[:, None]
-    race = jnp.where((weights >= least) & (weights > 0), weights / exponential(keys, ids), -1)
-    # What a token must have less than this above it. Only where top-p is used is anything summed.
-    uses_mass = (rows.top_p < 1).any()
-    mass = jax.lax.cond(uses_mass, lambda: rows.top_p * weights.sum(axis=-1), lambda: jnp.zeros_like(largest))
-    limit = jnp.where(rows.top_p < 1, mass, jnp.inf)
-
-    def judge(race: Array) -> tuple[Array, Array, Array]:
-        """Who comes first in each row, its weight, and whether it stays."""
-        first = argmax(race)[:, None]
-        weight = jnp.take_along_axis(weights, first, axis=1)
-        above = jax.lax.cond(
-            uses_mass, lambda: jnp.where(weights > weight, weights, 0).sum(axis=-1), lambda: jnp.zeros_like(largest)
-        )
-        # The most likely token always stays; so does one whose weight is NaN, or when nobody is left: it must end.
-        ends = ~(weight < largest[:, None]) | (jnp.take_along_axis(race, first, axis=1) < 0)
-        return first[:, 0], weight[:, 0], (above < limit) | ends[:, 0]
-
-    def again(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        race, place, weight, stays = state
-        race = jnp.where(weights > weight[:, None], race, -1)
-        other, other_weight, now_stays = judge(race)
-        return race, jnp.where(stays, place, other), jnp.where(stays, weight, other_weight), stays | now_stays
-
-    _, place, _, _ = jax.lax.while_loop(lambda state: ~state[3].all(), again, (race, *judge(race)))
-    return jnp.take_along_axis(jnp.broadcast_to(ids, weights.shape), place[:, None], axis=1)[:, 0]
+    return jax.lax.fori_loop(0, -(-uses.sum() // group), step, bounds)
 
 
-def _keep_top_k(weights: Float[Array, "B C"], rows: SamplingRows) -> Float[Array, "B C"]:
-    """The `top_k` most likely tokens, and those as likely as the last of them."""
-    order = jax.lax.bitcast_convert_type(weights, jnp.uint32)
-    kept = _covering(order, jnp.ones_like(weights), rows.top_k.astype(jnp.float32))
-    return jnp.where(kept | (rows.top_k <= 0)[:, None], weights, 0)
+def _bits(x: Float[Array, "B C"]) -> UInt32[Array, "B C"]:
+    """Of floats that are not negative: in their order."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
-def _keep_typical(weights: Float[Array, "B C"], rows: SamplingRows) -> Float[Array, "B C"]:
-    """The tokens whose surprise is nearest to the entropy, up to a mass of typical_p (Meister et al. 2022)."""
-    mass = weights.sum(axis=-1, keepdims=True)
-    surprise = jnp.log(mass) - jnp.log(weights)
-    entropy = jnp.where(weights > 0, weights * surprise, 0).sum(axis=-1, keepdims=True) / mass
-    order = ~jax.lax.bitcast_convert_type(jnp.abs(surprise - entropy), jnp.uint32)
-    kept = _covering(order, weights, rows.typical_p * mass[:, 0])
-    return jnp.where(kept | (rows.typical_p >= 1)[:, None], weights, 0)
+def _in_order(x: Float[Array, "B C"]) -> UInt32[Array, "B C"]:
+    """Whole numbers in the order of any floats."""
+    bits = _bits(x)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _covering(
@@ -129,8 +195,7 @@ def _covering(
 ) -> Bool[Array, "B C"]:
     """The tokens first in falling `order` whose weights add up to `target`, ties with the last included.
 
-    All stay where no number of them does. The threshold is found bit by bit; floats that are not negative are in the
-    order of their bits.
+    All stay where no number of them does. The threshold is found bit by bit.
     """
 
     def narrow(step: Array, threshold: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from distaff.models.logprobs import token_logprobs
 from distaff.models.row_state import RowState, SamplingRows
 from distaff.models.sampling import Purpose, draw, num_accepted, row_keys
+from distaff.models.vocabulary_blocks import BLOCK
 
-# Beyond 4,096 tokens there is a way over candidates besides that over everything; no multiple of a block's 64.
+# One block; several; more than those that a top-k is looked for in. No multiple of a block's 64.
 SIZES = [5, 300, 5003]
 LENGTH = 24
 
@@ -67,7 +69,7 @@ def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, positio
     if row.temperature == 0:
         return int(x.argmax())
 
-    x = x / row.temperature
+    x, refusals = x / row.temperature, -1
     keep = x > -np.inf
 
     def shares() -> np.ndarray:
@@ -86,14 +88,29 @@ def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, positio
             surprise = -np.log(shares())
             entropy = np.nansum(shares() * surprise)
         keep &= np.isin(np.arange(size), covering(np.argsort(np.abs(surprise - entropy), kind="stable"), row.typical_p))  # pyright: ignore
+    reachable = keep.copy()
     if row.top_p < 1:
         keep &= np.isin(np.arange(size), covering(np.argsort(-shares(), kind="stable"), row.top_p))  # pyright: ignore
-    keep &= shares() >= row.min_p * shares().max()
+    likely = np.exp(x - x[reachable].max()) >= row.min_p
     key = row_keys(
         jnp.asarray(row.seeds)[None], jnp.asarray(row.choices)[None], jnp.asarray([position]), Purpose.SAMPLE
-    )
-    noise = np.asarray(jax.random.gumbel(key[0], (size,), jnp.float32))
-    return int(np.where(keep, x + noise, -np.inf).argmax())
+    )[0]
+    block = np.arange(size) // BLOCK
+    num_blocks = block[-1] + 1
+    while True:  # a block by its weight, then a token of it; one that has to go takes all below it with it
+        noise = np.asarray(gumbel(jax.random.fold_in(key, refusals := refusals + 1), num_blocks + size))
+        weights = np.where(reachable, np.exp(x - x[reachable].max()), 0)
+        with np.errstate(divide="ignore"):
+            chosen = (np.log(np.bincount(block, weights)) + noise[:num_blocks]).argmax()
+        token = int(np.where(reachable & (block == chosen), x + noise[num_blocks:], -np.inf).argmax())
+        if keep[token] and likely[token]:
+            return token
+        reachable &= (x > x[token]) & likely
+
+
+@partial(jax.jit, static_argnums=1)
+def gumbel(key: jax.Array, count: int) -> jax.Array:
+    return jax.random.gumbel(key, (count,), jnp.float32)
 
 
 def take(rows: SamplingRows, i: int) -> SamplingRows:
@@ -222,7 +239,7 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
 @settings(max_examples=80, deadline=None)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
     size = data.draw(st.sampled_from(SIZES))
-    count = 9  # more than one group of the rows that go through the whole vocabulary
+    count = 9  # more than one group of the rows that get a look of their own at the vocabulary
     seed = data.draw(st.integers(0, 99))
     scale = data.draw(st.sampled_from([0.1, 1.0, 6.0]))
     logits = normal(size, count, seed=seed, scale=scale)
