@@ -40,6 +40,10 @@ class Rules:
     def __getitem__(self, logical: str) -> Axes:
         return dict(self.table).get(logical, ())
 
+    def as_dict(self) -> dict[str, list[str]]:
+        """For JSON and YAML."""
+        return {logical: list(axes) for logical, axes in self.table}
+
     def updated(self, **table: Axes) -> "Rules":
         """These with some entries replaced."""
         return Rules.of(**{**dict(self.table), **table})

@@ -50,7 +50,7 @@ def parse_layout(text: str, *, num_devices: int) -> Layout:
 def layout_yaml(layout: Layout) -> str:
     """The layout as the YAML file that gives it."""
     tables = {"rules": layout.rules, "prefill": layout.prefill}
-    written = {name: {logical: list(axes) for logical, axes in rules.table} for name, rules in tables.items()}
+    written = {name: rules.as_dict() for name, rules in tables.items()}
     return yaml.safe_dump({"mesh": dict(layout.mesh), **{k: v for k, v in written.items() if v}}, sort_keys=False)
 
 

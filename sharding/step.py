@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ..backends.base import Backend, CacheGroup, PyTree
@@ -69,14 +69,14 @@ class ShardedModel:
         heads = group.num_kv_heads * kv_copies(group.num_kv_heads, self.layout)
         return replace(group, num_kv_heads=heads // self.layout.parts("kv_heads"))
 
-    def prepare(self, mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    def prepare(self, mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
         """Gives arranged weights the backend's form, each device its part."""
         leaves = arranged(self.config, self.layout, self.dtype)
         specs = unflatten({path: leaf.spec for path, leaf in leaves.items()})
         return self._mapped(self.backend.prepare_params, mesh, (specs,), self.weight_specs())
 
     def allocate(
-        self, mesh: Mesh | None, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
+        self, mesh: Mesh | AbstractMesh, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
     ) -> Callable[[], PyTree]:
         """Makes the cache of a group; `num_pages` are those of one replica."""
         part = self.cache_part(group)
@@ -112,7 +112,11 @@ class ShardedModel:
         return self._mapped(copy_pages, mesh, (self.cache_spec, WHOLE, WHOLE), self.cache_spec)
 
     def _mapped(
-        self, function: Callable[..., PyTree], mesh: Mesh | None, in_specs: tuple[PyTree, ...], out_specs: PyTree
+        self,
+        function: Callable[..., PyTree],
+        mesh: Mesh | AbstractMesh | None,
+        in_specs: tuple[PyTree, ...],
+        out_specs: PyTree,
     ) -> Callable[..., PyTree]:
         # What is whole everywhere comes out of the same sums on every device; the checker cannot know that.
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

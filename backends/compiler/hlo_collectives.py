@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-from .hlo import ARRAY, Instruction, Module, shape_bytes, tuple_elements
-from .hlo_runs import Executions
+from .hlo import ARRAY, NAME, Instruction, Module, shape_bytes, tuple_elements
+from .hlo_runs import Execution, Executions
 from .report import Collective
 
 _COLLECTIVE = re.compile(
@@ -24,8 +24,9 @@ def collectives(module: Module, runs: Executions) -> tuple[Collective, ...]:
     """Every collective that runs, in the order of the text; an asynchronous one counts where it starts."""
     found: list[Collective] = []
     seen: set[tuple[str, ...]] = set()
+    all_runs = {**_offloaded(module, runs), **runs.of}
     for name, instructions in module.computations.items():
-        run = runs.of.get(name)
+        run = all_runs.get(name)
         if run is None:
             continue
         for instruction in instructions:
@@ -42,6 +43,17 @@ def collectives(module: Module, runs: Executions) -> tuple[Collective, ...]:
                 seen.add(key)
             found.append(_collective(match[1], instruction, {i.name: i.shape for i in instructions}, run.count))
     return tuple(found)
+
+
+def _offloaded(module: Module, runs: Executions) -> dict[str, Execution]:
+    """The runs of computations that are given to sparse cores, as tpu7x does with collectives."""
+    found: dict[str, Execution] = {}
+    for name, run in runs.of.items():
+        for instruction in module.computations[name]:
+            if instruction.opcode == "custom-call-start":
+                for callee in NAME.findall(instruction.attribute("called_computations") or ""):
+                    found.setdefault(callee, Execution(0, callee)).count += run.count
+    return found
 
 
 def _collective(op: str, instruction: Instruction, shapes: dict[str, str], count: int) -> Collective:

@@ -222,3 +222,22 @@ def test_a_collective_that_is_fused_into_several_operations_is_one() -> None:
     )
     found = collectives(module, executions(module))
     assert [(c.op, c.num_bytes, c.replica_groups) for c in found] == [("all-gather", 256, ((0, 1, 2, 3),))] * 2
+
+
+def test_collectives_that_a_sparse_core_is_given_run_as_often_as_they_start() -> None:
+    text = """HloModule m
+%called (p: bf16[8,16]) -> bf16[32,16] {
+  %p = bf16[8,16]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[32,16]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: bf16[8,16]) -> bf16[32,16] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %g.start = ((), (), s32[4]{0}) custom-call-start(), async_execution_thread="sparsecore", called_computations={%called}
+  %g.update = ((bf16[8,16]{1,0}), bf16[32,16]{1,0}, s32[4]{0}) custom-call-update(%g.start, %x)
+  ROOT %g.done = bf16[32,16]{1,0} custom-call-done(%g.update)
+}
+"""
+    module = parse_module(text)
+    (gather,) = collectives(module, executions(module))
+    assert (gather.op, gather.count, gather.num_bytes) == ("all-gather", 1, 32 * 16 * 2)

@@ -1,0 +1,174 @@
+"""What a step sends under a layout: arithmetic on the layout and the model, nothing is compiled.
+
+tests/sharding/test_collectives.py compares it with what the TPU compiler makes of the same step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, MoeConfig, NormConfig
+from .arrange import kv_copies, padded_vocab
+from .layout import Axes, Layout
+from .placement import MeshPlacement
+
+_FP32 = 4
+_LANES = 128
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Collectives of a step that are alike.
+
+    Args:
+        what: is sent, in words.
+        op: as compilers name it: all-reduce, all-gather, reduce-scatter.
+        axes: the mesh axes along which devices take part together.
+        num_bytes: of one collective, the whole of what is reduced or gathered as one device sees it: the larger of
+            what goes in and what comes out.
+        count: how many there are in a step.
+    """
+
+    what: str
+    op: str
+    axes: Axes
+    num_bytes: int
+    count: int
+
+    @property
+    def total(self) -> int:
+        return self.num_bytes * self.count
+
+    def link_bytes(self, layout: Layout) -> float:
+        """What each device sends in a ring: (n - 1) / n of the whole, twice that in an all-reduce."""
+        size = layout.size(self.axes)
+        return self.total * (2 if self.op == "all-reduce" else 1) * (size - 1) / size
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The tokens of a step of one replica: `rows` texts, `queries` tokens of each; one token each is a decode step."""
+
+    rows: int
+    queries: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.queries
+
+
+def predict(config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeLike) -> tuple[Sent, ...]:
+    """Every collective of a step that tells nothing about prompts, in the order of the first of each kind.
+
+    Args:
+        config, layout: that check_layout has accepted.
+        dtype: of weights and activations.
+    """
+    counter = _Counter(config, layout, shape, jnp.dtype(dtype).itemsize)
+    counts: dict[Sent, int] = {}
+    for sent in counter.step():
+        counts[sent] = counts.get(sent, 0) + sent.count
+    return tuple(replace(sent, count=count) for sent, count in counts.items())
+
+
+class _Counter:
+    """Walks through a step as the decoder does, and notes what is sent."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, shape: StepShape, width: int) -> None:
+        self.config, self.layout, self.width = config, layout, width
+        decode = shape.queries == 1
+        self.rules = MeshPlacement.of(layout, config, num_tokens=shape.num_tokens, decode=decode).rules
+        self.rows, self.tokens = shape.rows, shape.num_tokens
+        self.own_tokens = self.tokens // layout.size(self.rules["tokens"])
+        self.embed = config.embed_dim // layout.parts("embed")
+
+    def step(self) -> Iterator[Sent]:
+        config = self.config
+        narrow = config.embed_in_dim or self.embed
+        yield from self.reduce("embeddings", self.tokens * narrow * self.width, "vocab")
+        for layer in config.layers:
+            yield from self.layer(layer)
+        if config.final_norm is not None:
+            yield from self.norm(config.final_norm, self.own_tokens)
+        yield from self.gather("last hidden states", self.tokens * self.embed * self.width, "tokens")
+        vocab = padded_vocab(config.vocab_size, self.layout)
+        part = self.rows * vocab // self.layout.parts("vocab")
+        yield from self.reduce("logits", part * _FP32, "embed")
+        for sent in self.gather("logits", self.rows * vocab * _FP32, "vocab"):
+            # Of parts of a single row that are no whole vectors XLA makes a sum: each device's part among zeros.
+            short = self.rows == 1 and part % _LANES
+            yield replace(sent, op="all-reduce") if short else sent
+
+    def layer(self, layer: LayerConfig) -> Iterator[Sent]:
+        before, after = layer.placement in ("pre", "sandwich"), layer.placement != "pre"
+        branches = (self.attention(layer.attention, layer.norm), self.mlp(layer.mlp))
+        for number, branch in enumerate(branches):
+            first = number == 0 or not layer.parallel
+            if before and first:
+                yield from self.norm(layer.norm, self.own_tokens)
+            if first:
+                yield from self.gather("residual stream", self.tokens * self.embed * self.width, "tokens")
+            yield from branch
+            if after and not layer.parallel:
+                yield from self.norm(layer.norm, self.own_tokens)
+
+    def attention(self, config: AttentionConfig, norm: NormConfig) -> Iterator[Sent]:
+        heads = config.num_heads // self.layout.parts("heads")
+        kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, self.layout) // self.layout.parts("kv_heads")
+        # XLA sends what is ready together as one.
+        together = self.tokens * (heads + 2 * kv_heads) * config.head_dim * self.width
+        yield from self.reduce("queries, keys and values", together, "embed")
+        if config.qk_norm == "full":
+            yield from self.norm(norm, self.tokens, "heads")
+            yield from self.norm(norm, self.tokens, "kv_heads")
+        yield from self.reduce("attention outputs", self.tokens * self.embed * self.width, "heads", scatter=True)
+
+    def mlp(self, config: MlpConfig | MoeConfig) -> Iterator[Sent]:
+        if isinstance(config, MoeConfig):
+            yield from self.moe(config)
+            return
+        width = config.dim * (2 if config.gated else 1) // self.layout.parts("mlp")
+        yield from self.reduce("feed-forward widths", self.tokens * width * self.width, "embed")
+        yield from self.reduce("feed-forward outputs", self.tokens * self.embed * self.width, "mlp", scatter=True)
+
+    def moe(self, config: MoeConfig) -> Iterator[Sent]:
+        yield from self.gather("router", self.tokens * config.num_experts * self.width, "expert")
+        if config.correction_bias:
+            yield from self.gather("router's correction", config.num_experts * self.width, "expert")
+        yield from self.reduce("experts' widths", self.tokens * self.embed * _FP32, "mlp")
+        yield from self.reduce("experts' outputs", self.tokens * self.embed * self.width, "expert", scatter=True)
+        if config.shared is not None:
+            yield from self.mlp(config.shared)
+
+    def norm(self, config: NormConfig, tokens: int, logical: str = "embed") -> Iterator[Sent]:
+        for _ in range(2 if config.kind == "layer" else 1):
+            yield from self.reduce("norms", tokens * _FP32, logical)
+
+    def reduce(self, what: str, num_bytes: int, logical: str, *, scatter: bool = False) -> Iterator[Sent]:
+        axes, tokens = self.rules[logical], self.rules["tokens"] if scatter else ()
+        both = tuple(axis for axis in tokens if axis in axes)
+        rest = tuple(axis for axis in axes if axis not in both)
+        if both:
+            yield Sent(what, "reduce-scatter" if both == tokens else "all-reduce", both, num_bytes, 1)
+        if rest:
+            yield Sent(what, "all-reduce", rest, num_bytes // self.layout.size(tokens), 1)
+
+    def gather(self, what: str, num_bytes: int, logical: str) -> Iterator[Sent]:
+        axes = self.rules[logical]
+        if axes:
+            yield Sent(what, "all-gather", axes, num_bytes, 1)
+
+
+def replica_groups(layout: Layout, axes: Axes) -> frozenset[frozenset[int]]:
+    """Numbers of the devices that take part together in a collective along some axes of the layout's mesh."""
+    sizes = dict(layout.mesh)
+    groups: dict[tuple[int, ...], set[int]] = {}
+    for number, place in enumerate(product(*(range(size) for size in sizes.values()))):
+        outside = tuple(at for at, axis in zip(place, sizes, strict=True) if axis not in axes)
+        groups.setdefault(outside, set()).add(number)
+    assert len(groups) * layout.size(axes) == prod(sizes.values())
+    return frozenset(frozenset(group) for group in groups.values())
