@@ -12,11 +12,24 @@ import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
 from .bench_tables import print_reports
-from .options import Backend, Context, Debug, Deterministic, Dtype, Json, KVMemory, MaxBatch, Offline, parse_size
+from .options import (
+    Backend,
+    Context,
+    Debug,
+    Deterministic,
+    Devices,
+    Dtype,
+    Json,
+    KVMemory,
+    Layout,
+    MaxBatch,
+    Offline,
+    parse_size,
+)
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
-from .startup import prepare_devices
+from .startup import prepare_layout, warn_unused
 
 if TYPE_CHECKING:
     from ..serving import LLM, Request
@@ -91,6 +104,8 @@ def bench_offline(
     ] = Sampling.GREEDY,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
     backend: Backend = "auto",
+    layout: Layout = None,
+    devices: Devices = None,
     policy: Annotated[
         Policy, typer.Option("--policy", help="When waiting requests may start; all compares the three.")
     ] = Policy.CONTINUOUS,
@@ -153,8 +168,9 @@ def bench_offline(
             "kv_memory": None if kv_memory is None else parse_size("--kv-memory", kv_memory),
             "context": context,
             "deterministic": deterministic or None,
+            "layout": layout,
         }
-        prepare_devices()
+        prepare_layout(layout, devices)
         from ..serving.measurement import Goodput
         from ..serving.workload import read_workload, uniform_workload
 
@@ -233,7 +249,9 @@ class _Run:
 
         given = {name: value for name, value in self.options.items() if value is not None}
         with ProgressDisplay(self.model) as display:
-            return LLM(self.model, policy=policy.value, on_progress=display, **given)
+            llm = LLM(self.model, policy=policy.value, on_progress=display, **given)
+        warn_unused(llm, self.options["layout"])
+        return llm
 
     def _requests(self, items: "Sequence[Item]", salt: str) -> "list[Request]":
         """The salt keeps one round's prompts out of reach of the next."""

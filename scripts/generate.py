@@ -16,9 +16,11 @@ from .options import (
     Context,
     Debug,
     Deterministic,
+    Devices,
     Dtype,
     Json,
     KVMemory,
+    Layout,
     MaxBatch,
     Offline,
     parse_size,
@@ -27,7 +29,7 @@ from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import prepare_devices
+from .startup import prepare_layout, warn_unused
 
 if TYPE_CHECKING:
     from ..serving import LLM, Completion, Generation, SamplingParams
@@ -78,6 +80,8 @@ def generate(
         Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.", rich_help_panel=ENGINE)
     ] = Dtype.FLOAT32,
     backend: Backend = "auto",
+    layout: Layout = None,
+    devices: Devices = None,
     max_batch: MaxBatch = None,
     kv_memory: KVMemory = None,
     context: Context = None,
@@ -143,16 +147,18 @@ def generate(
             kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory),
             context=context,
             deterministic=deterministic,
+            layout=layout,
         )
         if no_prefix_cache:
             engine["prefix_cache"] = False
-        prepare_devices()
+        prepare_layout(layout, devices)
         from ..serving import LLM, SamplingParams
 
         params = SamplingParams(**chosen)
         engine.setdefault("max_batch", min(params.n, _MAX_BATCH))  # nothing else comes: a small engine starts sooner
         with ProgressDisplay(model) as display:
             llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display, **engine)
+            warn_unused(llm, layout)
             generation = _begin(llm, text, params, chat=chat, system=system)
             completion = _write(generation, params.n, display, as_json=json)
         if not json:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, models
+from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, layout, models
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -45,6 +45,7 @@ def _root(
 app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.add_typer(layout.app, name="layout")
 app.add_typer(models.app, name="models")
 bench.app.command("host")(bench_host.bench_host)
 bench.app.command("kernels")(bench_kernels.bench_kernels)

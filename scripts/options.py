@@ -37,6 +37,25 @@ Backend = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="Several devices, such as tensor=4, or auto ('distaff layout presets').",
+        metavar="LAYOUT",
+        rich_help_panel=ENGINE,
+    ),
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="With --layout: make N virtual devices on the CPU.",
+        metavar="N",
+        min=1,
+        rich_help_panel=ENGINE,
+    ),
+]
 MaxBatch = Annotated[
     int | None,
     typer.Option(

@@ -1,18 +1,53 @@
 """What the process needs before JAX is imported."""
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..backends.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..serving import LLM
 
 _GOOGLE = "0x1ae0"  # PCI vendor
 
 
-def prepare_devices() -> None:
+def prepare_devices(num_virtual: int | None = None) -> None:
     """Keep libtpu and JAX's CUDA plugin, where they are installed for their compilers alone, from looking for devices
-    and complaining on stderr."""
+    and complaining on stderr.
+
+    Args:
+        num_virtual: devices that the CPU shall be; None leaves that as it is.
+    """
+    if num_virtual is not None:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={num_virtual}".strip()
     compilers = find_spec("libtpu") or find_spec("jax_cuda12_plugin")
     if "JAX_PLATFORMS" not in os.environ and compilers and not (has_tpu() or has_gpu()):
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def prepare_layout(layout: str | None, devices: int | None) -> None:
+    """The same for a command with --layout and --devices.
+
+    Raises:
+        UsageError: devices without a layout, which nothing would be put on.
+    """
+    if devices is not None and layout is None:
+        raise UsageError(f"--devices {devices} needs --layout, which says what goes where: --layout auto, for instance")
+    prepare_devices(devices)
+
+
+def warn_unused(llm: "LLM", layout: str | None) -> None:
+    """Say so on stderr where a layout leaves devices unused."""
+    if layout is None:
+        return
+    from ..sharding.backend import ShardedBackend
+
+    if isinstance(llm.backend, ShardedBackend) and llm.backend.unused is not None:
+        sys.stderr.write(f"warning: {llm.backend.unused}\n")
 
 
 def has_tpu() -> bool:

@@ -27,7 +27,7 @@ from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
 from ..models.step import Step
 from .arrange import Arranged, arranged
-from .check import Devices, check_layout, choose_layout
+from .check import Devices, check_layout, choose_layout, unused_text
 from .errors import UnsupportedLayoutError
 from .layout import Layout
 from .mesh import make_mesh
@@ -69,6 +69,11 @@ class ShardedBackend:
     @cached_property
     def model(self) -> ShardedModel:
         return ShardedModel(self.config, self.layout, self.inner, self.dtype)
+
+    @property
+    def unused(self) -> str | None:
+        """What is to be said where there are more devices than the layout takes."""
+        return unused_text(self.layout, len(jax.devices()))
 
     @property
     def name(self) -> str:
