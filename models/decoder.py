@@ -110,7 +110,8 @@ class Stack(nnx.Module):
                 state = layer(state, site, repeat, positions, machine)
             return state
 
-        return machine.backend.layer_loop(body, state, stacked, self.repeats)
+        here = self.repeats // machine.placement.parts("layers")
+        return machine.backend.layer_loop(body, state, stacked, here)
 
 
 class Decoder(nnx.Module):

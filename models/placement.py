@@ -39,6 +39,10 @@ class Placement(Protocol):
         """Index of the first entry of this device's part of a logical axis; `size` is the length of the part."""
         ...
 
+    def parts(self, logical: str) -> int:
+        """How many parts a logical axis is split into."""
+        ...
+
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         """Runs the layers: `run(state, batch)` applies those held here. A pipeline calls it once per microbatch."""
         ...
@@ -59,6 +63,9 @@ class OneDevice:
 
     def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
         return 0
+
+    def parts(self, logical: str) -> int:
+        return 1
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         return run(state, batch)

@@ -4,6 +4,7 @@ A row's random key is (its seed, its choice index, the absolute position of the 
 the draw). Nothing else enters, so a request gets the same tokens alone or in any batch, cut in any way.
 """
 
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import jax
@@ -76,35 +77,33 @@ def draw(
 
     row = rows()
     random = used & (row.temperature > 0)
-    penalised = uses_penalties(row)
-    shapers = (
+    masks = (
         (row.restricted | (token_mask is not None), lambda x: allow(x, rows(), token_mask)),
         ((row.bad_words[:, :, -1] >= 0).any(axis=-1), lambda x: ban_words(x, rows(), history(), positions)),
         (positions < row.min_lens, lambda x: ban_stops(x, rows(), positions)),
-        (penalised, lambda x: penalise(x, rows(), history(), positions)),
+    )
+    changes = (
+        (uses_penalties(row), lambda x: penalise(x, rows(), history(), positions)),
         ((row.bias_ids >= 0).any(axis=-1), lambda x: add_bias(x, rows())),
     )
-    wanted = jnp.stack([(used & uses).any() for uses, _ in shapers])
-    only_penalties = ~(wanted & jnp.array([True, True, True, False, True])).any()
+    masked, changed = (jnp.stack([(used & uses).any() for uses, _ in some]) for some in (masks, changes))
     maxima = block_maxima(logits)
 
-    def all_shapers() -> Array:
-        x = logits
-        for each, (_, shape) in zip(wanted, shapers, strict=True):
-            x = jax.lax.cond(each, shape, lambda x: x, x)
-        return x
+    def each(some: Sequence[tuple[Array, Callable[[Array], Array]]], wanted: Array, x: Array) -> Array:
+        # A branch that changes nothing copies all logits on the CPU, so what nobody wants is passed over as one.
+        def one_by_one(x: Array) -> Array:
+            for want, (_, shape) in zip(wanted, some, strict=True):
+                x = jax.lax.cond(want, shape, lambda x: x, x)
+            return x
+
+        return jax.lax.cond(wanted.any(), one_by_one, lambda x: x, x)
 
     def shaped() -> Array:
-        # A branch that changes nothing copies all logits on the CPU, so those that are seldom wanted share one.
-        x = jax.lax.cond(
-            only_penalties,
-            lambda: jax.lax.cond((used & penalised).any(), shapers[3][1], lambda x: x, logits),
-            all_shapers,
-        )
+        x = each(changes, changed, each(masks, masked, logits))
         best = block_maxima(x)
         return jax.lax.cond(random.any(), _draw, lambda x, best, *_: argmax(x, best), x, best, rows(), positions, used)
 
-    tokens = jax.lax.cond(wanted.any() | random.any(), shaped, lambda: argmax(logits, maxima))
+    tokens = jax.lax.cond(masked.any() | changed.any() | random.any(), shaped, lambda: argmax(logits, maxima))
     logprobs = jax.lax.cond(
         (used & (row.num_logprobs >= 0)).any(),
         lambda: token_logprobs(logits, tokens, maxima),

@@ -24,6 +24,7 @@ from .logprobs import TokenLogprobs, token_logprobs
 from .placement import OneDevice, Placement
 from .row_state import RowState
 from .sampling import draw, num_accepted
+from .split_logits import gather_logits
 
 
 @no_type_check  # JAX rebuilds it around tracers, shapes and shardings
@@ -125,19 +126,26 @@ class Step:
         self, decoder: Decoder, cache: KVCache, state: RowState, batch: StepBatch
     ) -> tuple[StepOutput, KVCache, RowState]:
         ragged = self._read(state, batch)
-        num_tokens = batch.query_starts[-1]
-        hidden, cache = decoder(ragged, cache, Machine(self.backend.with_rows(num_tokens), self.placement))
+        # A pipeline cuts the batch: there are no first rows then.
+        whole = self.placement.parts("layers") == 1
+        backend = self.backend.with_rows(batch.query_starts[-1]) if whole else self.backend
+        hidden, cache = decoder(ragged, cache, Machine(backend, self.placement))
 
         num_rows, num_candidates = ragged.logit_indices.shape
         used = (batch.slots < state.history.shape[0]).sum() * num_candidates
         machine = Machine(self.backend.with_rows(used), self.placement)
         gathered = ragged.logit_indices.reshape(-1)
-        logits = machine.placement.gather(decoder.logits(hidden[gathered], machine), "vocab", 1)
+        logits = decoder.logits(hidden[gathered], machine)
         # The token drawn behind position p stands at p + 1.
         positions = ragged.positions()[gathered] + 1
         slots = jnp.repeat(batch.slots, num_candidates)
         mask = None if batch.token_mask is None else jnp.repeat(batch.token_mask, num_candidates, axis=0)
         with jax.named_scope("sample"):
+            if self.return_logits:
+                logits = machine.placement.gather(logits, "vocab", 1)
+            else:
+                size = self.config.vocab_size
+                logits = gather_logits(logits, machine.placement, size, state, slots, positions, mask)
             drawn, logprobs = draw(logits, state, slots, positions, mask)
         per_row = lambda x: x.reshape(num_rows, num_candidates, *x.shape[1:])  # noqa: E731
         drawn = per_row(drawn)

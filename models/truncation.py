@@ -1,7 +1,7 @@
 """Draws from the part of a distribution that top-k, typical-p, top-p and min-p leave.
 
 A draw goes through two levels, so that noise is made for a block of the vocabulary and not for all of it: first a
-block, by the weight that it holds, then a token of the block, each the largest weight over exponential noise.
+block, by the weight that it holds, then a token of the block, each the largest of log-weight and Gumbel noise.
 
 No threshold is looked for where the token that was drawn can be tested instead. If it stays under top-p (those above
 it hold less than top_p) and min-p, it is the draw. If not, it and everything below it go, and one of the rest is drawn
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from .exponential import exponential
 from .row_state import SamplingRows
 from .vocabulary_blocks import BLOCK, argmax, best_blocks, blocks, largest
 
@@ -80,32 +79,34 @@ def draw_truncated(
     start = _Draws(rows, keys, least, most, best, real, jnp.zeros_like(maxima), whole, whole, ~draws)
     sums = start.hold(logits, least, real)
     start = replace(start, sums=sums, total=sums.sum(axis=-1))
-    group = min(_GROUP, num_rows)
 
     def again(state: _Draws) -> _Draws:
         """One more try for some of the rows that were refused."""
-        chosen = jnp.argsort(state.done)[:group]
+        if num_rows <= _GROUP:
+            return _try(logits, state)
+        chosen = _first(~state.done, _GROUP)
         some = jax.tree.map(lambda x: x[chosen], state)
         return jax.tree.map(lambda x, new: x.at[chosen].set(new), state, _try(logits[chosen], some))
 
-    return jax.lax.while_loop(lambda state: ~state.done.all(), again, _try(logits, start)).tokens
+    state = start if num_rows <= _GROUP else _try(logits, start)
+    return jax.lax.while_loop(lambda state: ~state.done.all(), again, state).tokens
 
 
 def _try(logits: Float[Array, "B V"], state: _Draws) -> _Draws:
     """Draws a token in each of the rows that are not done, and keeps or refuses it."""
-    rows, keys = state.rows, jax.vmap(jax.random.fold_in)(state.keys, state.refusals)
-    num_blocks = state.sums.shape[1]
+    rows = state.rows
+    keys = jax.vmap(lambda key, count: jax.random.split(jax.random.fold_in(key, count)))(state.keys, state.refusals)
 
-    def race(weights: Array, ids: Array) -> Array:
-        return jnp.where(weights > 0, weights / exponential(keys, ids), -1)
+    def race(weights: Array, keys: Array) -> Array:
+        return jnp.log(weights) + jax.vmap(lambda key: jax.random.gumbel(key, weights.shape[1:], weights.dtype))(keys)
 
-    block = argmax(race(state.sums, jnp.arange(num_blocks)[None]))[:, None]
+    block = argmax(race(state.sums, keys[:, 0]))[:, None]
     x = jnp.take_along_axis(blocks(logits), block[:, :, None], axis=1)
     # What min-p leaves out is refused once; then it is out of the sums, too.
     min_p = jnp.where(state.refusals > 0, rows.min_p, 0)
-    weights, ids = state.weigh(x, state.least, min_p)[:, 0], block * BLOCK + jnp.arange(BLOCK)
-    place = jnp.argmax(race(weights, num_blocks + ids), axis=-1)[:, None]
-    token, logit, weight = (jnp.take_along_axis(each, place, axis=1)[:, 0] for each in (ids, x[:, 0], weights))
+    weights = state.weigh(x, state.least, min_p)[:, 0]
+    place = jnp.argmax(race(weights, jax.vmap(jax.random.fold_in)(keys[:, 1], block[:, 0])), axis=-1)[:, None]
+    logit, weight = (jnp.take_along_axis(each, place, axis=1)[:, 0] for each in (x[:, 0], weights))
 
     cuts = ~state.done & ((rows.top_p < 1) | (rows.min_p > 0))
     least = jnp.nextafter(logit, jnp.inf)
@@ -119,7 +120,7 @@ def _try(logits: Float[Array, "B V"], state: _Draws) -> _Draws:
         least=least,
         sums=above,
         refusals=state.refusals + 1,
-        tokens=jnp.where(state.done, state.tokens, token.astype(jnp.int32)),
+        tokens=jnp.where(state.done, state.tokens, (block * BLOCK + place)[:, 0].astype(jnp.int32)),
         done=state.done | stays,
     )
 
@@ -165,18 +166,23 @@ def _for_some[*Bounds](
 ) -> tuple[*Bounds]:  # fmt: skip
     """What `search` finds for the rows that `uses` names, a group at a time; `bounds` ([B] each) for the others."""
     num_rows = len(logits)
-    group = min(_GROUP, num_rows)
-    order = jnp.pad(jnp.argsort(~uses), (0, -num_rows % group), constant_values=num_rows)
 
-    def step(index: Array, bounds: tuple[*Bounds]) -> tuple[*Bounds]:
-        chosen = jax.lax.dynamic_slice_in_dim(order, index * group, group)
-        inside = jnp.minimum(chosen, num_rows - 1)
-        some_rows, some_bounds = jax.tree.map(lambda each: each[inside], (rows, bounds))
-        found = search(logits[inside], some_rows, some_bounds)
-        kept = jnp.where(uses[inside], chosen, num_rows)
-        return jax.tree.map(lambda x, new: x.at[kept].set(new, mode="drop"), bounds, found)
+    def step(state: tuple[Array, tuple[*Bounds]]) -> tuple[Array, tuple[*Bounds]]:
+        missing, bounds = state
+        chosen = _first(missing, min(_GROUP, num_rows))
+        some_rows, some_bounds = jax.tree.map(lambda each: each[chosen], (rows, bounds))
+        found = search(logits[chosen], some_rows, some_bounds)
+        kept = jnp.where(missing[chosen], chosen, num_rows)
+        return missing.at[chosen].set(False), jax.tree.map(
+            lambda x, new: x.at[kept].set(new, mode="drop"), bounds, found
+        )
 
-    return jax.lax.fori_loop(0, -(-uses.sum() // group), step, bounds)
+    return jax.lax.while_loop(lambda state: state[0].any(), step, (uses, bounds))[1]
+
+
+def _first(wanted: Bool[Array, "B"], count: int) -> Int[Array, "count"]:
+    """Where the first of `wanted` are, filled up with others."""
+    return jax.lax.top_k(wanted.astype(jnp.float32), count)[1]
 
 
 def _bits(x: Float[Array, "B C"]) -> UInt32[Array, "B C"]:
