@@ -69,7 +69,8 @@ def show(
     --json prints one object:
       layout, devices, mesh, rules, prefill, tensors (path, shape, axes, spec, part, bytes), weights,
       kv_copies, padding, cache_token (bytes on each device), decode_sends and prefill_sends (what, op,
-      axes, count, bytes of each, link_bytes: what a device sends in all of them)
+      axes, count, bytes of each, link_bytes: what a device sends in all of them; when: with which
+      parameters of the rows, empty if always)
     """
     with reporting(debug):
         prepare_devices()

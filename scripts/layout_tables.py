@@ -50,8 +50,8 @@ def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
             for each in report[key]
         ]
         _print_table(("  WHAT", "HOW", "ALONG", "TIMES", "EACH"), [("  " + what, *rest) for what, *rest in sends])
-        total = sum(each["link_bytes"] for each in report[key])
-        typer.echo(f"  in rings, each device sends {size_text(round(total))}")
+        total = sum(each["link_bytes"] for each in report[key] if each["when"] in ("", "greedy"))
+        typer.echo(f"  in rings, each device sends {size_text(round(total))}, if all rows are greedy")
 
 
 def print_check(report: Mapping[str, Any]) -> None:

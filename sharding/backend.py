@@ -65,6 +65,7 @@ class ShardedBackend:
                 f"layout {self.layout}: one engine runs one replica; run {self.layout.replicas} engines of layout "
                 f"{self.layout.replica}, each on devices of its own"
             )
+        _ = self.model.part_backend  # declines what it cannot compute before anything is loaded
 
     @cached_property
     def model(self) -> ShardedModel:
@@ -96,6 +97,11 @@ class ShardedBackend:
         return self.inner.compiler_options
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        shares = self.layout.parts("context")
+        if page_size % shares:
+            raise UnsupportedLayoutError(
+                f"layout {self.layout}: pages of {page_size} positions do not divide into {shares} shares"
+            )
         parts = [self.model.cache_part(group) for group in groups]
         self.inner.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
 

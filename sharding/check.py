@@ -159,6 +159,13 @@ def _indivisible(layout: Layout, config: ModelConfig) -> LayoutError | None:
                 return IndivisibleError(_uneven(f"feed-forward width {width} (layer {number})", layout, "mlp"))
         if isinstance(mlp, MoeConfig) and mlp.num_experts % layout.parts("expert"):
             return IndivisibleError(_uneven(f"{mlp.num_experts} experts (layer {number})", layout, "expert"))
+    stages = layout.parts("layers")
+    repeats = [segment.repeats for segment in config.segments]
+    if stages > 1 and (len(repeats) > 1 or repeats[0] % stages):
+        blocks = " and then ".join(f"{segment.repeats} blocks of {len(segment.block)}" for segment in config.segments)
+        return IndivisibleError(
+            f"{config.num_layers} layers, that are {blocks}, do not divide into {stages} stages of equal blocks"
+        )
     if config.embed_dim % layout.parts("embed"):
         return IndivisibleError(_uneven(f"model width {config.embed_dim}", layout, "embed"))
     return None
@@ -180,6 +187,8 @@ def _not_built(layout: Layout, config: ModelConfig) -> LayoutError | None:
     tokens = layout.axes("tokens") + layout.axes("tokens", prefill=True)
     if tokens and any(mixture.shared_gate for mixture in mixtures):
         return UnsupportedLayoutError("a mixture with a gated shared expert keeps its residual stream whole")
+    if tokens and layout.axes("layers"):
+        return UnsupportedLayoutError("a pipeline keeps the residual stream of a stage whole")
     full = {layer.attention.num_kv_heads for layer in config.layers if layer.attention.qk_norm == "full"}
     if len(full) > 1 and layout.axes("kv_heads"):
         return UnsupportedLayoutError("layers whose whole projections are normalised differ in their KV heads")

@@ -5,15 +5,17 @@ tests/sharding/test_collectives.py compares it with what the TPU compiler makes 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, MoeConfig, NormConfig
+from ..models.split_logits import MOST_CANDIDATES
 from .arrange import kv_copies, padded_vocab
 from .layout import Axes, Layout
+from .pipeline import num_parts
 from .placement import MeshPlacement
 
 _FP32 = 4
@@ -26,11 +28,13 @@ class Sent:
 
     Args:
         what: is sent, in words.
-        op: as compilers name it: all-reduce, all-gather, reduce-scatter.
+        op: as compilers name it: all-reduce, all-gather, reduce-scatter, collective-permute.
         axes: the mesh axes along which devices take part together.
         num_bytes: of one collective, the whole of what is reduced or gathered as one device sees it: the larger of
             what goes in and what comes out.
         count: how many there are in a step.
+        when: empty if always; for what sampling needs, the rows' parameters: "greedy", "top-k" (up to 64) or
+            "otherwise". A program holds all of them, a step sends one.
     """
 
     what: str
@@ -38,14 +42,18 @@ class Sent:
     axes: Axes
     num_bytes: int
     count: int
+    when: str = ""
 
     @property
     def total(self) -> int:
         return self.num_bytes * self.count
 
     def link_bytes(self, layout: Layout) -> float:
-        """What each device sends in a ring: (n - 1) / n of the whole, twice that in an all-reduce."""
+        """What each device sends in a ring: (n - 1) / n of the whole, twice that in an all-reduce; all of it to a
+        neighbour."""
         size = layout.size(self.axes)
+        if self.op == "collective-permute":
+            return float(self.total)
         return self.total * (2 if self.op == "all-reduce" else 1) * (size - 1) / size
 
 
@@ -90,18 +98,44 @@ class _Counter:
         config = self.config
         narrow = config.embed_in_dim or self.embed
         yield from self.reduce("embeddings", self.tokens * narrow * self.width, "vocab")
-        for layer in config.layers:
-            yield from self.layer(layer)
+        yield from self.layers()
         if config.final_norm is not None:
             yield from self.norm(config.final_norm, self.own_tokens)
         yield from self.gather("last hidden states", self.tokens * self.embed * self.width, "tokens")
         vocab = padded_vocab(config.vocab_size, self.layout)
         part = self.rows * vocab // self.layout.parts("vocab")
         yield from self.reduce("logits", part * _FP32, "embed")
+        yield from self.logits(part, vocab)
+
+    def logits(self, part: int, vocab: int) -> Iterator[Sent]:
+        """What sampling needs: one of these, by the parameters of the rows."""
+        parts = self.layout.parts("vocab")
+        for when, candidates in (("greedy", 1), ("top-k", min(MOST_CANDIDATES, part // self.rows))):
+            num_bytes = parts * self.rows * candidates * 2 * _FP32  # with their places
+            for sent in self.gather(f"best logits, {when}", num_bytes, "vocab"):
+                yield replace(sent, when=when)
         for sent in self.gather("logits", self.rows * vocab * _FP32, "vocab"):
             # Of parts of a single row that are no whole vectors XLA makes a sum: each device's part among zeros.
             short = self.rows == 1 and part % _LANES
-            yield replace(sent, op="all-reduce") if short else sent
+            yield replace(sent, op="all-reduce" if short else sent.op, when="otherwise")
+
+    def layers(self) -> Iterator[Sent]:
+        axes = self.rules["layers"]
+        stages = self.layout.size(axes)
+        if stages == 1:
+            for layer in self.config.layers:
+                yield from self.layer(layer)
+            return
+        # Each stage has an equal share of equal blocks, and works in every tick, on a part or for nothing.
+        whole, parts = self.tokens, num_parts(self.tokens, stages)
+        ticks = parts + stages - 1
+        self.tokens = self.own_tokens = whole // parts
+        for layer in self.config.layers[: self.config.num_layers // stages]:
+            for sent in self.layer(layer):
+                yield replace(sent, count=sent.count * ticks)
+        yield Sent("to the next stage", "collective-permute", axes, self.tokens * self.embed * self.width, ticks)
+        self.tokens = self.own_tokens = whole
+        yield Sent("last stage's outputs", "all-reduce", axes, whole * self.embed * self.width, 1)
 
     def layer(self, layer: LayerConfig) -> Iterator[Sent]:
         before, after = layer.placement in ("pre", "sandwich"), layer.placement != "pre"
@@ -125,6 +159,9 @@ class _Counter:
         if config.qk_norm == "full":
             yield from self.norm(norm, self.tokens, "heads")
             yield from self.norm(norm, self.tokens, "kv_heads")
+        # The largest scores, then sums and weighted values, of the queries of this device's heads.
+        for what, numbers in (("largest scores", 1), ("weighted values", config.head_dim + 1)):
+            yield from self.reduce(what, self.tokens * heads * numbers * _FP32, "context")
         yield from self.reduce("attention outputs", self.tokens * self.embed * self.width, "heads", scatter=True)
 
     def mlp(self, config: MlpConfig | MoeConfig) -> Iterator[Sent]:
@@ -161,6 +198,12 @@ class _Counter:
         axes = self.rules[logical]
         if axes:
             yield Sent(what, "all-gather", axes, num_bytes, 1)
+
+
+def neighbours(layout: Layout, axes: Axes) -> frozenset[frozenset[int]]:
+    """Pairs of devices that follow each other along one axis, from the first to the last."""
+    groups = replica_groups(layout, axes)
+    return frozenset(frozenset(pair) for group in groups for pair in pairwise(sorted(group)))
 
 
 def replica_groups(layout: Layout, axes: Axes) -> frozenset[frozenset[int]]:

@@ -47,5 +47,5 @@ def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: D
         weights=sum(leaf.num_bytes for leaf in leaves.values()),
         kv_copies=copied,
         padding=padded,
-        cache_token=2 * width * heads // layout.parts("kv_heads"),
+        cache_token=2 * width * heads // layout.parts("kv_heads") // layout.parts("layers") // layout.parts("context"),
     )

@@ -12,6 +12,8 @@ MESH_AXES = ("data", "stage", "sequence", "expert", "tensor", "tensor2")
 
 LOGICAL_AXES: Mapping[str, str] = MappingProxyType(
     {
+        "layers": "layers, and so the KV cache: stages of a pipeline",
+        "context": "positions of the KV cache, of each page the same share",
         "heads": "query heads",
         "kv_heads": "key and value heads, and so the KV cache",
         "mlp": "width of a feed-forward layer, and of each expert",

@@ -6,15 +6,13 @@ from typing import Any
 
 import yaml
 
-from .errors import LayoutSyntaxError, UnsupportedLayoutError
+from .errors import LayoutSyntaxError
 from .layout import MESH_AXES, Layout, Rules
 from .presets import PRESETS, preset
 
 _FORMS = "data=2,tensor=4; a preset; PRESET:axis=size,...; a .yaml file; or auto"
-_NOT_BUILT = {
-    "stage": "a pipeline: split the layers' heads and feed-forward with tensor instead",
-    "sequence": "a KV cache split over positions: hold fewer positions, or use more of tensor",
-}
+_BY_AXIS = {"sequence": "sequence", "stage": "pipeline", "expert": "expert", "tensor": "tensor"}
+"""Whose table is meant where sizes come without a preset: that of the first axis which is there."""
 
 
 def parse_layout(text: str, *, num_devices: int) -> Layout:
@@ -26,7 +24,6 @@ def parse_layout(text: str, *, num_devices: int) -> Layout:
 
     Raises:
         LayoutSyntaxError: it is none of them.
-        UnsupportedLayoutError: an axis that nothing computes with yet.
     """
     if text.endswith((".yaml", ".yml")):
         return _from_file(Path(text))
@@ -41,7 +38,7 @@ def parse_layout(text: str, *, num_devices: int) -> Layout:
             f"layout {text!r}: say what tensor2 splits: tensor-2d:{sizes_text} (the width of the model) or "
             f"attention-ff:{sizes_text} (feed-forward and vocabulary)"
         )
-    name = name or ("expert" if "expert" in sizes else "tensor" if "tensor" in sizes else "replica")
+    name = name or next((name for axis, name in _BY_AXIS.items() if axis in sizes), "replica")
     built = preset(name, sizes)
     _check_axes(text, built, ("data", *PRESETS[name].axes))
     return built
@@ -56,7 +53,7 @@ def layout_yaml(layout: Layout) -> str:
 
 def _spread(name: str, num_devices: int) -> dict[str, int]:
     axes = PRESETS[name].axes
-    if len(axes) < 2 or name == "expert":
+    if len(axes) < 2 or name in ("expert", "pipeline", "sequence"):
         return {axes[0] if axes else "data": num_devices}
     second = 2 ** (num_devices.bit_length() // 2 - 1) if num_devices > 1 else 1
     while num_devices % second:
@@ -79,8 +76,6 @@ def _sizes(text: str, sizes: str) -> dict[str, int]:
 def _check_axes(text: str, layout: Layout, used: tuple[str, ...]) -> None:
     """An axis that nothing is split over would have no effect."""
     for axis, size in layout.mesh:
-        if axis in _NOT_BUILT:
-            raise UnsupportedLayoutError(f"layout {text!r}: {axis}={size} is not built, {_NOT_BUILT[axis]}")
         if axis not in used:
             raise LayoutSyntaxError(
                 f"layout {text!r}: nothing is split over {axis}={size}; this table uses {', '.join(used)}"

@@ -7,6 +7,7 @@ matmuls into loops of permutes, where its heuristics like that better.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import jax
 from jaxtyping import Array, Int
@@ -16,6 +17,7 @@ from ..models.config import ModelConfig
 from ..models.placement import State
 from .arrange import kv_copies
 from .layout import Axes, Layout, Rules
+from .pipeline import run_stages
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,22 @@ class MeshPlacement:
         axes = self.rules[logical]
         return jax.lax.axis_index(axes) * size if axes else 0
 
+    def parts(self, logical: str) -> int:
+        return self._size(self.rules[logical])
+
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
-        return run(state, batch)
+        axes = self.rules["layers"]
+        if not axes:
+            return run(state, batch)
+        held: Any = state
+        return run_stages(run, held, batch, axis=axes[0], stages=self._size(axes))  # pyright: ignore[reportReturnType]
 
     def _own(self, x: Array, axes: Axes) -> Array:
         """This device's part of the first dimension."""
         if not axes:
             return x
-        size = x.shape[0] // prod(dict(self.sizes)[axis] for axis in axes)
+        size = x.shape[0] // self._size(axes)
         return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size)
+
+    def _size(self, axes: Axes) -> int:
+        return prod(dict(self.sizes)[axis] for axis in axes)

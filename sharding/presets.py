@@ -26,6 +26,7 @@ class Preset:
 
 _TENSOR = Rules.of(heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",), vocab=("tensor",))
 _BOTH = ("expert", "tensor")
+_LONG = ("sequence", "tensor")
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -61,6 +62,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _TENSOR.updated(mlp=("tensor", "tensor2"), vocab=("tensor", "tensor2")),
             "attention over tensor, feed-forward and vocabulary over tensor and tensor2",
             "fewer heads than devices: heads that do not divide further are held once for each tensor2",
+        ),
+        "sequence": Preset(
+            ("sequence", "tensor"),
+            _TENSOR.updated(context=("sequence",), mlp=_LONG, vocab=_LONG),
+            "positions of the KV cache over sequence, heads over tensor, feed-forward and vocabulary over both; what "
+            "each device attends to is merged",
+            "texts whose keys and values fill more than one device, and more devices than KV heads",
+        ),
+        "pipeline": Preset(
+            ("stage", "tensor"),
+            _TENSOR.updated(layers=("stage",), vocab=("stage", "tensor")),
+            "layers over stage, the vocabulary over stage and tensor, the rest over tensor; parts of the batch follow "
+            "each other through the stages",
+            "slow links between some of the devices: one activation is sent from stage to stage; stages wait for the "
+            "first and the last parts of each step",
         ),
         "expert": Preset(
             ("expert", "tensor"),

@@ -9,7 +9,7 @@ from ..backends.compiler.report import Collective
 from ..models.config import ModelConfig
 from .arrange import Arranged, arranged
 from .check import Devices
-from .collectives import Sent, StepShape, predict, replica_groups
+from .collectives import Sent, StepShape, neighbours, predict, replica_groups
 from .footprint import footprint
 from .layout import Layout
 
@@ -56,7 +56,7 @@ def fit_report(config: ModelConfig, layout: Layout, devices: Devices, dtype: DTy
 
 
 def predicted_totals(sent: Iterable[Sent], layout: Layout) -> Totals:
-    return _totals((each.op, replica_groups(layout, each.axes), each.count, each.num_bytes) for each in sent)
+    return _totals((each.op, _groups(layout, each), each.count, each.num_bytes) for each in sent)
 
 
 def compiled_totals(found: Iterable[Collective]) -> Totals:
@@ -72,7 +72,7 @@ def comparison(layout: Layout, predicted: Sequence[Sent], compiled: Sequence[Col
         found[key][0] == count and abs(found[key][1] - num_bytes) <= _TOLERANCE * num_bytes
         for key, (count, num_bytes) in expected.items()
     )
-    names = {replica_groups(layout, sent.axes): sent.axes for sent in predicted}
+    names = {_groups(layout, sent): sent.axes for sent in predicted}
 
     def rows(totals: Totals) -> list[dict[str, Any]]:
         return [
@@ -81,6 +81,10 @@ def comparison(layout: Layout, predicted: Sequence[Sent], compiled: Sequence[Col
         ]
 
     return {"agrees": agrees, "predicted": rows(expected), "compiled": rows(found)}
+
+
+def _groups(layout: Layout, sent: Sent) -> frozenset[frozenset[int]]:
+    return (neighbours if sent.op == "collective-permute" else replica_groups)(layout, sent.axes)
 
 
 def _totals(found: Iterable[tuple[str, frozenset[frozenset[int]], int, int]]) -> Totals:
@@ -112,6 +116,7 @@ def _sends(sent: Sequence[Sent], layout: Layout) -> list[dict[str, Any]]:
             "count": each.count,
             "bytes": each.num_bytes,
             "link_bytes": each.link_bytes(layout),
+            "when": each.when,
         }
         for each in sent
     ]

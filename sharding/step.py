@@ -9,11 +9,14 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ..backends.base import Backend, CacheGroup, PyTree
+from ..backends.reference import ReferenceBackend
 from ..models.config import ModelConfig
 from ..models.decoder import unflatten
 from ..models.kv_cache import copy_pages
 from ..models.step import PromptOutput, Step, StepBatch, StepOutput
 from .arrange import abstract, arranged, kv_copies
+from .context import ContextBackend
+from .errors import UnsupportedLayoutError
 from .layout import Layout
 from .placement import MeshPlacement
 
@@ -34,11 +37,28 @@ class ShardedModel:
     backend: Backend
     dtype: DTypeLike
 
+    @property
+    def part_backend(self) -> Backend:
+        """What runs on each device.
+
+        Raises:
+            UnsupportedLayoutError: positions are split, and the chip's kernels do not attend to a part of them.
+        """
+        axes = self.layout.axes("context")
+        if not axes:
+            return self.backend
+        if type(self.backend) is not ReferenceBackend:
+            raise UnsupportedLayoutError(
+                f"layout {self.layout}: the {self.backend.name} backend does not attend to a part of the positions; "
+                "use --backend reference, or split heads with tensor"
+            )
+        return ContextBackend(axes=axes, shares=self.layout.size(axes))
+
     def weight_specs(self) -> PyTree:
         """A PartitionSpec for each leaf of the weights in the backend's form."""
         leaves = arranged(self.config, self.layout, self.dtype)
         parts = unflatten(abstract(leaves, part=True))
-        prepared = jax.eval_shape(self.backend.prepare_params, parts)
+        prepared = jax.eval_shape(self.part_backend.prepare_params, parts)
         specs: dict[str, Any] = {}
         for path, leaf in leaves.items():
             node = prepared
@@ -55,9 +75,9 @@ class ShardedModel:
     @property
     def cache_spec(self) -> PartitionSpec:
         """Of every leaf of the cache [L, P, ...]."""
-        axes = self.layout.axes("kv_heads")
+        axes = self.layout.axes("context") + self.layout.axes("kv_heads")
         data = ("data",) if self.layout.replicas > 1 else ()
-        return PartitionSpec(None, (*data, *axes) or None)
+        return PartitionSpec(self.layout.axes("layers") or None, (*data, *axes) or None)
 
     @property
     def batch_spec(self) -> PartitionSpec:
@@ -67,13 +87,17 @@ class ShardedModel:
     def cache_part(self, group: CacheGroup) -> CacheGroup:
         """What one device holds of a group."""
         heads = group.num_kv_heads * kv_copies(group.num_kv_heads, self.layout)
-        return replace(group, num_kv_heads=heads // self.layout.parts("kv_heads"))
+        return replace(
+            group,
+            num_layers=group.num_layers // self.layout.parts("layers"),
+            num_kv_heads=heads // self.layout.parts("kv_heads"),
+        )
 
     def prepare(self, mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
         """Gives arranged weights the backend's form, each device its part."""
         leaves = arranged(self.config, self.layout, self.dtype)
         specs = unflatten({path: leaf.spec for path, leaf in leaves.items()})
-        return self._mapped(self.backend.prepare_params, mesh, (specs,), self.weight_specs())
+        return self._mapped(self.part_backend.prepare_params, mesh, (specs,), self.weight_specs())
 
     def allocate(
         self, mesh: Mesh | AbstractMesh, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
@@ -82,7 +106,7 @@ class ShardedModel:
         part = self.cache_part(group)
 
         def allocate() -> PyTree:
-            return self.backend.allocate_cache(part, num_pages=num_pages, page_size=page_size, dtype=dtype)
+            return self.part_backend.allocate_cache(part, num_pages=num_pages, page_size=page_size, dtype=dtype)
 
         return self._mapped(allocate, mesh, (), self.cache_spec)
 
@@ -100,7 +124,7 @@ class ShardedModel:
             batch: only whether its leaves are scalars is looked at.
         """
         placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
-        placed = replace(step, backend=self.backend, placement=placement)
+        placed = replace(step, backend=self.part_backend, placement=placement)
         rows: Any = self.batch_spec
         width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
         prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows

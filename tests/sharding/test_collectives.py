@@ -36,7 +36,13 @@ from .tiny import tiny
 
 BF16 = jnp.dtype(jnp.bfloat16)
 CONTEXT, PAGE = 1024, 128
-TRACED = {"psum": "all-reduce", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter"}
+TRACED = {
+    "psum": "all-reduce",
+    "pmax": "all-reduce",
+    "all_gather": "all-gather",
+    "reduce_scatter": "reduce-scatter",
+    "ppermute": "collective-permute",
+}
 
 
 def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tuple[str, tuple[str, ...]]]:
@@ -55,9 +61,10 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
             op = TRACED.get(equation.primitive.name)
             if op is not None:
                 axes = equation.params.get("axes") or equation.params["axis_name"]
+                axes = (axes,) if isinstance(axes, str) else axes
                 moved = equation.invars if op == "reduce-scatter" else equation.outvars
                 found[op, tuple(axes)] += times * sum(v.aval.size * v.aval.dtype.itemsize for v in moved)
-            assert "permute" not in equation.primitive.name and "all_to_all" not in equation.primitive.name
+            assert "all_to_all" not in equation.primitive.name
             inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
             for each in jax.tree.leaves(
                 equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
@@ -76,6 +83,9 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
         ("qwen3_moe", "expert:expert=4,tensor=2", StepShape(2, 16)),
         pytest.param("llama-3.1-8b", "tensor-scatter:tensor=8", StepShape(2, 64), marks=pytest.mark.slow),
         pytest.param("llama-3.1-8b", "attention-ff:tensor=4,tensor2=2", StepShape(4), marks=pytest.mark.slow),
+        pytest.param("llama-3.1-8b", "stage=4,tensor=2", StepShape(4), marks=pytest.mark.slow),
+        pytest.param("llama-3.1-8b", "stage=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
+        pytest.param("llama-3.1-8b", "sequence=4,tensor=2", StepShape(4), marks=pytest.mark.slow),
         *(
             pytest.param(model, text, shape, marks=pytest.mark.soak)
             for model, text in [
@@ -85,6 +95,7 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
                 ("olmo2", "tensor-2d:tensor=2,tensor2=2"),
                 ("olmo2", "tensor-scatter:tensor=2"),
                 ("llama-3.1-70b", "tensor=8"),
+                ("llama-3.1-70b", "stage=4,tensor=2"),
             ]
             for shape in (StepShape(4), StepShape(2, 16))
         ),
@@ -101,10 +112,12 @@ def test_a_step_asks_for_what_is_predicted(model: str, text: str, shape: StepSha
 
 def test_tensor_parallel_bytes_are_those_of_the_formula() -> None:
     """Two all-reduces of B tokens in a layer (Pope et al. 2022, weight-stationary 1D, serial blocks); nothing else but
-    the embeddings' and the logits."""
+    the embeddings' and what sampling needs."""
     config, layout = shipped("llama-3.1-70b"), parse_layout("tensor=8", num_devices=8)
     sent = predict(config, layout, StepShape(32), BF16)
-    assert [(each.op, each.count) for each in sent] == [("all-reduce", 1), *[("all-reduce", 80)] * 2, ("all-gather", 1)]
+    sampling = [("all-gather", 1)] * 3  # greedy, top-k, or everything
+    assert [(each.op, each.count) for each in sent] == [("all-reduce", 1), *[("all-reduce", 80)] * 2, *sampling]
+    assert [each.num_bytes for each in sent[3:]] == [32 * 8 * n for n in (8, 8 * 64)] + [32 * 128256 * 4]
     in_layers = sum(each.link_bytes(layout) for each in sent[1:3])
     assert in_layers == 80 * 2 * (32 * 8192 * 2) * 2 * 7 / 8
     assert predict(config, parse_layout("replica:data=8", num_devices=8), StepShape(32), BF16) == ()
@@ -176,6 +189,7 @@ PAIRS = [
     ("tensor-2d:tensor=4,tensor2=2", "v6e:2x4", DECODE),
     ("tensor-scatter:tensor=8", "tpu7x:2x2x1", PREFILL),
     ("data=2,tensor=4", "tpu7x:2x2x1", DECODE),
+    ("stage=2,tensor=4", "v6e:2x4", DECODE),
 ]
 """Those that CI compiles; the others, and whole vocabularies, are in the soak."""
 
@@ -184,8 +198,9 @@ def cases() -> list[Any]:
     marked = [pytest.param(*pair, 4096, marks=pytest.mark.slow) for pair in PAIRS]
     for topology, devices in (("v5e:4x4", 16), ("v6e:2x4", 8), ("tpu7x:2x2x1", 8)):
         half = devices // 2
-        for text in (f"tensor={devices}", f"data=2,tensor={half}", f"tensor-scatter:tensor={devices}",
-                     f"tensor-2d:tensor={half},tensor2=2", f"attention-ff:tensor={half},tensor2=2"):  # fmt: skip
+        for text in (f"tensor={devices}", f"data=2,tensor={half}", f"stage=2,tensor={half}",
+                     f"tensor-scatter:tensor={devices}", f"tensor-2d:tensor={half},tensor2=2",
+                     f"attention-ff:tensor={half},tensor2=2"):  # fmt: skip
             for shape in (StepShape(8), StepShape(2, 512)):
                 marked.append(pytest.param(text, topology, shape, None, marks=pytest.mark.soak))
     return marked

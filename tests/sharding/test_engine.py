@@ -53,6 +53,11 @@ def on_one_device(case: str) -> list[tuple[int, ...]]:
     ("case", "text"),
     [
         pytest.param("llama31", "tensor=4", marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "stage=2,tensor=2", marks=pytest.mark.soak),
+        pytest.param("olmo2", "stage=3", marks=pytest.mark.soak),
+        pytest.param("gpt_oss", "sequence=4", marks=pytest.mark.soak),
+        pytest.param("gemma3", "sequence=2,tensor=2", marks=pytest.mark.soak),
+        pytest.param("llama31", "sequence=4", marks=pytest.mark.soak),
         pytest.param("gpt_oss", "expert:expert=2,tensor=2", marks=pytest.mark.soak),
         pytest.param("qwen3_moe", "tensor-scatter:tensor=4", marks=pytest.mark.soak),
         pytest.param("gemma3", "tensor=4", marks=pytest.mark.soak),

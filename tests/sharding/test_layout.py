@@ -37,7 +37,16 @@ LLAMA_8B, LLAMA_70B, QWEN = shipped("llama-3.1-8b"), shipped("llama-3.1-70b"), s
 
 
 @pytest.mark.parametrize(
-    "text", ["data=2,tensor=4", "data=1", "replica:data=8", "expert:expert=4,tensor=2", "tensor-2d:tensor=4,tensor2=2"]
+    "text",
+    [
+        "sequence:sequence=4,tensor=2",
+        "pipeline:stage=2,tensor=2",
+        "data=2,tensor=4",
+        "data=1",
+        "replica:data=8",
+        "expert:expert=4,tensor=2",
+        "tensor-2d:tensor=4,tensor2=2",
+    ],
 )
 def test_a_layout_prints_what_gives_it(text: str) -> None:
     layout = parse_layout(text, num_devices=8)
@@ -63,8 +72,7 @@ def test_a_preset_by_name_takes_all_devices_and_its_file_gives_the_same_table(na
         ("tensor3d", LayoutSyntaxError, "Presets are replica, tensor"),
         ("tensor=2,tensor2=2", LayoutSyntaxError, "say what tensor2 splits: tensor-2d:tensor=2,tensor2=2"),
         ("replica:tensor=2", LayoutSyntaxError, "nothing is split over tensor=2"),
-        ("stage=2", UnsupportedLayoutError, "stage=2 is not built"),
-        ("sequence=4", UnsupportedLayoutError, "sequence=4 is not built"),
+        ("tensor:stage=2", LayoutSyntaxError, "nothing is split over stage=2"),
         ("missing.yaml", LayoutSyntaxError, "cannot be read"),
     ],
 )
@@ -91,6 +99,13 @@ def test_a_file_that_is_no_layout_is_refused(mesh: object, rules: object, prefil
         (LLAMA_8B, "data=4,tensor=4", Devices(8), DevicesError, "data=4 x tensor=4 takes 16 devices, there are 8"),
         (LLAMA_8B, "tensor=3", Devices(8), IndivisibleError, "32 heads (layer 0) over tensor=3"),
         (LLAMA_8B, "expert=2", Devices(8), UnsupportedLayoutError, "llama has no experts"),
+        (
+            LLAMA_70B,
+            "stage=3",
+            Devices(8),
+            IndivisibleError,
+            "80 layers, that are 80 blocks of 1, do not divide into 3",
+        ),
         (QWEN, "tensor-2d:tensor=2,tensor2=2", Devices(8), UnsupportedLayoutError, "along the width"),
         (LLAMA_70B, "tensor=4", Devices(8, 32 * GIB), LayoutMemoryError, "of the 131.42 GiB of weights"),
     ],

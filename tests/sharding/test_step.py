@@ -66,6 +66,9 @@ def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, 
         pytest.param("llama31", "tensor-2d:tensor=4,tensor2=2", marks=pytest.mark.slow),
         pytest.param("gemma3", "attention-ff:tensor=2,tensor2=4", marks=pytest.mark.slow),
         pytest.param("smollm2", "tensor=3", marks=pytest.mark.slow),
+        pytest.param("olmo2", "stage=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param("gemma3", "sequence=4,tensor=2", marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "sequence=4", marks=pytest.mark.slow),
         *(
             pytest.param(case, text, marks=pytest.mark.soak)
             for case, text in [
