@@ -13,8 +13,10 @@ from .cache import num_lanes
 from .decode import DecodeBlocks, decode_attention
 from .decode_work import decode_work
 from .flash import flash_attention
+from .flash_work import flash_work
 from .prefill import prefill_attention
 from .prefill_plan import PrefillBlocks
+from .prefill_work import prefill_work
 
 _LAYERS = 2
 """Layers of the cache: how many there are changes nothing but addresses."""
@@ -92,7 +94,17 @@ def prefill(
             _rows(1, length, page, length),
         ),
         donate=(3,),
-        work=None,
+        work=prefill_work(
+            [length],
+            [length],
+            num_heads=num_q_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            page_size=page,
+            kv_dtype=kv_dtype,
+            generation=generation,
+            blocks=sizes,
+        ),
     )
 
 
@@ -112,7 +124,19 @@ def flash(
     def function(q: Any, k: Any, v: Any) -> Any:
         return flash_attention(q, k, v, AttentionSpec(head_dim**-0.5), generation=generation, blocks=sizes)
 
-    return Case(function, _new(length, num_q_heads, num_kv_heads, head_dim), work=None)
+    return Case(
+        function,
+        _new(length, num_q_heads, num_kv_heads, head_dim),
+        work=flash_work(
+            length,
+            length,
+            num_heads=num_q_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            generation=generation,
+            blocks=sizes,
+        ),
+    )
 
 
 def _new(tokens: int, num_q_heads: int, num_kv_heads: int, head_dim: int) -> tuple[jax.ShapeDtypeStruct, ...]:

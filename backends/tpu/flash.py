@@ -12,12 +12,24 @@ from jaxtyping import Array, Float, Int
 
 from ..base import AttentionSpec
 from .flash_kernel import flash_kernel, segment_scratch
-from .prefill import check_heads, into_windows, one_of
-from .prefill_plan import GENERATIONS, LANES, SUBLANES, PrefillBlocks, PrefillPlan, fitted
+from .prefill import check_heads, in_hbm, into_windows, one_of
+from .prefill_plan import (
+    GENERATIONS,
+    LANES,
+    SUBLANES,
+    PrefillBlocks,
+    PrefillPlan,
+    fitted,
+)
 
 
 def check_flash(
-    *, num_heads: int, num_kv_heads: int, head_dim: int, generation: str, dtype: DTypeLike = "bfloat16"
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    generation: str,
+    dtype: DTypeLike = "bfloat16",
 ) -> None:
     """Declines what the kernel does not have.
 
@@ -26,6 +38,15 @@ def check_flash(
     """
     one_of("generation", generation, GENERATIONS)
     check_heads(num_heads, num_kv_heads, head_dim, dtype)
+
+
+def flash_plan(
+    *, dtype: DTypeLike, kv_dtype: DTypeLike, generation: str, blocks: PrefillBlocks | None, **shape: Any
+) -> PrefillPlan:
+    """The geometry of one call; `shape` are more fields of PrefillPlan."""
+    blocks = blocks or PrefillBlocks.of("flash", generation)
+    names: dict[str, Any] = {"dtype": jnp.dtype(dtype).name, "kv_dtype": jnp.dtype(kv_dtype).name}
+    return fitted(PrefillPlan(**shape, **names, page=blocks.keys, blocks=blocks), segment_scratch)
 
 
 def flash_attention(
@@ -75,23 +96,27 @@ def flash_attention(
         return jax.tree.map(lambda x: x[0], results)
     batch, num_queries, num_heads, head_dim = q.shape
     num_keys, num_kv_heads = k.shape[1:3]
-    check_flash(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, generation=generation, dtype=q.dtype)
-    blocks = blocks or PrefillBlocks.of("flash", generation)
-    plan = PrefillPlan(
+    check_flash(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        page=blocks.keys,
-        dtype=q.dtype.name,
-        kv_dtype=k.dtype.name,
+        generation=generation,
+        dtype=q.dtype,
+    )
+    plan = flash_plan(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=q.dtype,
+        kv_dtype=k.dtype,
         spec=spec,
+        generation=generation,
         blocks=blocks,
         causal=causal,
         extra_mask=segments is not None,
         sinks=sinks is not None,
         return_lse=return_lse,
     )
-    plan = fitted(plan, segment_scratch)
     blocks = plan.blocks
     tiles = -(-num_queries // blocks.queries)
     queries_apart = tiles * blocks.queries
@@ -104,7 +129,11 @@ def flash_attention(
 
     q = jnp.pad(q, ((0, 0), (0, queries_apart - num_queries), (0, 0), (0, 0)))
     tokens = batch * queries_apart
-    operands: list[Array] = [into_windows(plan, q.reshape(tokens, num_heads, head_dim), tokens), laid(k), laid(v)]
+    operands: list[Array] = [
+        into_windows(plan, q.reshape(tokens, num_heads, head_dim), tokens),
+        laid(k),
+        laid(v),
+    ]
     specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * 3
     scratch = plan.scratch
     if segments is not None:
@@ -116,10 +145,11 @@ def flash_attention(
         operands.append(jnp.broadcast_to(of_keys, (batch * keys_apart, LANES)).astype(jnp.int32))
         specs += [pl.BlockSpec(memory_space=pltpu.HBM)] * 2
         scratch |= segment_scratch(plan)
+    operands = list(map(in_hbm, operands))
     if sinks is not None:
         operands.append(sinks.astype(jnp.float32))
         specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
-    shapes = [pltpu.HBM((num_heads, tokens, plan.out_width), q.dtype)]
+    shapes = [pltpu.HBM((tokens, num_heads * plan.out_width), q.dtype)]
     if return_lse:
         shapes.append(pltpu.HBM((batch * tiles, num_heads, blocks.queries), jnp.float32))
     results = pl.pallas_call(
@@ -137,11 +167,12 @@ def flash_attention(
         interpret=interpret,
         name="flash_attention",
         compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=blocks.vmem_mib << 20, disable_bounds_checks=True, disable_semaphore_checks=True
+            vmem_limit_bytes=blocks.vmem_mib << 20,
+            disable_bounds_checks=True,
+            disable_semaphore_checks=True,
         ),
     )(*operands)
-    out = results[0].reshape(num_heads, batch, queries_apart, plan.out_width)
-    out = jnp.moveaxis(out, 0, 2)[:, :num_queries, :, :head_dim]
+    out = results[0].reshape(batch, queries_apart, num_heads, plan.out_width)[:, :num_queries, :, :head_dim]
     if not return_lse:
         return out
     lse = jnp.moveaxis(results[1].reshape(batch, tiles, num_heads, blocks.queries), 2, 3)

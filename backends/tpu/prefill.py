@@ -14,7 +14,14 @@ from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from .cache import KV_DTYPES, PAGE_SIZES, ScaledPages, pages_of
 from .prefill_kernel import behind, front, prefill_kernel, write_scratch
-from .prefill_plan import GENERATIONS, TILE_ALIGNMENT, PrefillBlocks, PrefillPlan, fitted
+from .prefill_plan import (
+    GENERATIONS,
+    TILE_ALIGNMENT,
+    PrefillBlocks,
+    PrefillPlan,
+    fitted,
+)
+from .prefill_step import query_scale
 
 DTYPES = ("float32", "bfloat16")
 HEAD_DIMS = (16, 256)
@@ -52,17 +59,30 @@ def check_prefill(
             f"TPU prefill attention: {table_entries} page table entries, supported are at most {_MAX_ENTRIES} "
             "(rows x pages per row): use larger pages"
         )
-    plan = PrefillPlan(
+    paged_plan(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         page=page_size,
-        dtype=jnp.dtype(dtype).name,
-        kv_dtype=jnp.dtype(kv_dtype).name,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
         spec=AttentionSpec(1.0),
-        blocks=PrefillBlocks.of("prefill", generation),
+        generation=generation,
+        blocks=None,
     )
-    fitted(plan, write_scratch)
+
+
+def paged_plan(
+    *, dtype: DTypeLike, kv_dtype: DTypeLike, generation: str, blocks: PrefillBlocks | None, **shape: Any
+) -> PrefillPlan:
+    """The geometry of one call; `shape` are more fields of PrefillPlan.
+
+    Raises:
+        UnsupportedError: it does not fit the generation's VMEM.
+    """
+    blocks = blocks or PrefillBlocks.of("prefill", generation)
+    names: dict[str, Any] = {"dtype": jnp.dtype(dtype).name, "kv_dtype": jnp.dtype(kv_dtype).name}
+    return fitted(PrefillPlan(**shape, **names, blocks=blocks), write_scratch)
 
 
 def check_heads(num_heads: int, num_kv_heads: int, head_dim: int, dtype: DTypeLike) -> None:
@@ -134,37 +154,42 @@ def prefill_attention(
         dtype=q.dtype,
         table_entries=index.page_table.size,
     )
-    plan = PrefillPlan(
+    plan = paged_plan(
         num_heads=num_heads,
         num_kv_heads=k.shape[1],
         head_dim=head_dim,
         page=pages.shape[2] // 2,
-        dtype=q.dtype.name,
-        kv_dtype=pages.dtype.name,
+        dtype=q.dtype,
+        kv_dtype=pages.dtype,
         spec=spec,
-        blocks=blocks or PrefillBlocks.of("prefill", generation),
+        generation=generation,
+        blocks=blocks,
         sinks=sinks is not None,
         return_lse=return_lse,
     )
-    plan = fitted(plan, write_scratch)
     scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
     if scales is not None:
         q = (q.astype(jnp.float32) * jnp.repeat(scales[0], plan.groups)[:, None]).astype(q.dtype)
     padded = -(-num_tokens // TILE_ALIGNMENT) * TILE_ALIGNMENT + plan.blocks.queries
-    operands = [into_windows(plan, q, padded), _new(plan, k, v, scales, padded), pages]
+    operands = [in_hbm(x) for x in (into_windows(plan, q, padded), _new(plan, k, v, scales, padded), pages)]
     in_specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * 3
     if sinks is not None:
         operands.append(sinks.astype(jnp.float32))
         in_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
     shapes = [
-        pltpu.HBM((num_heads, padded, plan.out_width), q.dtype),
+        pltpu.HBM((padded, num_heads * plan.out_width), q.dtype),
         jax.ShapeDtypeStruct(pages.shape, pages.dtype),
     ]
     if return_lse:
         most_tiles = num_tokens // plan.blocks.queries + 2 * min(num_rows, num_tokens // (limit + 1)) + 1
-        shapes.append(jax.ShapeDtypeStruct((most_tiles, num_heads, plan.blocks.queries), jnp.float32))
+        shapes.append(pltpu.HBM((most_tiles, num_heads, plan.blocks.queries), jnp.float32))
     starts = index.query_starts
-    table = [jnp.reshape(layer, 1).astype(jnp.int32), index.page_table.reshape(-1), starts, index.kv_lens]
+    table = [
+        jnp.reshape(layer, 1).astype(jnp.int32),
+        index.page_table.reshape(-1),
+        starts,
+        index.kv_lens,
+    ]
     computed, pages, *lse = pl.pallas_call(
         partial(prefill_kernel, plan=plan, limit=limit, pages_per_row=pages_per_row),
         out_shape=shapes,
@@ -177,7 +202,9 @@ def prefill_attention(
         ),
         input_output_aliases={len(table) + 2: 1},
         compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=plan.blocks.vmem_mib << 20, disable_bounds_checks=True, disable_semaphore_checks=True
+            vmem_limit_bytes=plan.blocks.vmem_mib << 20,
+            disable_bounds_checks=True,
+            disable_semaphore_checks=True,
         ),
         interpret=interpret,
         name="prefill_attention",
@@ -187,7 +214,7 @@ def prefill_attention(
     row = jnp.minimum(jnp.searchsorted(starts[1:], token, side="right"), num_rows - 1)
     lens = jnp.diff(starts)
     ours = (token < starts[-1]) & (lens[row] > limit)
-    computed = jnp.swapaxes(computed, 0, 1)[:num_tokens, :, :head_dim]
+    computed = computed[:num_tokens].reshape(num_tokens, num_heads, -1)[..., :head_dim]
     if scales is not None:
         computed = (computed.astype(jnp.float32) * jnp.repeat(scales[1], plan.groups)[:, None]).astype(q.dtype)
     out = jnp.where(ours[:, None, None], computed, 0 if out is None else out)
@@ -222,9 +249,10 @@ def _new(
     return jnp.pad(new, ((0, 0), ends, (0, plan.lanes - new.shape[-1])))
 
 
-def into_windows(plan: PrefillPlan, q: Float[Array, "T N H"], padded: int) -> Float[Array, "N tokens window"]:
-    """Queries in the lanes of their KV heads' windows."""
+def into_windows(plan: PrefillPlan, q: Float[Array, "T N H"], padded: int) -> Float[Array, "tokens lanes"]:
+    """Scaled queries, each in the lanes of its KV head's window, windows side by side."""
     num_tokens = q.shape[0]
+    q = (q.astype(jnp.float32) * query_scale(plan)).astype(q.dtype)
     if plan.window > plan.head_dim:
         by_kv_head = q.reshape(num_tokens, plan.num_kv_heads, plan.groups, plan.head_dim)
         placed = []
@@ -232,4 +260,10 @@ def into_windows(plan: PrefillPlan, q: Float[Array, "T N H"], padded: int) -> Fl
             begin = k * plan.head_dim - plan.window_start(k)
             placed.append(jnp.pad(by_kv_head[:, k], ((0, 0), (0, 0), (begin, plan.window - begin - plan.head_dim))))
         q = jnp.concatenate(placed, axis=1)
-    return jnp.pad(jnp.swapaxes(q, 0, 1), ((0, 0), (0, padded - num_tokens), (0, 0)))
+    return jnp.pad(q.reshape(num_tokens, -1), ((0, padded - num_tokens), (0, 0)))
+
+
+def in_hbm(x: Array) -> Array:
+    """An operand that XLA may not move to VMEM, as it likes to do with all that fits there: what a kernel reads once is
+    better left where it is, and such copies take the compiler most of a minute to place."""
+    return pltpu.with_memory_space_constraint(x, pltpu.HBM)

@@ -125,7 +125,7 @@ class PagedRows:
             return (number * page < own) | ((number + 1) * page > self.kv_len(row))
 
         def copy(number: Any, *, back: bool) -> Any:
-            there, here = self._page(row, number), ref["pages"].at[number - chunk * plan.pages]
+            there, here = (self._page(row, number), ref["pages"].at[number - chunk * plan.pages])
             source, target = (here, there) if back else (there, here)
             return pltpu.make_async_copy(source, target, ref["page_moved"])
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,10 +20,26 @@ GENERATIONS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 MASKED = -2e38
 """Score of a key that a query does not see; below it nothing can come."""
 LOWEST = -1e38
-"""Where a running maximum begins: above MASKED, so that exp2(MASKED - LOWEST) is 0 even where nothing is visible."""
+"""Least running maximum: above MASKED, so that exp2(MASKED - LOWEST) is 0 even where nothing is visible."""
+EMPTY = -3e38
+"""Maximum of no scores: exp2(EMPTY - LOWEST) is 0, and sums that it shrinks vanish."""
 SUBLANES = 8
 TILE_ALIGNMENT = 16
 """Tokens in memory: tiles begin at multiples of the rows that share a tile of memory."""
+
+
+class Cursor(IntEnum):
+    """Scalars that the walk keeps in memory: how far fetching is, how far results are, and what the bias holds."""
+
+    FETCH_ROW = 0
+    FETCH_TILE = 1
+    FETCH_CHUNK = 2
+    FETCH_END = 3
+    FETCHED = 4
+    DONE_ROW = 5
+    DONE_TILE = 6
+    DONE = 7
+    BIASED = 8
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,6 @@ class PrefillBlocks:
         buffers: chunks of keys and values in VMEM at once; all but one are being fetched.
         matrix_sums: whether the matrix unit adds up the weights of a query (by rows of ones below the values), not the
             vector unit.
-        split: whether chunks without a mask have a body of their own.
         vmem_mib: what the kernel may take of a core's VMEM.
     """
 
@@ -45,21 +61,19 @@ class PrefillBlocks:
     heads: int
     buffers: int
     matrix_sums: bool
-    split: bool
     vmem_mib: int
 
     @classmethod
     def of(cls, kernel: str, generation: str) -> "PrefillBlocks":
         sizes = block_sizes(kernel, generation)
-        flags = {name: bool(sizes[name]) for name in ("matrix_sums", "split")}
-        return cls(**{**sizes, **flags})
+        return cls(**{**sizes, "matrix_sums": bool(sizes["matrix_sums"])})
 
 
 @dataclass(frozen=True)
 class PrefillPlan:
     """One kernel's geometry.
 
-    Queries are [N, tokens, window] and keys and values [positions, lanes], as in cache.py. A query head is laid into
+    Queries are [tokens, N * window] and keys and values [positions, lanes], as in cache.py. A query head is laid into
     the `window` lanes, aligned to whole registers, that hold its KV head, with zeros beside it: so keys are multiplied
     as they lie in memory, whatever their head width.
     """
@@ -98,6 +112,11 @@ class PrefillPlan:
         return self.num_heads // self.heads
 
     @property
+    def accumulators(self) -> int:
+        """Sums of all heads, and of a spare group for pieces that are none."""
+        return self.num_heads + self.heads
+
+    @property
     def lanes(self) -> int:
         return num_lanes(self.num_kv_heads, self.head_dim)
 
@@ -133,26 +152,28 @@ class PrefillPlan:
         """VMEM and semaphores that the walk over tiles needs, by name."""
         vmem, fp32 = pltpu.VMEM, jnp.float32
         queries, keys, heads = self.blocks.queries, self.blocks.keys, self.heads
-        accumulators = self.num_heads + heads
+        accumulators = self.accumulators
         shapes = {
             "q": vmem((2, self.num_heads, queries, self.window), self.dtype),
             "kv": vmem((self.blocks.buffers, self.pages, 2 * self.page, self.lanes), self.kv_dtype),
             "scores": vmem((heads, keys, queries), fp32),
             "tops": vmem((heads, SUBLANES, queries), fp32),
-            "values": vmem((self.kv_heads, self.value_rows, keys), self.dtype),
-            "next_values": vmem((self.kv_heads, self.value_rows, keys), self.dtype),
+            "weights": vmem((heads, keys, queries), self.dtype),
+            "shrink": vmem((heads, SUBLANES, queries), fp32),
+            "values": vmem((2, self.kv_heads, self.value_rows, keys), self.dtype),
             "bias": vmem((keys, queries), fp32),
             "sums": vmem((accumulators, self.value_rows, queries), fp32),
-            "tops_so_far": vmem((accumulators, SUBLANES, queries), fp32),
+            "tops_so_far": vmem((2 * accumulators, SUBLANES, queries), fp32),
             "out": vmem((self.num_heads, queries, self.out_width), self.dtype),
-            "neighbours": vmem((self.num_heads, TILE_ALIGNMENT, self.out_width), self.dtype),
-            "cursor": pltpu.SMEM((6,), jnp.int32),
+            "neighbours": vmem((heads, TILE_ALIGNMENT, self.out_width), self.dtype),
+            "cursor": pltpu.SMEM((len(Cursor),), jnp.int32),
             "q_arrived": pltpu.SemaphoreType.DMA((2,)),
+            "neighbours_arrived": pltpu.SemaphoreType.DMA(()),
             "kv_arrived": pltpu.SemaphoreType.DMA((self.blocks.buffers,)),
-            "out_left": pltpu.SemaphoreType.DMA(()),
+            "out_left": pltpu.SemaphoreType.DMA((self.bodies,)),
         }
         if not self.blocks.matrix_sums:
-            shapes["weights_so_far"] = vmem((accumulators, SUBLANES, queries), fp32)
+            shapes["weights_so_far"] = vmem((2 * accumulators, SUBLANES, queries), fp32)
         if self.head_dim % LANES:
             shapes["turned"] = vmem((self.window, keys), self.dtype)
         if self.return_lse:

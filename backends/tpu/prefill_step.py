@@ -1,13 +1,14 @@
-"""The inner body of attention with many queries: scores of one chunk while another chunk's are weighed.
+"""The inner body of attention with many queries: a stage each of three consecutive pieces of work, in a straight line.
 
 Scores are transposed, [keys, queries]: a query is a lane. Maxima and sums over keys are then elementwise over vector
 registers, and nothing is ever broadcast or reduced across lanes. Values are transposed too, so that `values @ weights`
-fills the whole width of the matrix unit. Two stages of two different pieces of work share one straight line of code,
-which the compiler interleaves: the matrix unit multiplies queries and keys of the next piece while the vector unit
-exponentiates this one.
+fills the whole width of the matrix unit. That unit multiplies keys and queries of one piece (`_score`) and values and
+weights of the piece two before it (`_add`), while the vector unit exponentiates the piece between them (`_weigh`). The
+stages meet in VMEM and never within one body, so that the compiler may place them side by side.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from .cache import LANES
-from .prefill_plan import LOWEST, SUBLANES, PrefillPlan
+from .prefill_plan import EMPTY, LOWEST, SUBLANES, PrefillPlan
 
 LOG2_E = math.log2(math.e)
 _BOTH_LAST = (((1,), (1,)), ((), ()))
@@ -25,113 +26,126 @@ _AS_MATRICES = (((1,), (0,)), ((), ()))
 def start(plan: PrefillPlan, ref: dict[str, Any]) -> None:
     """Puts the rows of ones below the values; nothing writes there again."""
     if plan.blocks.matrix_sums:
-        ones = jnp.ones((plan.kv_heads, SUBLANES, plan.blocks.keys), plan.dtype)
-        ref["next_values"][:, plan.head_dim :] = ones
+        ones = jnp.ones((2, plan.kv_heads, SUBLANES, plan.blocks.keys), plan.dtype)
+        ref["values"][:, :, plan.head_dim :] = ones
 
 
-def step(
-    plan: PrefillPlan, ref: dict[str, Any], *, current: Any, upcoming: Any, q_slot: Any, kv_slot: Any, masked: bool
-) -> None:
-    """Weighs the scores that the last step left, and leaves the scores of the upcoming piece.
+@dataclass(frozen=True)
+class Step:
+    """A stage each of three pieces.
 
     Args:
-        current: which accumulators take the weighed values: a number of heads' group.
-        upcoming: heads' group of the piece whose scores are computed.
+        group: heads' group of the piece whose scores are computed; `bias` applies to it.
         q_slot: queries of that piece.
         kv_slot: its keys and values.
-        masked: whether `bias` applies to it.
+        weighed: where the statistics of the piece before it begin.
+        weighed_first: whether that piece is the first of its tile and group, which finds another tile's statistics.
+        added: where the sums of the piece before that begin.
+        added_first: whether that one is the first of its tile and group.
     """
-    keys, queries, heads = plan.blocks.keys, plan.blocks.queries, plan.heads
-    ref["values"][...] = ref["next_values"][...]
-    key: Any = None
-    for i in range(heads):
-        if i % max(1, heads // plan.kv_heads) == 0:
-            of_group = i * plan.kv_heads // heads
-            key, value = _keys_and_values(plan, ref, upcoming * heads // plan.groups + of_group, kv_slot)
-            _turn(plan, ref, of_group, upcoming * heads // plan.groups + of_group, value)
-        kv_head = i * plan.kv_heads // heads
-        accumulator = current * heads + i
 
-        before = ref["tops_so_far"][accumulator]
-        top = jnp.maximum(before, jnp.max(ref["tops"][i], axis=0, keepdims=True))
-        ref["tops_so_far"][accumulator] = top
+    plan: PrefillPlan
+    ref: dict[str, Any]
+    group: Any
+    q_slot: Any
+    kv_slot: Any
+    weighed: Any
+    weighed_first: Any
+    added: Any
+    added_first: Any
+
+    def run(self) -> None:
+        plan, ref = self.plan, self.ref
+        sharing = plan.heads // plan.kv_heads
+        for of_group in range(plan.kv_heads):
+            kv_head = self.group * plan.heads // plan.groups + of_group
+            key, value = self._keys_and_values(kv_head)
+            for i in range(of_group * sharing, (of_group + 1) * sharing):
+                self._add(i, ref["values"][0, of_group])
+                self._weigh(i)
+                self._score(i, key)
+            held = slice(0, plan.head_dim)
+            ref["values"][0, of_group, held] = ref["values"][1, of_group, held]
+            ref["values"][1, of_group, held] = self._turned(kv_head, value)
+
+    def _add(self, i: int, value: jax.Array) -> None:
+        ref, rows = self.ref, (self.plan.value_rows, self.plan.blocks.queries)
+        before = jnp.where(self.added_first, 0.0, _by_sublanes(ref["sums"][self.added + i])) * ref["shrink"][i]
+        ref["sums"][self.added + i] = before.reshape(rows) + _dot(value, ref["weights"][i], _AS_MATRICES)
+
+    def _weigh(self, i: int) -> None:
+        plan, ref, at = self.plan, self.ref, self.weighed + i
+        before = jnp.where(self.weighed_first, EMPTY, ref["tops_so_far"][at])
+        top = jnp.maximum(jnp.maximum(before, LOWEST), jnp.max(ref["tops"][i], axis=0, keepdims=True))
+        ref["tops_so_far"][at] = top
         shrink = jnp.exp2(before - top)
+        ref["shrink"][i] = shrink
         weights = jnp.exp2(_by_sublanes(ref["scores"][i]) - top)
         if not plan.blocks.matrix_sums:
-            sums = ref["weights_so_far"]
-            sums[accumulator] = sums[accumulator] * shrink + jnp.sum(weights, axis=0)
-        weighed = _dot(ref["values"][kv_head], weights.reshape(keys, queries).astype(plan.dtype), _AS_MATRICES)
-        so_far = _by_sublanes(ref["sums"][accumulator]) * shrink
-        ref["sums"][accumulator] = so_far.reshape(plan.value_rows, queries) + weighed
+            held = jnp.where(self.weighed_first, 0.0, ref["weights_so_far"][at])
+            ref["weights_so_far"][at] = held * shrink + jnp.sum(weights, axis=0)
+        ref["weights"][i] = weights.reshape(plan.blocks.keys, plan.blocks.queries).astype(plan.dtype)
 
-        scores = _scaled(plan, _dot(key, ref["q"][q_slot, upcoming * heads + i], _BOTH_LAST))
-        if masked:
-            scores = jnp.minimum(scores, ref["bias"][...])
+    def _score(self, i: int, key: jax.Array) -> None:
+        plan, ref = self.plan, self.ref
+        scores = _dot(key, ref["q"][self.q_slot, self.group * plan.heads + i], _BOTH_LAST)
+        if plan.spec.soft_cap is not None:
+            scores = jnp.tanh(scores) * (plan.spec.soft_cap * LOG2_E)
+        scores = jnp.minimum(scores, ref["bias"][...])
         ref["scores"][i] = scores
         ref["tops"][i] = jnp.max(_by_sublanes(scores), axis=0)
 
+    def _keys_and_values(self, kv_head: Any) -> tuple[jax.Array, jax.Array]:
+        """A chunk's keys and values [keys, window], in the dtype that is multiplied."""
+        plan = self.plan
+        lane = pl.multiple_of(plan.window_start(kv_head), LANES)
+        pages = self.ref["kv"][self.kv_slot, :, :, pl.ds(lane, plan.window)]
+        if pages.dtype != jnp.dtype(plan.dtype):
+            pages = pages.astype(plan.dtype)
+        flat = (plan.blocks.keys, plan.window)
+        return pages[:, : plan.page].reshape(flat), pages[:, plan.page :].reshape(flat)
 
-def reset(plan: PrefillPlan, ref: dict[str, Any], head: Any, sink: Any | None) -> None:
-    """Empties the accumulators of one head; a sink is a key of weight 1 that carries no value."""
-    queries = plan.blocks.queries
-    top = LOWEST if sink is None else sink * LOG2_E
-    ref["tops_so_far"][head] = jnp.full((SUBLANES, queries), top, jnp.float32)
-    sums = jnp.zeros((plan.value_rows, queries), jnp.float32)
-    weight = jnp.zeros((SUBLANES, queries), jnp.float32)
-    if sink is not None:
-        weight = jnp.where(jax.lax.broadcasted_iota(jnp.int32, weight.shape, 0) == 0, 1.0, 0.0)
-    if plan.blocks.matrix_sums:
-        ref["sums"][head, plan.head_dim :] = jnp.ones_like(weight) if sink is not None else weight
-        ref["sums"][head, : plan.head_dim] = sums[: plan.head_dim]
-    else:
-        ref["sums"][head] = sums
-        ref["weights_so_far"][head] = weight
+    def _turned(self, kv_head: Any, value: jax.Array) -> jax.Array:
+        """Values transposed, and of their window the rows of this KV head."""
+        plan, ref = self.plan, self.ref
+        if plan.head_dim % LANES == 0:
+            return value.T
+        ref["turned"][...] = value.T
+        offset = pl.multiple_of(kv_head * plan.head_dim - plan.window_start(kv_head), 2 * SUBLANES)
+        return ref["turned"][pl.ds(offset, plan.head_dim)]
 
 
-def finish(plan: PrefillPlan, ref: dict[str, Any], head: Any) -> None:
-    """Divides one head's sums by its weights and turns them into rows of the output."""
-    sums = ref["sums"][head]
+def finish(plan: PrefillPlan, ref: dict[str, Any], head: Any, statistics: Any, sink: Any | None) -> None:
+    """Divides one head's sums by its weights and turns them into rows of the output.
+
+    Args:
+        statistics: where the head's are.
+        sink: logit of a key that takes part in the softmax and carries no value.
+    """
+    sums, top = ref["sums"][head], ref["tops_so_far"][statistics, :1]
     if plan.blocks.matrix_sums:
         weight = sums[plan.head_dim : plan.head_dim + 1]
     else:
-        weight = jnp.sum(ref["weights_so_far"][head], axis=0, keepdims=True)
-    weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
-    out = (sums[: plan.head_dim] * (1.0 / weight)).astype(plan.dtype)
+        weight = jnp.sum(ref["weights_so_far"][statistics], axis=0, keepdims=True)
+    shrink = 1.0
+    if sink is not None:
+        higher = jnp.maximum(top, sink * LOG2_E)
+        shrink = jnp.exp2(top - higher)
+        weight = weight * shrink + jnp.exp2(sink * LOG2_E - higher)
+        top = higher
+    out = (sums[: plan.head_dim] * (shrink / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny))).astype(plan.dtype)
     if plan.out_width > plan.head_dim:
         padding = jnp.zeros((plan.out_width - plan.head_dim, plan.blocks.queries), plan.dtype)
         out = jnp.concatenate([out, padding])
     ref["out"][head] = out.T
     if plan.return_lse:
-        top = ref["tops_so_far"][head, :1]
-        ref["lse"][pl.ds(head, 1)] = (top + jnp.log2(weight)) / LOG2_E
+        ref["lse"][pl.ds(head, 1)] = jnp.where(weight > 0, (top + jnp.log2(weight)) / LOG2_E, -jnp.inf)
 
 
-def _keys_and_values(plan: PrefillPlan, ref: dict[str, Any], kv_head: Any, slot: Any) -> tuple[jax.Array, jax.Array]:
-    """A chunk's keys and values [keys, window], in the dtype that is multiplied."""
-    lane = pl.multiple_of(plan.window_start(kv_head), LANES)
-    pages = ref["kv"][slot, :, :, pl.ds(lane, plan.window)]
-    if pages.dtype != jnp.dtype(plan.dtype):
-        pages = pages.astype(plan.dtype)
-    flat = (plan.blocks.keys, plan.window)
-    return pages[:, : plan.page].reshape(flat), pages[:, plan.page :].reshape(flat)
-
-
-def _turn(plan: PrefillPlan, ref: dict[str, Any], of_group: int, kv_head: Any, value: jax.Array) -> None:
-    """Transposes values, and keeps the rows of this KV head among those of its window."""
-    if plan.head_dim % LANES == 0:
-        ref["next_values"][of_group, : plan.head_dim] = value.T
-        return
-    ref["turned"][...] = value.T
-    offset = pl.multiple_of(kv_head * plan.head_dim - plan.window_start(kv_head), 2 * SUBLANES)
-    ref["next_values"][of_group, : plan.head_dim] = ref["turned"][pl.ds(offset, plan.head_dim)]
-
-
-def _scaled(plan: PrefillPlan, scores: jax.Array) -> jax.Array:
-    """Scores times scale and log2(e), capped."""
+def query_scale(plan: PrefillPlan) -> float:
+    """What queries are multiplied by beforehand, so that scores need no multiplication."""
     cap = plan.spec.soft_cap
-    if cap is None:
-        return scores * (plan.spec.scale * LOG2_E)
-    return jnp.tanh(scores * (plan.spec.scale / cap)) * (cap * LOG2_E)
+    return plan.spec.scale * LOG2_E if cap is None else plan.spec.scale / cap
 
 
 def _by_sublanes(x: jax.Array) -> jax.Array:
