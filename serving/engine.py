@@ -179,7 +179,7 @@ class Engine:
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return len(set(self._live.values())) + len(self._inbox)
+        return len(set(self._live.copy().values())) + len(self._inbox)  # a thread may change it meanwhile
 
     def warm_up(self, *, background: bool = False) -> None:
         """Compiles every program; from then on a compilation is counted as unexpected.

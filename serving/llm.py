@@ -18,7 +18,7 @@ from ..models.decoder import Weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
-from ..sharding.backend import shard_backend
+from ..sharding.backend import shard_backends
 from .bad_words import spellings
 from .buckets import plan_buckets
 from .cache_size import cache_pages
@@ -28,6 +28,7 @@ from .errors import EmptyPromptError
 from .generation import Generation
 from .metrics import Metrics
 from .programs import Programs
+from .replicas import Replicas
 from .results import Completion, Embedding, Score
 from .types import Kind, Progress, Request, SamplingParams
 
@@ -48,7 +49,8 @@ class LLM:
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
 
     Attributes:
-        engine: what runs the requests; `engine.submit` takes them one by one, with priorities and cache salts.
+        engine: what runs the requests, an Engine, or several as Replicas; `engine.submit` takes them one by one, with
+            priorities and cache salts.
 
     Raises:
         DistaffError: the model cannot be found, read or run; the message says why and what to do.
@@ -78,10 +80,9 @@ class LLM:
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
         self.config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-        place = None
-        if layout is not None:
-            sharded = shard_backend(self.backend, self.config, layout, dtype)
-            self.backend, place = sharded, sharded.place
+        sharded = () if layout is None else shard_backends(self.backend, self.config, layout, dtype)
+        if sharded:
+            self.backend = sharded[0]
         self.backend.check(
             self.config.cache_groups,
             dtype=jnp.dtype(dtype),
@@ -95,17 +96,27 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
-        weights = checkpoint.load_weights(self.config, dtype=jnp.dtype(dtype), place=place, progress=report("load"))
-        self.engine = build_engine(
-            self.config,
-            weights,
-            self.backend,
-            engine_config,
-            dtype=dtype,
-            eos_ids=_eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer),
-            tokenizer=self.tokenizer,
-            on_compile=lambda number: on_progress(Progress("compile", number, 0)),
-        )
+        engines: list[Engine] = []
+        for replica in sharded or (None,):
+            weights = checkpoint.load_weights(
+                self.config,
+                dtype=jnp.dtype(dtype),
+                place=None if replica is None else replica.place,
+                progress=report("load"),
+            )
+            engine = build_engine(
+                self.config,
+                weights,
+                replica or self.backend,
+                engine_config,
+                dtype=dtype,
+                eos_ids=_eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer),
+                tokenizer=self.tokenizer,
+                metrics=engines[0].metrics if engines else None,
+                on_compile=lambda number: on_progress(Progress("compile", number, 0)),
+            )
+            engines.append(engine)
+        self.engine = engines[0] if len(engines) == 1 else Replicas(engines)
         self.engine.load_seconds = time.perf_counter() - start
 
     @overload  # a str is a Sequence[str] too, hence the overlap
@@ -201,12 +212,14 @@ def build_engine(
     dtype: str = "float32",
     eos_ids: frozenset[int] = frozenset(),
     tokenizer: Tokenizer | None = None,
+    metrics: Metrics | None = None,
     on_compile: Callable[[int], None] = lambda number: None,
 ) -> Engine:
     """An engine over a model on one device.
 
     Args:
         weights: in the checkpoint's form, consumed.
+        metrics: of several engines together; None: its own.
         on_compile: called as the compilation of a program begins, with its number from 1.
 
     Raises:
@@ -236,11 +249,11 @@ def build_engine(
         chunk=chunk,
         memory=engine_config.kv_memory,
     )
-    metrics = Metrics(max_batch=max_batch, num_pages=sum(num_pages))
+    counted = metrics or Metrics(max_batch=max_batch, num_pages=sum(num_pages))
 
     def count_compile(unexpected: bool) -> None:
-        metrics.compiled(unexpected=unexpected)
-        on_compile(metrics.compiles)
+        counted.compiled(unexpected=unexpected)
+        on_compile(counted.compiles)
 
     sizes = backend.buckets(max(chunk, max_batch))
     programs = Programs(
@@ -257,7 +270,7 @@ def build_engine(
         on_compile=count_compile,
     )
     return Engine(
-        programs, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=metrics
+        programs, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=counted
     )
 
 

@@ -47,6 +47,7 @@ class ShardedBackend:
         config, dtype: the model's.
         layout: of one replica.
         mesh: its devices.
+        unused: what is to be said where there are more devices than are used.
     """
 
     inner: Backend
@@ -54,6 +55,7 @@ class ShardedBackend:
     dtype: DTypeLike
     layout: Layout
     mesh: Mesh
+    unused: str | None = None
 
     def __post_init__(self) -> None:
         """
@@ -70,11 +72,6 @@ class ShardedBackend:
     @cached_property
     def model(self) -> ShardedModel:
         return ShardedModel(self.config, self.layout, self.inner, self.dtype)
-
-    @property
-    def unused(self) -> str | None:
-        """What is to be said where there are more devices than the layout takes."""
-        return unused_text(self.layout, len(jax.devices()))
 
     @property
     def name(self) -> str:
@@ -149,7 +146,7 @@ class ShardedBackend:
 
     def memory(self) -> MemoryInfo:
         """Of all devices; those that share the host's memory have it once."""
-        one = self.inner.memory()
+        one = _memory_of(self.mesh) or self.inner.memory()
         times = 1 if one.shared else self.layout.num_devices
         return MemoryInfo(one.total * times, one.free * times, one.shared)
 
@@ -214,22 +211,37 @@ class ShardedBackend:
         return jax.tree.map(place, specs, argument, is_leaf=lambda node: isinstance(node, PartitionSpec))
 
 
-def shard_backend(inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike) -> ShardedBackend:
-    """The first devices of this process under a layout, for one engine.
+def shard_backends(inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike) -> tuple[ShardedBackend, ...]:
+    """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
 
     Args:
         inner: the backend of one device.
         config, dtype: the model's.
-        layout: as parse_layout reads it, or "auto": the smallest replica that memory allows.
+        layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
 
     Raises:
-        LayoutError: it is no layout, or does not fit; several replicas.
+        LayoutError: it is no layout, or does not fit.
     """
-    memory = inner.memory()
-    devices = Devices(len(jax.devices()), None if memory.shared else memory.total)
+    memory, all_devices = inner.memory(), jax.devices()
+    devices = Devices(len(all_devices), None if memory.shared else memory.total)
     if layout == "auto":
-        chosen = choose_layout(config, devices, dtype=dtype).replica
+        chosen = choose_layout(config, devices, dtype=dtype)
     else:
         chosen = parse_layout(layout, num_devices=devices.count)
         check_layout(chosen, config, devices, dtype=dtype)
-    return ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen))
+    one, size = chosen.replica, chosen.replica.num_devices
+    return tuple(
+        ShardedBackend(
+            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]),
+            unused_text(chosen, devices.count),
+        )
+        for number in range(chosen.replicas)
+    )  # fmt: skip
+
+
+def _memory_of(mesh: Mesh) -> MemoryInfo | None:
+    """Of the first device of a mesh, where it says."""
+    stats = mesh.devices.flat[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))

@@ -88,10 +88,10 @@ def test_a_model_by_name_runs_under_a_layout() -> None:
     golden = Path(__file__).parent.parent / "golden" / "smollm2"
     prompt, params = list(range(1, 30)), SamplingParams(max_tokens=8, temperature=0)
     tokens = []
-    for layout in (None, "tensor=3"):
+    for layout in (None, "tensor=3", "data=2,tensor=3"):
         llm = LLM(golden, backend="reference", layout=layout, context=64, max_batch=2, max_step_tokens=16)
         tokens.append(llm.stream(prompt, params).completion().token_ids)
         llm.close()
-    assert tokens[0] == tokens[1]
+    assert tokens[0] == tokens[1] == tokens[2]
     with pytest.raises(IndivisibleError, match="9 heads"):
         LLM(golden, backend="reference", layout="tensor=2")

@@ -154,7 +154,7 @@ def test_every_candidate_that_fits_splits_evenly() -> None:
                 assert tuple(whole) == leaf.shape, (str(layout), path)
 
 
-def test_an_engine_takes_one_replica() -> None:
+def test_a_backend_is_of_one_replica() -> None:
     from distaff.backends.reference import ReferenceBackend
 
     layout = parse_layout("data=2,tensor=4", num_devices=8)

@@ -1,0 +1,139 @@
+"""Several engines with copies of one model, each on devices of its own, behind one door."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from .engine import Engine
+from .engine_config import EngineConfig
+from .generation import Generation, Result
+from .metrics import Metrics
+from .types import Request
+
+_REMEMBERED = 4096
+"""Beginnings of prompts whose engine is known."""
+_BEGINNING = 64
+"""Tokens of a prompt that count as its beginning."""
+_IDLE_SECONDS = 0.001
+
+
+class Replicas:
+    """Requests go where prompts that begin alike went, unless that engine has a batch more to do than another.
+
+    It is used as an Engine is. A round is a round of every engine: each dispatches its step before the next one is
+    asked, so their devices work at the same time.
+
+    Args:
+        engines: at least one; they count in the same `metrics`, whose levels are those of the engine that moved last.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = tuple(engines)
+        self._homes: OrderedDict[tuple[object, ...], Engine] = OrderedDict()
+        self._started = False
+
+    @property
+    def config(self) -> EngineConfig:
+        """Of each engine."""
+        return self.engines[0].config
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.engines[0].metrics
+
+    @property
+    def load_seconds(self) -> float:
+        return self.engines[0].load_seconds
+
+    @load_seconds.setter
+    def load_seconds(self, seconds: float) -> None:
+        self.engines[0].load_seconds = seconds
+
+    def submit(self, request: Request) -> Generation:
+        """As Engine.submit."""
+        return self._engine_for(request).submit(request)
+
+    def generate(self, requests: Iterable[Request]) -> list[Result]:
+        """As Engine.generate."""
+        generations: list[Generation] = []
+        try:
+            generations += (self.submit(request) for request in requests)
+            self.flush()
+            if not self._started:
+                self.run()
+            return [generation.result() for generation in generations]
+        finally:
+            for generation in generations:
+                generation.close()
+
+    def abort(self, generation: Generation) -> None:
+        """Ends a request, wherever it is."""
+        generation.close()
+
+    def flush(self) -> None:
+        """Says that the input ends here."""
+        for engine in self.engines:
+            engine.flush()
+
+    def step(self) -> bool:
+        """One round of every engine; whether any had something to do."""
+        worked = [engine.step() for engine in self.engines]  # all of them, whatever the first one says
+        return any(worked)
+
+    def run(self) -> None:
+        """Rounds until no request is left."""
+        while self.num_requests:
+            if not self.step():
+                time.sleep(_IDLE_SECONDS)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return sum(engine.num_requests for engine in self.engines)
+
+    def warm_up(self, *, background: bool = False) -> None:
+        """As Engine.warm_up."""
+        for engine in self.engines:
+            engine.warm_up(background=background)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether everything is compiled."""
+        return all(engine.is_warm for engine in self.engines)
+
+    def check_integrity(self) -> None:
+        """
+        Raises:
+            IntegrityError: the books of an engine do not agree.
+        """
+        for engine in self.engines:
+            engine.check_integrity()
+
+    def start(self) -> None:
+        """Lets threads do the rounds, until `close`."""
+        self._started = True
+        for engine in self.engines:
+            engine.start()
+
+    def close(self) -> None:
+        """Ends every request and every engine."""
+        for engine in self.engines:
+            engine.close()
+
+    def __enter__(self) -> "Replicas":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _engine_for(self, request: Request) -> Engine:
+        key = (request.cache_salt, *request.prompt[:_BEGINNING])
+        loads = {engine: engine.num_requests for engine in self.engines}
+        home = self._homes.get(key)
+        if home is None or loads[home] - min(loads.values()) > self.config.max_batch:
+            home = min(self.engines, key=lambda engine: loads[engine])
+        self._homes[key] = home
+        self._homes.move_to_end(key)
+        if len(self._homes) > _REMEMBERED:
+            self._homes.popitem(last=False)
+        return home
