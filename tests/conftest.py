@@ -5,6 +5,7 @@ The environment is set, and the import hook installed, before anything imports J
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ install_import_hook(
     ["distaff.backends", "distaff.models", "distaff.serving", "distaff.sharding"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """Frees the compiled programs of a file: each has a hundred memory maps or so, and a process at most 65,530."""
+    yield
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -134,9 +134,14 @@ def oracle(logits: np.ndarray, row: SamplingRows, history: np.ndarray, position:
 def tokens_of(
     logits: np.ndarray, rows: SamplingRows, history: np.ndarray, positions: np.ndarray, **kwargs: object
 ) -> list[int]:
-    state = RowState(jnp.asarray(history), jax.tree.map(jnp.asarray, rows))
-    slots = jnp.arange(len(logits), dtype=jnp.int32)
-    return draw_jit(jnp.asarray(logits), state, slots, jnp.asarray(positions), **kwargs)[0].tolist()
+    """The draws, of eight rows at least (the last one again and again), so that few programs serve all tests."""
+    count = len(logits)
+    within = np.minimum(np.arange(max(count, 8)), count - 1)
+    rows, history, logits, positions = jax.tree.map(
+        lambda x: jnp.asarray(x)[within], (rows, history, logits, positions)
+    )
+    slots = jnp.arange(len(within), dtype=jnp.int32)
+    return draw_jit(logits, RowState(history, rows), slots, positions, **kwargs)[0].tolist()[:count]
 
 
 def normal(size: int, count: int, *, seed: int = 0, scale: float = 2) -> np.ndarray:
@@ -194,7 +199,7 @@ CHANGES_NOTHING = {"top_k beyond the vocabulary", "min_p low", "top_k beyond the
 
 @pytest.mark.parametrize("feature", sorted(FEATURES.keys() - CHANGES_NOTHING))
 def test_each_parameter_changes_the_tokens(feature: str) -> None:
-    size, count = 300, 16
+    size, count = 300, 8
     logits = normal(size, count)
     logits[:, :5] += 5  # what the features name is likely
     history = np.tile(np.arange(4, dtype=np.int32), (count, LENGTH // 4))
@@ -242,7 +247,7 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
 @given(st.data())
 @settings(max_examples=80, deadline=None)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
-    size = data.draw(st.sampled_from(SIZES))
+    size = data.draw(st.sampled_from(SIZES[1:]))
     count = 9  # more than one group of the rows that get a look of their own at the vocabulary
     seed = data.draw(st.integers(0, 99))
     scale = data.draw(st.sampled_from([0.1, 1.0, 6.0]))
@@ -267,7 +272,7 @@ def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone
         assert alone == together[i : i + 1]
 
 
-@pytest.mark.parametrize("size", [11, 5003])
+@pytest.mark.parametrize("size", [pytest.param(11, marks=pytest.mark.slow), 5003])
 @pytest.mark.parametrize(
     "row",
     [dict(temperature=0.7), dict(temperature=1.0, top_p=0.8), dict(temperature=1.3, top_k=4, min_p=0.1),
@@ -330,22 +335,22 @@ def test_the_lowest_temperature_is_greedy() -> None:
 
 def test_logprobs_are_of_the_raw_logits_and_of_the_token_drawn() -> None:
     size = 300
-    logits = normal(size, 4)
-    rows = stack([{**FEATURES["everything"], "num_logprobs": n} for n in (-1, 0, 5, 20)], size)
-    state = RowState(jnp.zeros((4, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
-    tokens, logprobs = draw_jit(jnp.asarray(logits), state, jnp.arange(4), jnp.full(4, 8))
+    logits = normal(size, 8)
+    rows = stack([{**FEATURES["everything"], "num_logprobs": n} for n in (-1, 0, 5, 20) * 2], size)
+    state = RowState(jnp.zeros((8, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
+    tokens, logprobs = draw_jit(jnp.asarray(logits), state, jnp.arange(8), jnp.full(8, 8))
     want = token_logprobs(jnp.asarray(logits), tokens)
     jax.tree.map(np.testing.assert_array_equal, logprobs, want)
 
 
 def test_slots_pick_the_rows() -> None:
     size = 300
-    rows = stack([dict(temperature=1.0, seeds=[i, 0]) for i in range(6)], size)
-    state = RowState(jnp.zeros((6, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
-    logits = jnp.tile(jnp.asarray(normal(size, 1)), (6, 1))
-    straight = draw_jit(logits, state, jnp.arange(6), jnp.zeros(6, jnp.int32))[0]
-    slots = jnp.asarray([5, 0, 3, 3, 1, 2])
-    assert draw_jit(logits, state, slots, jnp.zeros(6, jnp.int32))[0].tolist() == straight[slots].tolist()
+    rows = stack([dict(temperature=1.0, seeds=[i, 0]) for i in range(8)], size)
+    state = RowState(jnp.zeros((8, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
+    logits = jnp.tile(jnp.asarray(normal(size, 1)), (8, 1))
+    straight = draw_jit(logits, state, jnp.arange(8), jnp.zeros(8, jnp.int32))[0]
+    slots = jnp.asarray([5, 0, 3, 3, 1, 2, 7, 6])
+    assert draw_jit(logits, state, slots, jnp.zeros(8, jnp.int32))[0].tolist() == straight[slots].tolist()
 
 
 @pytest.mark.parametrize("feature", ["temperature", "top_k", "all cuts", "allowed"])
