@@ -97,18 +97,66 @@ class PagedRows:
     # New keys and values
 
     def begin(self, row: Any) -> None:
-        """Writes the row's new keys and values into its pages, a chunk of positions at a time."""
+        """Writes the row's new keys and values into its pages: whole pages from memory to memory, where tokens and
+        positions are aligned and of one type, the rest a chunk of positions at a time."""
+        plan = self.plan
         begin, end = self.queries(row)
-        own = self.kv_len(row) - (end - begin)
-        keys = self.plan.blocks.keys
+        length = self.kv_len(row)
+        own = length - (end - begin)
 
-        def of_chunk(chunk: Any, carry: Any) -> Any:
-            self._write_chunk(row, chunk, own, begin)
-            return carry
+        def chunk_pages(chunk: Any) -> tuple[Any, Any]:
+            first = jnp.maximum(own // plan.page, chunk * plan.pages)
+            return first, jnp.minimum(pl.cdiv(length, plan.page), (chunk + 1) * plan.pages)
 
-        jax.lax.fori_loop(own // keys, pl.cdiv(self.kv_len(row), keys), of_chunk, 0)
+        def of_chunks(body: Any) -> None:
+            chunks = own // plan.blocks.keys, pl.cdiv(length, plan.blocks.keys)
+            jax.lax.fori_loop(*chunks, lambda chunk, carry: body(chunk, chunk_pages(chunk)) or carry, 0)
 
-    def _write_chunk(self, row: Any, chunk: Any, own: Any, begin: Any) -> None:
+        if plan.kv_dtype != plan.dtype:
+            of_chunks(lambda chunk, pages: self._write_chunk(row, chunk, own, begin, pages))
+            return
+        low = pl.cdiv(own, plan.page)
+        high = jnp.where((begin - own) % TILE_ALIGNMENT == 0, jnp.maximum(length // plan.page, low), low)
+
+        def of_whole(body: Any) -> None:
+            def some(number: Any, carry: Any) -> Any:
+                for copy in self._copy_whole(row, number, begin - own):
+                    body(copy)
+                return carry
+
+            jax.lax.fori_loop(low, high, some, 0)
+
+        def of_chunk(chunk: Any, pages: tuple[Any, Any]) -> None:
+            some = (low == high) | (pages[0] < low) | (pages[1] > high)
+            pl.when(some)(lambda: self._write_chunk(row, chunk, own, begin, pages, (low, high)))
+
+        of_whole(lambda copy: copy.start())
+        of_chunks(of_chunk)
+        of_whole(lambda copy: copy.wait())
+
+    def _copy_whole(self, row: Any, number: Any, offset: Any) -> list[Any]:
+        """Of a page's keys and of its values; position p of the row is token p + offset."""
+        page, there = self.plan.page, self._page(row, number)
+        token = pl.multiple_of(front(self.plan) + number * page + offset, TILE_ALIGNMENT)
+        return [
+            pltpu.make_async_copy(
+                self.new.at[half, pl.ds(token, page)],
+                there.at[pl.ds(half * page, page)],
+                self.ref["whole_moved"],
+            )
+            for half in (0, 1)
+        ]
+
+    def _write_chunk(
+        self,
+        row: Any,
+        chunk: Any,
+        own: Any,
+        begin: Any,
+        pages: tuple[Any, Any],
+        whole: tuple[Any, Any] | None = None,
+    ) -> None:
+        """Writes the pages from one to before another, without those that are copied as a whole."""
         plan, ref = self.plan, self.ref
         keys, page = plan.blocks.keys, plan.page
         token = begin + chunk * keys - own + front(plan)
@@ -117,8 +165,14 @@ class PagedRows:
             self.new.at[:, pl.ds(aligned, keys + TILE_ALIGNMENT)], ref["new"], ref["new_arrived"]
         )
         fresh.start()
-        first = jnp.maximum(own // page, chunk * plan.pages)
-        last = jnp.minimum(pl.cdiv(self.kv_len(row), page), (chunk + 1) * plan.pages)
+
+        def of_pages(body: Any) -> None:
+            def some(number: Any, carry: Any) -> Any:
+                ours = True if whole is None else (number < whole[0]) | (number >= whole[1])
+                pl.when(ours)(lambda: body(number))
+                return carry
+
+            jax.lax.fori_loop(*pages, some, 0)
 
         def kept(number: Any) -> Any:
             """Whether a page holds positions that are not new."""
@@ -129,15 +183,13 @@ class PagedRows:
             source, target = (here, there) if back else (there, here)
             return pltpu.make_async_copy(source, target, ref["page_moved"])
 
-        def bring(number: Any, carry: Any) -> Any:
+        def bring(number: Any) -> None:
             @pl.when(kept(number))
             def _() -> None:
                 copy(number, back=False).start()
                 copy(number, back=False).wait()
 
-            return carry
-
-        jax.lax.fori_loop(first, last, bring, 0)
+        of_pages(bring)
         fresh.wait()
 
         # As fp32 with one register's lanes per row: there, rows can be read from any row on.
@@ -149,7 +201,7 @@ class PagedRows:
 
         jax.lax.fori_loop(0, plan.lanes // LANES, spread, 0)
 
-        def fill(number: Any, carry: Any) -> Any:
+        def fill(number: Any) -> None:
             i = number - chunk * plan.pages
             row_of_page = jax.lax.broadcasted_iota(jnp.int32, (2 * page, LANES), 0) % page
             position = number * page + row_of_page
@@ -165,15 +217,9 @@ class PagedRows:
 
             jax.lax.fori_loop(0, plan.lanes // LANES, lanes, 0)
             copy(number, back=True).start()
-            return carry
 
-        jax.lax.fori_loop(first, last, fill, 0)
-
-        def leave(number: Any, carry: Any) -> Any:
-            copy(number, back=True).wait()
-            return carry
-
-        jax.lax.fori_loop(first, last, leave, 0)
+        of_pages(fill)
+        of_pages(lambda number: copy(number, back=True).wait())
 
 
 def front(plan: PrefillPlan) -> int:
@@ -195,6 +241,7 @@ def write_scratch(plan: PrefillPlan) -> dict[str, Any]:
         "pages": pltpu.VMEM((plan.pages, 2 * plan.page, plan.lanes), plan.kv_dtype),
         "new_arrived": pltpu.SemaphoreType.DMA(()),
         "page_moved": pltpu.SemaphoreType.DMA(()),
+        "whole_moved": pltpu.SemaphoreType.DMA(()),
     }
 
 

@@ -35,11 +35,12 @@ class Cursor(IntEnum):
     FETCH_TILE = 1
     FETCH_CHUNK = 2
     FETCH_END = 3
-    FETCHED = 4
+    FETCH_FIRST = 4
     DONE_ROW = 5
     DONE_TILE = 6
     DONE = 7
     BIASED = 8
+    FETCH_SLOT = 9
 
 
 @dataclass(frozen=True)

@@ -207,14 +207,14 @@ class Walk:
             tile = self._tile(next_row, next_number)
             cursor[Cursor.FETCH_ROW], cursor[Cursor.FETCH_TILE] = next_row, next_number
             cursor[Cursor.FETCH_CHUNK], cursor[Cursor.FETCH_END] = tile.low, tile.high
+            cursor[Cursor.FETCH_FIRST] = tile.first
 
         @pl.when(cursor[Cursor.FETCH_ROW] < source.num_rows)
         def _() -> None:
-            row, chunk = cursor[Cursor.FETCH_ROW], cursor[Cursor.FETCH_CHUNK]
-            tile = self._tile(row, cursor[Cursor.FETCH_TILE])
-            source.fetch(row, chunk, tile.first, cursor[Cursor.FETCHED] % self.plan.blocks.buffers)
+            chunk, slot = cursor[Cursor.FETCH_CHUNK], cursor[Cursor.FETCH_SLOT]
+            source.fetch(cursor[Cursor.FETCH_ROW], chunk, cursor[Cursor.FETCH_FIRST], slot)
             cursor[Cursor.FETCH_CHUNK] = chunk + 1
-            cursor[Cursor.FETCHED] += 1
+            cursor[Cursor.FETCH_SLOT] = jnp.where(slot == self.plan.blocks.buffers - 1, 0, slot + 1)
 
     # Results
 

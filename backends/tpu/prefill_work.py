@@ -48,41 +48,37 @@ def prefill_work(
     walk, paged = WalkWork.of(plan, tiles), PageWork.of(plan, rows, tiles)
     fetches = walk.chunks - 1 + plan.blocks.buffers
     before, behind = ours[0], len(kv_lens) - ours[0] - len(ours)  # rows of the other kernel, passed over
-    written = paged.written / paged.chunks
+    aside = plan.kv_dtype == plan.dtype  # pages that are new as a whole are copied beside the others
+    whole = [paged.whole / len(rows)] if aside else []
+    written = paged.looped / max(paged.written_chunks, 1)
+    partial = paged.partial / max(paged.looped, 1)
     # In the order of the program; None where the compiler knows the trips. Loops of one turn are none, tpu7x copies new
     # keys and new values in a loop, and v5p lets but one of its cores run the kernel.
     of_heads = [None] if num_heads > 1 else []
     of_lanes = [None] if plan.lanes > LANES else []
     loops = [
         *(1.0, walk.tile_trips, 1.0, *of_heads, *of_heads, walk.chunk_trips, walk.fetch_trips, 1.0),
-        *(paged.chunks / len(rows), *([None] if generation == "tpu7x" else [])),
-        *(written, *of_lanes, written, *of_lanes, written),
+        *(*whole, paged.chunks / len(rows), *([None] if generation == "tpu7x" else [])),
+        *(written, *of_lanes, written, *of_lanes, written, *whole),
         *(paged.read / walk.chunks, paged.read / walk.chunks, *([None] if plan.pages > 1 else []), walk.piece_trips),
     ]
-    conditions = {
-        0: before,
-        2: behind / walk.tile_trips,
-        3: walk.live,
-        4: 1 / walk.tiles,  # only the first tile's queries are not asked for by the tile before
-        5: (walk.tiles - 1) / walk.tiles,
-        7: walk.chunk_live,
-        8: walk.tile_trips / fetches,
-        9: (before + behind) / walk.tile_trips,
-        10: len(rows) / walk.tile_trips,
-        15: walk.chunks / fetches,
-        18: paged.cleaned / walk.chunks,
-        19: paged.cleaned_pages / max(paged.cleaned * plan.pages, 1),
-        20: walk.masked / walk.chunks,
-        21: walk.cleared / walk.chunks,
-        22: walk.finished,
-        23: walk.shared / walk.tiles,
-        24: 1 / plan.bodies,
-        25: behind / walk.tiles,
-    }
+    conditions = [
+        *([1.0] if generation == "v5p" else []),
+        *(before, 1.0, behind / walk.tile_trips, walk.live),
+        *(1 / walk.tiles, (walk.tiles - 1) / walk.tiles, 1.0),  # the first tile's queries; those of the tiles ahead
+        *(walk.chunk_live, walk.tile_trips / fetches, (before + behind) / walk.tile_trips, len(rows) / walk.tile_trips),
+        *([1.0, 1.0, paged.written_chunks / paged.chunks] if aside else [1.0]),
+        *(1.0, *([partial] if aside and generation == "tpu7x" else []), 1.0, *([partial] if aside else []), 1.0),
+        *([1.0] if aside else []),
+        *(walk.chunks / fetches, 1.0, 1.0),
+        *(paged.cleaned / walk.chunks, paged.cleaned_pages / max(paged.cleaned * plan.pages, 1)),
+        *(walk.masked / walk.chunks, walk.cleared / walk.chunks),
+        *(walk.finished, walk.shared / walk.tiles, 1 / plan.bodies, behind / walk.tiles),
+    ]
     return KernelWork(
         trips={number: trips for number, trips in enumerate(loops) if trips is not None},
-        conditions={number + (generation == "v5p"): weight for number, weight in conditions.items()},
-        counts={**walk.counts, "chunks_written": paged.chunks},
+        conditions=dict(enumerate(conditions)),
+        counts={**walk.counts, "chunks_written": paged.written_chunks},
         hbm_bytes=walk.tile_bytes + paged.bytes_of(plan),
         flops=attention_flops(plan, rows),
     )
@@ -95,21 +91,26 @@ class PageWork:
     Args:
         read: pages fetched as keys and values, for all tiles.
         cleaned: chunks that hold something unwritten, and the pages in them that do.
-        chunks: chunks of positions into which new keys and values are written.
-        written: pages written, and how many of them are read before because only a part of them is new.
+        chunks: chunks of positions that get new keys and values.
+        whole: pages that are copied as a whole, all of which is new.
+        written_chunks: chunks with other pages, the pages of those chunks (`looped`), and the others (`partial`).
+        kept: pages that are read before they are written, because only a part of them is new.
     """
 
     read: int
     cleaned: int
     cleaned_pages: int
     chunks: int
-    written: int
+    whole: int
+    written_chunks: int
+    looped: int
+    partial: int
     kept: int
 
     @classmethod
     def of(cls, plan: PrefillPlan, rows: Iterable[Row], tiles: Iterable[TileWork]) -> "PageWork":
         page, keys = plan.page, plan.blocks.keys
-        read = cleaned = cleaned_pages = chunks = written = kept = 0
+        read = cleaned = cleaned_pages = chunks = whole = written_chunks = looped = partial = kept = 0
         for tile in tiles:
             for begin in range(tile.low * keys, tile.high * keys, keys):
                 read += min(-(-(tile.row.length - begin) // page), plan.pages) - max(tile.first - begin, 0) // page
@@ -118,14 +119,24 @@ class PageWork:
                     ends = range(begin + page, begin + keys + 1, page)
                     cleaned_pages += sum(end <= tile.first or end > tile.row.length for end in ends)
         for row in rows:
-            chunks += -(-row.length // keys) - row.own // keys
-            pages = range(row.own // page, -(-row.length // page))
-            written += len(pages)
-            kept += sum(number * page < row.own or (number + 1) * page > row.length for number in pages)
-        return cls(read, cleaned, cleaned_pages, chunks, written, kept)
+            low = high = -(-row.own // page)
+            if plan.kv_dtype == plan.dtype and (row.begin - row.own) % TILE_ALIGNMENT == 0:
+                high = max(row.length // page, low)
+            whole += high - low
+            for chunk in range(row.own // keys, -(-row.length // keys)):
+                first, last = max(row.own // page, chunk * plan.pages), (chunk + 1) * plan.pages
+                pages = range(first, min(-(-row.length // page), last))
+                chunks += 1
+                others = [number for number in pages if not low <= number < high]
+                if others:
+                    written_chunks += 1
+                    looped += len(pages)
+                    partial += len(others)
+                kept += sum(number * page < row.own or (number + 1) * page > row.length for number in pages)
+        return cls(read, cleaned, cleaned_pages, chunks, whole, written_chunks, looped, partial, kept)
 
     def bytes_of(self, plan: PrefillPlan) -> int:
-        """Of pages, and of the new keys and values."""
+        """Of pages, and of the new keys and values; copies from memory to memory count twice."""
         page = 2 * plan.page * plan.lanes * jnp.dtype(plan.kv_dtype).itemsize
         fresh = 2 * (plan.blocks.keys + TILE_ALIGNMENT) * plan.lanes * jnp.dtype(plan.dtype).itemsize
-        return (self.read + self.written + self.kept) * page + self.chunks * fresh
+        return (self.read + 2 * self.whole + self.partial + self.kept) * page + self.written_chunks * fresh
