@@ -1,5 +1,5 @@
 """Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`,
-and the table behind `<!-- table: sampling parameters -->`.
+and the tables behind `<!-- table: sampling parameters -->` and `<!-- table: layouts -->`.
 
 .venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- (?P<kind>help|file): (?P<what>.*?) -->\n```\w*\n)(?P<body>.*?)(```\n)", re.DOTALL)
 
-_TABLE = re.compile(r"(<!-- table: sampling parameters -->\n)(?:\|.*\n)*")
+_TABLE = re.compile(r"(<!-- table: (?P<what>sampling parameters|layouts) -->\n)(?:\|.*\n)*")
 
 
 def documents() -> list[Path]:
@@ -24,7 +24,9 @@ def documents() -> list[Path]:
 def embedded(text: str) -> str:
     """A document's text with its blocks filled."""
     text = _BLOCK.sub(lambda block: block[1] + _content(block["kind"], block["what"]) + block[5], text)
-    return _TABLE.sub(lambda table: table[1] + _sampling_parameters(), text)
+    return _TABLE.sub(
+        lambda table: table[1] + (_layouts if table["what"] == "layouts" else _sampling_parameters)(), text
+    )
 
 
 def _content(kind: str, what: str) -> str:
@@ -49,6 +51,37 @@ def _sampling_parameters() -> str:
     for parameter in PARAMETERS:
         cells = (f"`{parameter.name}`", f"`{parameter.default!r}`", parameter.domain.expected, parameter.where.value)
         lines.append(f"| {' | '.join(cells)} | {parameter.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _layouts() -> str:
+    """Published models under layouts, by the formulas."""
+    import json
+
+    from distaff.models.checkpoints import shipped_configs
+    from distaff.models.families import config_from_hf
+    from distaff.sharding.parsing import parse_layout
+    from distaff.sharding.report import layout_report
+
+    cases = {
+        "llama-3.1-8b": ("tensor=8", "tensor-2d:tensor=4,tensor2=2", "attention-ff:tensor=4,tensor2=2",
+                         "sequence=4,tensor=2", "stage=2,tensor=4"),
+        "llama-3.1-70b": ("tensor=8", "tensor=16", "tensor-2d:tensor=4,tensor2=4", "stage=2,tensor=8"),
+        "qwen3-30b-a3b": ("tensor=4", "expert=8", "expert:expert=4,tensor=2"),
+    }  # fmt: skip
+    lines = ["| model | layout | weights on a device | cache of a token | all-reduces | others | sent by a device |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for model, layouts in cases.items():
+        config = config_from_hf(json.loads(shipped_configs()[model].read_text()))
+        for layout in layouts:
+            report = layout_report(config, parse_layout(layout, num_devices=16), "bfloat16", batch=32, tokens=512)
+            sends = [each for each in report["decode_sends"] if each["when"] in ("", "greedy")]
+            sums = sum(each["count"] for each in sends if each["op"] == "all-reduce")
+            others = sum(each["count"] for each in sends) - sums
+            sent = sum(each["link_bytes"] for each in sends)
+            held = f"{report['weights'] / 2**30:.2f} GiB", f"{report['cache_token'] / 1024:g} KiB"
+            cells = (model, f"`{layout}`", *held, str(sums), str(others), f"{sent / 2**20:.2f} MiB")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

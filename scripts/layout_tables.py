@@ -43,8 +43,12 @@ def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
     extra = [f"{size_text(report[key])} of {what}" for key, what in _EXTRA.items() if report[key]]
     held = f"{size_text(report['weights'])} of weights{f' ({", ".join(extra)})' if extra else ''}"
     typer.echo(f"\neach device holds {held}, and {size_text(report['cache_token'])} of KV cache for each token")
-    for title, key in (("a decode step", "decode_sends"), ("a prefill step", "prefill_sends")):
-        typer.echo(f"\n{title} sends")
+    for title, key, idle in (
+        ("a decode step", "decode_sends", report["decode_bubble"]),
+        ("a prefill step", "prefill_sends", report["prefill_bubble"]),
+    ):
+        waits = f"; each stage waits for {idle:.0%} of it" if idle else ""
+        typer.echo(f"\n{title} sends{waits}")
         sends = [
             (each["what"], each["op"], ", ".join(each["axes"]), str(each["count"]), size_text(each["bytes"]))
             for each in report[key]

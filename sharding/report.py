@@ -12,6 +12,7 @@ from .check import Devices
 from .collectives import Sent, StepShape, neighbours, predict, replica_groups
 from .footprint import footprint
 from .layout import Layout
+from .pipeline import bubble
 
 Totals = dict[tuple[str, frozenset[frozenset[int]]], tuple[int, int]]
 """Operation and the devices that take part together -> how many there are, and the bytes of all of them."""
@@ -35,6 +36,8 @@ def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batc
         "kv_copies": held.kv_copies,
         "padding": held.padding,
         "cache_token": held.cache_token,
+        "decode_bubble": bubble(batch, layout.parts("layers")),
+        "prefill_bubble": bubble(tokens, layout.parts("layers")),
         **{name: _sends(predict(config, layout, shape, dtype), layout) for name, shape in shapes.items()},
     }
 

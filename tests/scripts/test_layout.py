@@ -36,6 +36,10 @@ def test_show_has_every_tensor_and_what_is_sent(distaff: Run, capsys: Capture) -
     sums = [each for each in report["decode_sends"] if each["op"] == "all-reduce"]
     assert sum(each["count"] for each in sums) == 65  # two in each of 32 layers, and the embeddings'
 
+    assert distaff("layout", "show", "stage=4,tensor=2", *LLAMA, "--batch", "16") == 0
+    # Four parts through four stages: seven ticks, three of which are somebody else's.
+    assert "a decode step sends; each stage waits for 43% of it" in capsys.readouterr().out
+
     assert distaff("layout", "show", "replica", "--devices", "2", *LLAMA) == 0
     out = capsys.readouterr().out
     assert "a decode step sends\n  nothing\n" in out and "131.1 kB of KV cache for each token" in out

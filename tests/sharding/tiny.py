@@ -13,11 +13,11 @@ from distaff.models.families import config_from_hf
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 EVEN: dict[str, dict[str, object]] = {
-    # Sizes that four devices can split; vocabularies (97, 99) stay odd.
-    "llama31": {"num_attention_heads": 8, "head_dim": 8},
+    # Sizes that four devices and two stages can split; vocabularies (97, 99) stay odd.
+    "llama31": {"num_attention_heads": 8, "head_dim": 8, "num_hidden_layers": 4},
     "qwen3_moe": {"num_attention_heads": 8, "num_local_experts": 4, "moe_intermediate_size": 16},
     "gemma3": {"num_attention_heads": 4, "num_hidden_layers": 6, "layer_types": None},
-    "gpt_oss": {"num_attention_heads": 8, "num_local_experts": 4, "num_hidden_layers": 2, "layer_types": None,
+    "gpt_oss": {"num_attention_heads": 8, "num_local_experts": 4, "num_hidden_layers": 4, "layer_types": None,
                 "intermediate_size": 16},
     "olmo2": {"num_hidden_layers": 2},
     "smollm2": {},
