@@ -163,12 +163,24 @@ def decode_attention(
     )
     call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret)
 
+    num_rows = index.kv_lens.shape[0]
     q_lens = jnp.diff(index.query_starts)
     query = jnp.arange(max_decode_len)
     ours = (q_lens >= 1) & (q_lens <= max_decode_len) & (index.kv_lens >= 1)
     valid = ours[:, None] & (query < q_lens[:, None])
     token = jnp.where(valid, index.query_starts[:-1, None] + query, num_tokens)
-    of_rows = partial(jnp.take, indices=token, axis=0, mode="fill", fill_value=0)
+    # As many tokens as rows of one each: the kernel finds a row's token itself, and nothing is gathered or scattered.
+    in_place = max_decode_len == 1 and num_tokens == num_rows and out is None
+    places = index.query_starts[:-1] if in_place else jnp.arange(num_rows)
+
+    def of_rows(x: jax.Array) -> jax.Array:
+        return x[:, None] if in_place else jnp.take(x, token, axis=0, mode="fill", fill_value=0)
+
+    def of_tokens(x: jax.Array, others: jax.Array) -> jax.Array:
+        if not in_place:
+            return others.at[token].set(x.astype(others.dtype), mode="drop")
+        wanted = (token == jnp.arange(num_tokens)).any(axis=0)
+        return jnp.where(wanted.reshape(-1, *[1] * (others.ndim - 1)), x[:, 0].astype(others.dtype), others)
 
     scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
     factor = spec.scale / spec.soft_cap if spec.soft_cap is not None else spec.scale * math.log2(math.e)
@@ -178,22 +190,25 @@ def decode_attention(
     packed, q_scale = pack_queries(queries, shape)
     of_keys, of_values = (None, None) if scales is None else (scales[0], scales[1])
     new = pack_new(_stored(of_rows(k), shape, of_keys), _stored(of_rows(v), shape, of_values), shape)
-    if mask is None:
-        seen = jnp.broadcast_to((2 << query) - 1, token.shape)
-    else:
-        own = jnp.pad(
-            of_rows(mask)[..., :max_decode_len], ((0, 0), (0, 0), (0, max(0, max_decode_len - mask.shape[1])))
-        )
-        seen = jnp.sum(own.astype(jnp.int32) << query, axis=-1)
 
     scalars = [
         jnp.asarray(layer, jnp.int32).reshape(1),
         index.kv_lens,
         q_lens,
         index.page_table.reshape(-1),
-        q_scale.reshape(-1),
-        seen.reshape(-1).astype(jnp.int32),
+        places.astype(jnp.int32),
     ]
+    if shape.split:
+        scalars.append(q_scale.reshape(-1))
+    if max_decode_len > 1:
+        if mask is None:
+            seen = jnp.broadcast_to((2 << query) - 1, token.shape)
+        else:
+            own = jnp.pad(
+                of_rows(mask)[..., :max_decode_len], ((0, 0), (0, 0), (0, max(0, max_decode_len - mask.shape[1])))
+            )
+            seen = jnp.sum(own.astype(jnp.int32) << query, axis=-1)
+        scalars.append(seen.reshape(-1).astype(jnp.int32))
     operands = [packed, new]
     if sinks is not None:
         operands.append(pack_row_numbers(sinks.astype(jnp.float32) * math.log2(math.e), shape))
@@ -202,13 +217,12 @@ def decode_attention(
     values = unpack_outputs(made[..., : shape.chunk_lanes], shape)
     if scales is not None:
         values = values * jnp.repeat(scales[1], shape.groups)[:, None]
-    out = jnp.zeros_like(q) if out is None else out
-    out = out.at[token].set(values.astype(out.dtype), mode="drop")
+    out = of_tokens(values, jnp.zeros_like(q) if out is None else out)
     cache = ScaledPages(pages, cache.head_scales) if isinstance(cache, ScaledPages) else pages
     if not return_lse:
         return out, cache
-    lse = jnp.full((num_tokens, num_heads), -jnp.inf, jnp.float32)
-    return out, cache, lse.at[token].set(unpack_row_numbers(made[..., -1], shape), mode="drop")
+    lse = of_tokens(unpack_row_numbers(made[..., -1], shape), jnp.full((num_tokens, num_heads), -jnp.inf, jnp.float32))
+    return out, cache, lse
 
 
 def _call(

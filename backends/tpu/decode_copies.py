@@ -104,13 +104,13 @@ class Copies:
 
     # Queries, by the row's ordinal.
 
-    def _queries(self, row: Any, ordinal: Any) -> Any:
+    def _queries(self, place: Any, ordinal: Any) -> Any:
         slot = slot_of(ordinal)
-        return pltpu.make_async_copy(self.q.at[row], self.raw.at[slot], self.raw_sems.at[slot])
+        return pltpu.make_async_copy(self.q.at[place], self.raw.at[slot], self.raw_sems.at[slot])
 
     def fetch_queries(self, wanted: jax.Array, ordinal: Any) -> None:
         row = self.items.rows[jnp.where(wanted, ordinal, 0)]
-        pl.when(wanted)(lambda: self._queries(row, ordinal).start())
+        pl.when(wanted)(lambda: self._queries(self.items.places[row], ordinal).start())
 
     def await_queries(self, item: Item) -> None:
         """Waits for the queries of the row that an item begins."""
@@ -120,7 +120,7 @@ class Copies:
 
     def _new(self, item: Item) -> Any:
         slot = slot_of(item.ring)
-        return pltpu.make_async_copy(self.new_kv.at[item.row], self.new.at[slot], self.new_sems.at[slot])
+        return pltpu.make_async_copy(self.new_kv.at[item.place], self.new.at[slot], self.new_sems.at[slot])
 
     def fetch_new(self, item: Item) -> None:
         pl.when(item.units > 0)(lambda: self._new(item).start())
@@ -158,13 +158,13 @@ class Copies:
 
     # Outputs, by the row's ordinal.
 
-    def _output(self, row: Any, ordinal: Any) -> Any:
+    def _output(self, place: Any, ordinal: Any) -> Any:
         slot = ordinal & 1
-        return pltpu.make_async_copy(self.out.at[slot], self.output.at[row], self.out_sems.at[slot])
+        return pltpu.make_async_copy(self.out.at[slot], self.output.at[place], self.out_sems.at[slot])
 
     def send_output(self, item: Item) -> None:
         """Sends a row's output after its last item."""
-        pl.when(item.last > 0)(lambda: self._output(item.row, item.ordinal).start())
+        pl.when(item.last > 0)(lambda: self._output(item.place, item.ordinal).start())
 
     def await_output(self, item: Item) -> None:
         """Waits until the row that an item begins may write its output where that of an earlier one was."""

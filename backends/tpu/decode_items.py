@@ -15,6 +15,9 @@ Ref = Any
 RING = 8
 """Items that are remembered."""
 
+_LISTED = 4
+"""Rows that the loop which lists them takes at once: each alone would wait for its own numbers."""
+
 FIELDS = 16
 """Words of an item."""
 
@@ -39,7 +42,7 @@ class Item:
     """One block of a row, all in scalars.
 
     Args:
-        row: of the batch.
+        row, place: of the batch; where its queries, new keys and output lie in their arrays.
         length, queries: positions of the row, and how many of them are new.
         start: the block's first position.
         pages: how many of its pages exist; 0 for what is not an item.
@@ -50,6 +53,7 @@ class Item:
     """
 
     row: Any
+    place: Any
     length: Any
     queries: Any
     start: Any
@@ -66,7 +70,7 @@ class Item:
         return self.length - self.queries
 
 
-_STORED = ("row", "length", "queries", "start", "pages", "first", "last", "units", "ordinal")
+_STORED = ("row", "place", "length", "queries", "start", "pages", "first", "last", "units", "ordinal")
 
 
 def unit_rows(shape: DecodeShape) -> int:
@@ -79,12 +83,17 @@ def max_units(shape: DecodeShape) -> int:
     return 1 if shape.max_queries == 1 else 2 + (shape.max_queries - 2) // unit_rows(shape)
 
 
+def listing_turns(num_rows: int) -> int:
+    """Turns of the loop that lists the rows; those left over are listed behind it."""
+    return num_rows // _LISTED
+
+
 @dataclass(frozen=True)
 class Items:
     """Makes items one after the other and remembers some.
 
     Args:
-        kv_lens, q_lens: scalars of each row.
+        kv_lens, q_lens, places: scalars of each row.
         rows, ring: scalar memory of B and of RING * FIELDS words.
     """
 
@@ -92,15 +101,16 @@ class Items:
     window: int | None
     kv_lens: Ref
     q_lens: Ref
+    places: Ref
     rows: Ref
     ring: Ref
 
     def start(self) -> tuple[jax.Array, jax.Array]:
         """Lists the rows to handle; returns how many they are and how many items they have."""
         for number in range(RING):
-            self._remember(Item(0, 0, 0, 0, 0, 1, 0, 0, 0, number))
+            self._remember(Item(0, 0, 0, 0, 0, 0, 1, 0, 0, 0, number))
 
-        def add(row: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def add(row: jax.Array | int, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             num_rows, num_items = found
             length, queries = self.kv_lens[row], self.q_lens[row]
             ours = (queries >= 1) & (queries <= self.shape.max_queries) & (length >= 1)
@@ -108,7 +118,17 @@ class Items:
             blocks = quotient_up(length - self._begin(length, queries), self.shape.block)
             return num_rows + ours.astype(jnp.int32), num_items + jnp.where(ours, blocks, 0)
 
-        return lax.fori_loop(0, self.q_lens.shape[0], add, (jnp.int32(0), jnp.int32(0)))
+        def add_some(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            for row in range(_LISTED):
+                found = add(number * _LISTED + row, found)
+            return found
+
+        found, groups = (jnp.int32(0), jnp.int32(0)), listing_turns(self.q_lens.shape[0])
+        if groups:
+            found = lax.fori_loop(0, groups, add_some, found)
+        for row in range(groups * _LISTED, self.q_lens.shape[0]):
+            found = add(row, found)
+        return found
 
     def _begin(self, length: jax.Array, queries: jax.Array) -> jax.Array | int:
         """The first position of the first page that a query of the row sees."""
@@ -133,6 +153,7 @@ class Items:
         highest = jnp.minimum(quotient(length - 1, unit), quotient(start + shape.block, unit) - 1)
         made = Item(
             row=row,
+            place=self.places[row],
             length=length,
             queries=queries,
             start=start,

@@ -88,15 +88,19 @@ class DecodeCall:
 def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
     """The Pallas body.
 
-    Operands, in this order: layer [1], kv_lens [B], q_lens [B], table [B * pages], q_scale [B * Q], seen [B * Q] as
+    Operands, in this order: layer [1], kv_lens [B], q_lens [B], table [B * pages], places [B] (of a row's queries, new
+    keys and output in their arrays), q_scale [B * Q] where queries are split, seen [B * Q] where rows have several, as
     scalars; q and new_kv in HBM; sinks if the call has them; the cache. Results: output and the cache, aliased.
     """
-    names = ["layer", "kv_lens", "q_lens", "table", "q_scale", "seen", "q", "new_kv"]
+    names = ["layer", "kv_lens", "q_lens", "table", "places"]
+    names += ["q_scale"] if call.shape.split else []
+    names += ["seen"] if call.shape.max_queries > 1 else []
+    names += ["q", "new_kv"]
     names += ["sinks"] if call.sinks else []
     names += ["cache_in", "output", "cache", *call.scratch(1)]
     named = dict(zip(names, refs, strict=True))
     shape = call.shape
-    items = Items(shape, call.window, *(named[name] for name in ("kv_lens", "q_lens", "rows", "ring")))
+    items = Items(shape, call.window, *(named[name] for name in ("kv_lens", "q_lens", "places", "rows", "ring")))
     own = {field.name: named[field.name] for field in fields(Copies) if field.name in named}
     kernel = _Kernel(call, named, items, Copies(shape, items, call.emulate, table_width, **own))
     if not shape.by_hand:
@@ -171,8 +175,14 @@ class _Kernel:
             copies.send_new(scored)
             return place
 
-        lax.fori_loop(1, num_items + 4, turn, place)
-        matmul.finish()
+        # All that a last turn would do is to add the last item's products.
+        lax.fori_loop(1, num_items + 3, turn, place)
+        last = items.get(num_items - 1)
+        copies.await_sent(last)
+        copies.await_output(last)
+        scores = self.refs["scores"].at[(num_items + 3) & 1]
+        self._add_products(last, matmul.collect(apart(scores, self.call.emulate))[0])
+        copies.send_output(last)
         copies.await_last_outputs(num_rows)
 
     # New keys and values.
@@ -277,7 +287,8 @@ class _Kernel:
     def _factors(self, item: Item) -> jax.Array:
         """What the scores of split queries are to be multiplied by, one per row or one for all."""
         shape = self.call.shape
-        factors = [self.refs["q_scale"][item.row * shape.max_queries + query] for query in range(shape.max_queries)]
+        first = item.place * shape.max_queries
+        factors = [self.refs["q_scale"][first + query] for query in range(shape.max_queries)]
         if shape.max_queries == 1:
             return factors[0]
         return jnp.concatenate([jnp.full((shape.token_rows, 1), factor, jnp.float32) for factor in factors], axis=0)

@@ -1,6 +1,7 @@
 """The two products of one step: scores of one block of keys, and the values of an earlier block.
 
-Both classes do the same work on the same references. What `step` leaves behind is complete after the next `collect`.
+Both classes do the same work on the same references. What `step` leaves behind is complete after the next `collect`,
+which also leaves the matrix units empty.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,9 +95,6 @@ class CompilerMatmul:
         return jax.lax.dot_general(
             a, b, dimensions, precision=precision, preferred_element_type=self.shape.accumulator_dtype
         )
-
-    def finish(self) -> None:
-        """Nothing is left in the matrix units."""
 
 
 @dataclass(frozen=True)
@@ -256,10 +254,3 @@ class HandMatmul:
                     for of, found in enumerate(self._pop_scores(unit, group)):
                         scores[of, :, first : first + MXU] = found
             pause()
-
-    def finish(self) -> None:
-        """Empties the accumulators."""
-        for unit in (0, 1):
-            self.units.pop(unit, (self._groups - 1) % 2)
-            for chunk in range(self.shape.num_chunks):
-                self.units.pop(unit, 2 + chunk)

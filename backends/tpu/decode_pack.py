@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Num, UInt
 
 from .decode_shape import DecodeShape
@@ -15,12 +16,12 @@ def pack_queries(
     Where the shape says so they are split into a high and a low 8-bit part, scaled by the largest of a token.
     """
     rows, queries = q.shape[:2]
-    q = q.astype(jnp.float32)
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, _all_heads(shape) - shape.num_heads), (0, 0)))
-    q = jnp.where(_own_lanes(shape), jnp.tile(q, (1, 1, 1, shape.chunk_heads)), 0)
-    q = q.reshape(rows, queries, shape.num_chunks, -1, q.shape[-1])
-    more_rows, more_lanes = shape.token_rows - q.shape[3], shape.chunk_lanes - q.shape[4]
-    q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, more_rows), (0, more_lanes)))
+    q = jnp.pad(q.astype(jnp.float32), ((0, 0), (0, 0), (0, _all_heads(shape) - shape.num_heads), (0, 0)))
+    q = q.reshape(rows, queries, shape.num_chunks, -1, shape.head_dim)
+    q = jnp.pad(q, ((0, 0),) * 3 + ((0, shape.token_rows - q.shape[3]), (0, 0)))
+    # Slices side by side, since a tiled and reshaped array would be written to memory in between.
+    q = jnp.concatenate([jnp.where(own, q, 0) for own in _own_rows(shape)], axis=-1)
+    q = jnp.pad(q, ((0, 0),) * 4 + ((0, shape.chunk_lanes - q.shape[4]),))
 
     scale = jnp.ones((rows, queries), jnp.float32)
     parts = [q]
@@ -40,10 +41,10 @@ def _all_heads(shape: DecodeShape) -> int:
     return shape.num_chunks * shape.chunk_heads * shape.groups
 
 
-def _own_lanes(shape: DecodeShape) -> Bool[Array, "heads lanes"]:
-    """Which lanes of its chunk belong to the kv head of each query head."""
-    head = jnp.arange(_all_heads(shape)) // shape.groups % shape.chunk_heads
-    return head[:, None] == jnp.arange(shape.chunk_heads * shape.head_dim) // shape.head_dim
+def _own_rows(shape: DecodeShape) -> list[Bool[np.ndarray, "rows 1"]]:
+    """Which rows of one query's part of a chunk belong to each of the chunk's kv heads; XLA need not work it out."""
+    head = np.arange(shape.token_rows)[:, None] // shape.groups
+    return [head == number for number in range(shape.chunk_heads)]
 
 
 def split_parts(x: jax.Array, shape: DecodeShape) -> list[jax.Array]:
@@ -69,11 +70,12 @@ def unpack_outputs(packed: Float[Array, "B chunks rows lanes"], shape: DecodeSha
     """Each head's own lanes."""
     rows, queries = packed.shape[0], shape.max_queries
     out = packed.reshape(rows, shape.num_chunks, queries, shape.token_rows, -1)
-    out = out[..., : shape.chunk_heads * shape.groups, : shape.chunk_heads * shape.head_dim]
-    out = jnp.swapaxes(out, 1, 2).reshape(rows, queries, _all_heads(shape), -1)
-    out = jnp.where(_own_lanes(shape), out, 0)
-    parts = [out[..., head * shape.head_dim : (head + 1) * shape.head_dim] for head in range(shape.chunk_heads)]
-    return sum(parts[1:], parts[0])[:, :, : shape.num_heads]
+    lanes = [out[..., head * shape.head_dim : (head + 1) * shape.head_dim] for head in range(shape.chunk_heads)]
+    out = lanes[0]
+    for own, part in zip(_own_rows(shape)[1:], lanes[1:], strict=True):
+        out = jnp.where(own, part, out)
+    out = jnp.swapaxes(out[..., : shape.chunk_heads * shape.groups, :], 1, 2)
+    return out.reshape(rows, queries, _all_heads(shape), -1)[:, :, : shape.num_heads]
 
 
 def unpack_row_numbers(packed: Float[Array, "B chunks rows"], shape: DecodeShape) -> Float[Array, "B Q N"]:

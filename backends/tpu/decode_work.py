@@ -9,7 +9,7 @@ from ..kernel_work import KernelWork
 from .cache import tile_rows
 from .decode import DecodeBlocks, decode_shape
 from .decode_copies import UNROLLED
-from .decode_items import unit_rows
+from .decode_items import listing_turns, unit_rows
 
 
 def decode_work(
@@ -71,10 +71,11 @@ def decode_work(
         sum(pages) * 2 * page_size * row_bytes + written * tile_rows(shape.kv_dtype) * row_bytes + rows * each_row
     )
 
-    turns = len(pages) + 3
+    turns = len(pages) + 2
     group = min(UNROLLED, shape.block_pages)
     first = pages[0] if pages else 0
-    trips: list[float] = [len(kv_lens), first // group, first % group, turns]
+    listing = listing_turns(len(kv_lens))
+    trips: list[float] = [*([listing] if listing else []), first // group, first % group, turns]
     if shape.costly_copies:
         trips += [sum(count // group for count in pages[1:]) / turns, sum(count % group for count in pages[1:]) / turns]
     trips.append(cleared / turns)

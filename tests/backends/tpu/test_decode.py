@@ -41,6 +41,7 @@ class Case:
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    tokens: int = TOKENS
 
     @property
     def spec(self) -> AttentionSpec:
@@ -51,7 +52,7 @@ class Case:
     def step(self, rows: list[tuple[int, int]], seed: int) -> Step:
         return Step.drawn(
             self.heads, rows, page=self.page, width=self.width, seed=seed, dtype=self.dtype, kv_dtype=self.kv_dtype,
-            max_query_len=self.queries, num_tokens=TOKENS,
+            max_query_len=self.queries, num_tokens=self.tokens,
         )  # fmt: skip
 
     def sink_values(self) -> jax.Array | None:
@@ -132,6 +133,13 @@ def test_decode_is_the_references(case: Case, data: st.DataObject, seed: int) ->
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_decode_is_the_references_in_every_shape(case: Case, data: st.DataObject, seed: int) -> None:
     agree(case, case.step(data.draw(row_lengths(case)), seed))
+
+
+@pytest.mark.parametrize("case", [QUICK[0], QUICK[4]], ids=str)
+def test_rows_of_one_token_each_are_found_where_they_lie(case: Case) -> None:
+    """As many tokens as rows, as in a decode step: an empty row between others has none, so one token is padding."""
+    case = replace(case, tokens=ROWS)
+    agree(case, case.step([(70, 1), (0, 0), (16, 1), (5, 1)], 6))
 
 
 def test_matrix_units_driven_by_hand() -> None:
@@ -245,7 +253,7 @@ def test_its_model_of_its_work_counts_what_it_does(window: int | None, monkeypat
     monkeypatch.setattr(
         Copies, "_write_back", lambda self, item: [(w, Counted("written", c)) for w, c in write_back(self, item)]
     )
-    monkeypatch.setattr(decode_kernel._Kernel, "_add_products", counted("turns", decode_kernel._Kernel._add_products))
+    monkeypatch.setattr(decode_kernel._Kernel, "_softmax", counted("turns", decode_kernel._Kernel._softmax))
     monkeypatch.setattr(decode_kernel._Kernel, "_clear_page", counted("cleared", decode_kernel._Kernel._clear_page))
     blocks = DecodeBlocks(case.block, 2**26)
     run = partial(decode_attention, spec=case.spec, generation=case.generation, blocks=blocks, interpret=True)
