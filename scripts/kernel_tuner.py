@@ -17,7 +17,12 @@ Blocks = Mapping[str, Any]
 
 TABLE = Path(__file__).resolve().parent.parent / "backends" / "tpu" / "block_sizes.yaml"
 
-CANDIDATES: Mapping[str, Mapping[str, Sequence[Any]]] = {"decode": {"block": (256, 512, 1024, 2048)}}
+_TILES: Mapping[str, Sequence[Any]] = {"queries": (128, 256), "keys": (128, 256, 512), "heads": (4, 8, 16)}
+CANDIDATES: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "decode": {"block": (256, 512, 1024, 2048)},
+    "flash": _TILES,
+    "prefill": _TILES,
+}
 """What is tried for each kernel; what is not named stays as the table has it."""
 
 
