@@ -23,12 +23,14 @@ class CacheGroup:
     """The KV cache of all layers of one kind: they share a page table, a window and a row shape.
 
     `window` is the number of key positions that a query sees (its own included); None is full attention.
+    `queries_per_kv_head` is N / K, the largest of its layers.
     """
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     window: int | None = None
+    queries_per_kv_head: int = 1
 
 
 @dataclass(frozen=True)

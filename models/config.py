@@ -150,10 +150,12 @@ class ModelConfig:
     @cached_property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """One group for each kind of layer, in order of first appearance."""
-        kinds = [_cache_kind(layer) for layer in self.layers]
+        kinds: dict[tuple[int, int, int | None], list[AttentionConfig]] = {}
+        for layer in self.layers:
+            kinds.setdefault(_cache_kind(layer), []).append(layer.attention)
         return tuple(
-            CacheGroup(kinds.count(kind), num_kv_heads=kind[0], head_dim=kind[1], window=kind[2])
-            for kind in dict.fromkeys(kinds)
+            CacheGroup(len(own), *kind, queries_per_kv_head=max(a.num_heads // a.num_kv_heads for a in own))
+            for kind, own in kinds.items()
         )
 
     @cached_property

@@ -76,7 +76,7 @@ class TpuBackend(ReferenceBackend):
         super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
         for group in groups:
             shape: dict[str, Any] = dict(
-                num_heads=group.num_kv_heads,
+                num_heads=group.num_kv_heads * group.queries_per_kv_head,
                 num_kv_heads=group.num_kv_heads,
                 head_dim=group.head_dim,
                 page_size=page_size,
