@@ -63,8 +63,8 @@ def bench_kernels(
       compiler, rows (kernel, generation, shape, arguments, figures, bar, met, missed, error of
       each; met is null where nothing is asked), met, missed (counts of rows)
     figures: compute_us, hbm_us, ratio, mxu_ratio, cycles, mxu_busy, bundles, spills,
-      hot_loop_spills, vmem_bytes, vmem_share, compile_s, xla_us; of a step also step_ratio and
-      cache_copies; on a TPU measured_us
+      hot_loop_spills, vmem_bytes, vmem_share, compile_s, xla_us; of a step also step_ratio,
+      sampled_ratio, greedy_xla_us, limit_us, temporary_bytes, cache_copies; on a TPU measured_us
     """
     with reporting(debug):
         prepare_devices()

@@ -17,11 +17,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 _VERSIONS = ("jax", "jaxlib", "libtpu")
 _ANALYSIS = (
     "aot*.py",
-    "bundles.py",
     "compile_*.py",
+    "compiler/*.py",
     "hardware.*",
-    "hlo*.py",
-    "kernel_cost.py",
     "kernel_work.py",
     "static_*.py",
 )
