@@ -41,8 +41,13 @@ def compiled_text(function: Any, args: Any, topology: str, donate: Sequence[int]
         pytest.skip(str(error))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", STEPS, ids=lambda row: row.generation)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=row.generation, marks=pytest.mark.slow if row.generation == "v6e" else pytest.mark.soak)
+        for row in STEPS
+    ],
+)
 def test_the_cache_is_copied_nowhere(row: KernelRow) -> None:
     case = step(**row.arguments)
     (cache,) = case.abstract_args[1]
