@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from .logprobs import TokenLogprobs, token_logprobs
 from .penalties import penalise, uses_penalties
-from .row_state import RowState, SamplingRows
+from .row_state import RowState, SamplingRows, take
 from .token_masks import add_bias, allow, ban_stops, ban_words
 from .truncation import draw_truncated
 from .vocabulary_blocks import argmax, block_maxima
@@ -70,10 +70,10 @@ def draw(
     slots = jnp.minimum(slots, num_slots - 1)
 
     def rows() -> SamplingRows:  # called inside a branch, what only that branch looks at is gathered there
-        return jax.tree.map(lambda field: jnp.asarray(field)[slots], state.rows)
+        return take(state.rows, slots)
 
     def history() -> Array:
-        return jnp.asarray(state.history)[slots]
+        return take(state.history, slots)
 
     row = rows()
     random = used & (row.temperature > 0)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from .row_state import SamplingRows
+from .row_state import SamplingRows, take
 from .vocabulary_blocks import BLOCK, argmax, best_blocks, blocks, largest
 
 # A top-k up to this is found among so many blocks.
@@ -85,8 +85,8 @@ def draw_truncated(
         if num_rows <= _GROUP:
             return _try(logits, state)
         chosen = _first(~state.done, _GROUP)
-        some = jax.tree.map(lambda x: x[chosen], state)
-        return jax.tree.map(lambda x, new: x.at[chosen].set(new), state, _try(logits[chosen], some))
+        tried = _try(take(logits, chosen), take(state, chosen))
+        return jax.tree.map(lambda x, new: x.at[chosen].set(new, wrap_negative_indices=False), state, tried)
 
     state = start if num_rows <= _GROUP else _try(logits, start)
     return jax.lax.while_loop(lambda state: ~state.done.all(), again, state).tokens
@@ -101,12 +101,13 @@ def _try(logits: Float[Array, "B V"], state: _Draws) -> _Draws:
         return jnp.log(weights) + jax.vmap(lambda key: jax.random.gumbel(key, weights.shape[1:], weights.dtype))(keys)
 
     block = argmax(race(state.sums, keys[:, 0]))[:, None]
-    x = jnp.take_along_axis(blocks(logits), block[:, :, None], axis=1)
+    x = jnp.take_along_axis(blocks(logits), block[:, :, None], axis=1, mode="promise_in_bounds")
     # What min-p leaves out is refused once; then it is out of the sums, too.
     min_p = jnp.where(state.refusals > 0, rows.min_p, 0)
     weights = state.weigh(x, state.least, min_p)[:, 0]
     place = jnp.argmax(race(weights, jax.vmap(jax.random.fold_in)(keys[:, 1], block[:, 0])), axis=-1)[:, None]
-    logit, weight = (jnp.take_along_axis(each, place, axis=1)[:, 0] for each in (x[:, 0], weights))
+    drawn = jnp.arange(BLOCK) == place
+    logit, weight = (jnp.where(drawn, each, -jnp.inf).max(axis=-1) for each in (x[:, 0], weights))
 
     cuts = ~state.done & ((rows.top_p < 1) | (rows.min_p > 0))
     least = jnp.nextafter(logit, jnp.inf)
@@ -170,11 +171,10 @@ def _for_some[*Bounds](
     def step(state: tuple[Array, tuple[*Bounds]]) -> tuple[Array, tuple[*Bounds]]:
         missing, bounds = state
         chosen = _first(missing, min(_GROUP, num_rows))
-        some_rows, some_bounds = jax.tree.map(lambda each: each[chosen], (rows, bounds))
-        found = search(logits[chosen], some_rows, some_bounds)
-        kept = jnp.where(missing[chosen], chosen, num_rows)
+        found = search(take(logits, chosen), take(rows, chosen), take(bounds, chosen))
+        kept = jnp.where(take(missing, chosen), chosen, num_rows)
         return missing.at[chosen].set(False), jax.tree.map(
-            lambda x, new: x.at[kept].set(new, mode="drop"), bounds, found
+            lambda x, new: x.at[kept].set(new, mode="drop", wrap_negative_indices=False), bounds, found
         )
 
     return jax.lax.while_loop(lambda state: state[0].any(), step, (uses, bounds))[1]

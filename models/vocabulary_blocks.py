@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 BLOCK = 64
-_STRIDES = 4
 
 
 def blocks(x: Float[Array, "B V"]) -> Float[Array, "B N BLOCK"]:
@@ -20,19 +19,19 @@ def blocks(x: Float[Array, "B V"]) -> Float[Array, "B N BLOCK"]:
 
 
 def block_maxima(x: Float[Array, "B V"]) -> Float[Array, "B N"]:
-    """The largest value in each block.
+    """The largest value in each block, numbers before NaN.
 
-    In two strides, which XLA:CPU vectorises: [32, 49152] take 0.4 ms and not 1.3.
+    A maximum that has to hand NaN on is not vectorised by XLA:CPU: [32, 49152] take 1.3 ms and not 0.4.
     """
-    strides = blocks(x).reshape(len(x), -1, _STRIDES, BLOCK // _STRIDES)
-    return jax.lax.optimization_barrier(strides.max(axis=2)).max(axis=-1)
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return jax.lax.reduce(blocks(x), lowest, lambda a, b: jnp.where(a > b, a, b), (2,))
 
 
 def argmax(x: Float[Array, "B V"], maxima: Float[Array, "B N"] | None = None) -> Int[Array, "B"]:
     """The index of each row's largest value, the first of equals."""
     maxima = block_maxima(x) if maxima is None else maxima
     best = jnp.argmax(maxima, axis=-1)
-    block = jnp.take_along_axis(blocks(x), best[:, None, None], axis=1)[:, 0]
+    block = jnp.take_along_axis(blocks(x), best[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
     return (best * BLOCK + jnp.argmax(block, axis=-1)).astype(jnp.int32)
 
 
@@ -58,6 +57,6 @@ def best_blocks(
         return x, ids, jnp.full(x.shape[0], -jnp.inf, x.dtype)
     heads, chosen = largest(maxima, num_blocks)
     chosen = jnp.sort(chosen, axis=-1)
-    values = jnp.take_along_axis(blocks(x), chosen[:, :, None], axis=1)
+    values = jnp.take_along_axis(blocks(x), chosen[:, :, None], axis=1, mode="promise_in_bounds")
     ids = chosen[:, :, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
     return values.reshape(x.shape[0], -1), ids.reshape(x.shape[0], -1), heads[:, -1]

@@ -66,6 +66,7 @@ def test_decode_logits_and_tokens(golden: Golden, weights: Weights) -> None:
     assert worst(np.concatenate(found), golden) <= FP32_BOUND
 
 
+@pytest.mark.slow
 def test_bf16_logits(golden: Golden) -> None:
     logits = Text(golden.config, golden.weights(jnp.bfloat16), jnp.bfloat16).feed(golden.tokens)
     error = float(np.sqrt(np.square(logits - golden.logits).mean()))

@@ -59,12 +59,12 @@ def inputs(groups: int, vocab_size: int) -> tuple[RowState, StepBatch]:
 @pytest.mark.parametrize(
     ("case", "logical"),
     [
-        ("qwen2_moe", TENSOR),
+        pytest.param("qwen2_moe", TENSOR, marks=pytest.mark.slow),
         ("gpt_oss", TENSOR),
         ("gpt_oss", ("expert",)),
-        ("glm4_moe", ("expert",)),
-        ("olmo2", TENSOR),
-        ("gemma2", TENSOR),
+        pytest.param("glm4_moe", ("expert",), marks=pytest.mark.slow),
+        pytest.param("olmo2", TENSOR, marks=pytest.mark.slow),
+        pytest.param("gemma2", TENSOR, marks=pytest.mark.slow),
     ],
 )
 def test_split_weights_give_the_logits_of_whole_ones(case: str, logical: tuple[str, ...]) -> None:

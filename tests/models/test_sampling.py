@@ -355,7 +355,7 @@ def test_slots_pick_the_rows() -> None:
 
 @pytest.mark.parametrize("feature", ["temperature", "top_k", "all cuts", "allowed"])
 def test_a_mask_wins_over_everything(feature: str) -> None:
-    size, count = 300, 4
+    size, count = 300, 8
     mask = np.zeros((count, size), bool)
     mask[:, [1, 3, 200]] = True
     logits = normal(size, count)

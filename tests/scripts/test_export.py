@@ -31,6 +31,7 @@ def test_a_decode_step_for_a_tpu(
     assert report.flops > 0 and report.memory.aliased > 0 and report.topology == "v6e:2x2"
 
 
+@pytest.mark.slow
 def test_a_prefill_step_for_a_gpu(
     distaff: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

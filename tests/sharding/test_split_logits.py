@@ -22,6 +22,7 @@ from ..models.step_inputs import row_state
 
 PARTS, VOCAB, PADDED = 4, 998, 1000
 ROWS = {"temperature": [0, 1, 0.7, 1.5, 1], "top_k": [0, 5, 64, 1, 3], "seeds": [[n, n + 1] for n in range(5)]}
+draw_jit = jax.jit(draw)
 SLOTS, POSITIONS = jnp.arange(5, dtype=jnp.int32), jnp.full(5, 7, jnp.int32)
 
 
@@ -64,7 +65,7 @@ def compare(logits: np.ndarray, state: RowState, gathered: int) -> None:
     """Draws from the parts as from the whole, and counts how many logits were gathered for each row."""
     found = collector()(jnp.pad(logits, ((0, 0), (0, PADDED - VOCAB)), constant_values=99), state)
     assert np.isfinite(found).sum(axis=1).tolist() == [gathered] * 5
-    tokens, logprobs = draw(found, state, SLOTS, POSITIONS)
-    expected = draw(jnp.asarray(logits), state, SLOTS, POSITIONS)
+    tokens, logprobs = draw_jit(found, state, SLOTS, POSITIONS)
+    expected = draw_jit(jnp.asarray(logits), state, SLOTS, POSITIONS)
     np.testing.assert_array_equal(tokens, expected[0])
     np.testing.assert_array_equal(logprobs.chosen, expected[1].chosen)

@@ -94,6 +94,7 @@ def answers(golden: Golden) -> list[list[int]]:
     return [list(result.token_ids) for result in results]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_an_engine_writes_what_the_oracle_writes(golden: Golden) -> None:
     """Greedily continued from anywhere, the text of `transformers` goes on the same."""
     clear, compared = golden.clear(), 0

@@ -139,7 +139,7 @@ def test_weights_are_read_where_they_lie(mesh: jax.sharding.Mesh) -> None:
 @pytest.mark.parametrize(
     ("case", "decode"),
     [
-        ("smollm2", False),
+        pytest.param("smollm2", False, marks=pytest.mark.slow),
         pytest.param("smollm2", True, marks=pytest.mark.slow),
         pytest.param("gpt_oss", False, marks=pytest.mark.slow),
         pytest.param("gpt_oss", True, marks=pytest.mark.slow),
