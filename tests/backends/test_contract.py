@@ -47,6 +47,7 @@ CASES = (
     Case(2, 3, 16, AttentionSpec(0.3)),
     Case(1, 2, 80, AttentionSpec(0.1, window=5, soft_cap=3.0), sinks=True),
 )
+LATER = {("tpu", "grouped"), ("gpu", "window, cap, sinks")}
 
 
 def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, case: Case, sinks: np.ndarray | None) -> np.ndarray:
@@ -78,8 +79,15 @@ def compiled(name: str, case: Case, bound: int | None) -> Callable[..., tuple[ja
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("case", CASES, ids=["grouped", "window, cap, sinks"])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        # The kernels take long to interpret.
+        pytest.param(name, case, id=f"{name}-{told}", marks=pytest.mark.slow if (name, told) in LATER else ())
+        for name in BACKENDS
+        for told, case in zip(("grouped", "window, cap, sinks"), CASES, strict=True)
+    ],
+)
 @given(data=st.data())
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
 def test_three_calls_attend_as_loops_do(name: str, case: Case, data: st.DataObject) -> None:

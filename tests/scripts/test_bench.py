@@ -46,6 +46,7 @@ def test_a_run_of_a_tiny_model(
         assert word in table
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_is_computed_once_a_round(
     distaff: Callable[..., int], tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_real_model_writes_what_the_simple_loop_writes(smollm2: Path, dtype: s
     weights = checkpoint.load_weights(llm.config, dtype=jnp.dtype(dtype))
     loop = SimpleLoop(llm.config, weights, llm.backend, max_len=256, dtype=jnp.dtype(dtype))
     expected = [loop.generate(text, params) for text in texts]
+    assert isinstance(llm.engine, Engine)
     got = tokens_of(llm.engine, [Request(tuple(text), params) for text in texts])
     compared, metrics = sum(clear for _, clear in expected), llm.engine.metrics
     print(f"{compared} tokens compared, {metrics.preemptions} preemptions, {metrics.prefix_hit_tokens} tokens hit")

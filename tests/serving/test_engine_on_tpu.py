@@ -48,7 +48,8 @@ def tokens(hf: dict[str, Any], backend: Backend) -> list[list[int]]:
         return [list(result.token_ids) for result in results]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("hf", [SMOLLM2, pytest.param(GEMMA3, marks=pytest.mark.slow)], ids=["smollm2", "gemma3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("hf", [SMOLLM2, GEMMA3], ids=["smollm2", "gemma3"])
 def test_tokens_are_those_of_the_reference(hf: dict[str, Any]) -> None:
     got = tokens(hf, INTERPRETED)
     assert got == tokens(hf, ReferenceBackend()) and all(len(answer) == 10 for answer in got)

@@ -60,7 +60,7 @@ def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, 
 @pytest.mark.parametrize(
     ("case", "text"),
     [
-        ("llama31", "tensor=4"),  # 2 KV heads: each is held twice
+        pytest.param("llama31", "tensor=4", marks=pytest.mark.slow),  # 2 KV heads: each is held twice
         ("gpt_oss", "expert:expert=2,tensor=2"),
         pytest.param("qwen3_moe", "tensor-scatter:tensor=4", marks=pytest.mark.slow),
         pytest.param("llama31", "tensor-2d:tensor=4,tensor2=2", marks=pytest.mark.slow),

@@ -59,6 +59,8 @@ class Case:
         return jnp.linspace(-1, 2, self.heads.num_heads) if self.sinks else None
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
 # bf16 has 8 bits, and pairs of 8-bit floats have 8 bits; pairs of 8-bit integers have 14, and are up to 80 here.
 QUICK = [
     Case(Heads(6, 2, 64), 1e-5),
@@ -67,6 +69,7 @@ QUICK = [
     Case(Heads(4, 2, 64), 2e-2, "bfloat16", "bfloat16", sinks=True),
     Case(Heads(2, 1, 128), 2e-2, "float32", "int8"),
 ]
+DEFAULT = (QUICK[1], QUICK[4])
 SLOW = [
     Case(Heads(9, 3, 80), 1e-5, page=32, window=17),
     Case(Heads(3, 3, 192), 1e-5, block=16),
@@ -120,7 +123,7 @@ def agree(case: Case, step: Step) -> None:
     np.testing.assert_array_equal(cache[step.written], want_cache[step.written])
 
 
-@pytest.mark.parametrize("case", QUICK, ids=str)
+@pytest.mark.parametrize("case", [case if case in DEFAULT else slow(case) for case in QUICK], ids=str)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_decode_is_the_references(case: Case, data: st.DataObject, seed: int) -> None:
@@ -135,13 +138,14 @@ def test_decode_is_the_references_in_every_shape(case: Case, data: st.DataObject
     agree(case, case.step(data.draw(row_lengths(case)), seed))
 
 
-@pytest.mark.parametrize("case", [QUICK[0], QUICK[4]], ids=str)
+@pytest.mark.parametrize("case", [slow(QUICK[0]), QUICK[4]], ids=str)
 def test_rows_of_one_token_each_are_found_where_they_lie(case: Case) -> None:
     """As many tokens as rows, as in a decode step: an empty row between others has none, so one token is padding."""
     case = replace(case, tokens=ROWS)
     agree(case, case.step([(70, 1), (0, 0), (16, 1), (5, 1)], 6))
 
 
+@pytest.mark.slow
 def test_matrix_units_driven_by_hand() -> None:
     """Two blocks of two groups for each unit, over two chunks: every accumulator is used and taken from twice."""
     case = Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=70, block=1024)
@@ -231,7 +235,7 @@ def test_scales_per_head() -> None:
     assert np.abs(np.asarray(out - want))[:3].max() < 0.05
 
 
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("window", [None, slow(20)])
 def test_its_model_of_its_work_counts_what_it_does(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(QUICK[0], heads=Heads(2, 1, 64), window=window, kv_dtype="bfloat16", error=2e-2)
     step = case.step([(70, 1), (5, 1), (0, 0), (64, 1)], 7)

@@ -21,7 +21,9 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES[3:], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[:3])], ids=str
+)
 def test_like_plain_attention(case: dict[str, Any]) -> None:
     batch, queries, keys, num_heads, num_kv_heads, head_dim = case["shape"]
     causal, window, cap = case.get("causal", True), case.get("window"), case.get("soft_cap")
