@@ -98,6 +98,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert any((np.asarray(leaf) != np.asarray(other[path])).any() for path, leaf in first.items())
 
 
+@pytest.mark.slow
 def test_a_residual_scale_multiplies_every_branch() -> None:
     """With the scale at zero the layers leave no trace, whatever they compute."""
     config = read("llama2")

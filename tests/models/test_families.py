@@ -37,6 +37,7 @@ def test_goldens_can_tell(golden: Golden) -> None:
     assert len(golden.tokens) == golden.prompt_len or golden.clear() >= MIN_COMPARED
 
 
+@pytest.mark.slow  # the prompt in three chunks, which comes next, is in the default suite
 def test_prefill_logits(golden: Golden, weights: Weights) -> None:
     logits = Text(golden.config, weights).feed(golden.tokens)
     assert worst(logits, golden) <= FP32_BOUND

@@ -245,7 +245,7 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
     size = data.draw(st.sampled_from(SIZES[1:]))
     count = 9  # more than one group of the rows that get a look of their own at the vocabulary

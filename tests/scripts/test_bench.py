@@ -40,6 +40,12 @@ def test_a_run_of_a_tiny_model(
     same = {key: value[key] for key in value["policies"][0]}
     assert same == value["policies"][0]
 
+
+@pytest.mark.slow
+def test_its_table_says_what_was_measured(
+    distaff: Callable[..., int], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("bench", "offline", "--model", str(tiny_model), *TINY, *ENGINE)
     assert distaff(*command, "--rounds", "2", "--sampling", "heavy") == 0
     table = capsys.readouterr().out
     for word in ("output tokens/s", "steps of decode", "bound by", "median of 2 rounds", "GFLOP/s", "heavy"):

@@ -203,6 +203,7 @@ def test_a_tree_of_candidates_and_log_sum_exps() -> None:
     assert (np.asarray(lse[token:]) == -np.inf).all()
 
 
+@pytest.mark.slow
 def test_scales_per_head() -> None:
     """Keys and values of 8 bits that stand for others; new ones are divided and rounded."""
     case = replace(QUICK[4], heads=Heads(4, 2, 64))
