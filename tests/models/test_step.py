@@ -139,11 +139,11 @@ def test_many_steps_in_one_call_draw_what_single_steps_draw(model: Model) -> Non
 
 def test_the_loop_ends_when_every_row_has_drawn_a_stop_token(model: Model) -> None:
     many = texts(model, 9, 4)
-    alone = [draw_one_by_one(model, text, 5, temperature=1.0) for text in many]
+    alone = [draw_one_by_one(model, text, 5, temperature=4.0) for text in many]
     stops = np.full((2, 64), -1)
     ends = [next(i for i in (3, 2, 1) if drawn.index(drawn[i]) == i) for drawn in alone]
     stops[:, 0] = [drawn[end] for drawn, end in zip(alone, ends, strict=True)]
-    state = model.state(many, temperature=1.0)
+    state = model.state(many, temperature=4.0)
     state = replace(state, rows=replace(state.rows, stop_ids=stops.astype(np.int32)))
     _, cache, state = model.run(model.cache(2), state, [(0, len(text)) for text in many])
     spans = [(len(text), len(text) + 1) for text in many]
