@@ -60,7 +60,7 @@ def draw(
     4. bias;
     5. temperature 0: the most likely token. Otherwise the temperature;
     6. top-k, typical-p, top-p, min-p, each on what the last one left;
-    7. one of what is left is drawn, by noise that is a function of the row's key and the token (`truncation`).
+    7. one of what is left is drawn, by noise that comes of the row's key alone (`truncation`).
 
     A feature that no row of the batch uses is not computed.
     """
@@ -121,7 +121,7 @@ def _draw(
     random = used & (rows.temperature > 0)
     keys = row_keys(rows.seeds, rows.choices, positions, Purpose.SAMPLE)
     drawn = draw_truncated(logits, rows, keys, random, maxima)
-    return jnp.where(random, drawn, best)
+    return jnp.where(random & (drawn >= 0), drawn, best)
 
 
 def num_accepted(candidates: Int[Array, "B C"], drawn: Int[Array, "B C"]) -> Int[Array, "B"]:

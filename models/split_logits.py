@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .penalties import uses_penalties
 from .placement import Placement
-from .row_state import RowState
+from .row_state import RowState, take
 from .vocabulary_blocks import argmax
 
 MOST_CANDIDATES = 64
@@ -36,7 +36,7 @@ def gather_logits(
     size = part.shape[1]
     most = min(MOST_CANDIDATES, size)
     used = slots < state.history.shape[0]
-    row = jax.tree.map(lambda field: jnp.asarray(field)[jnp.minimum(slots, state.history.shape[0] - 1)], state.rows)
+    row = take(state.rows, jnp.minimum(slots, state.history.shape[0] - 1))
     all_matter = (
         row.restricted
         | uses_penalties(row)

@@ -65,7 +65,8 @@ def draw_truncated(
     logits: Float[Array, "B V"], rows: SamplingRows, keys: Key[Array, "B"], draws: Bool[Array, "B"],
     maxima: Float[Array, "B N"],
 ) -> Int[Array, "B"]:  # fmt: skip
-    """Draws a token for each of the rows in `draws` (others get any); `maxima` are the logits' `block_maxima`."""
+    """Draws a token for each of the rows in `draws` (others get any), -1 where there is nothing to draw from, as among
+    NaN; `maxima` are the logits' `block_maxima`."""
     num_rows = len(logits)
     top = maxima.max(axis=-1)
     lowest = jnp.full_like(top, -jnp.inf)
@@ -110,20 +111,28 @@ def _try(logits: Float[Array, "B V"], state: _Draws) -> _Draws:
     logit, weight = (jnp.where(drawn, each, -jnp.inf).max(axis=-1) for each in (x[:, 0], weights))
 
     cuts = ~state.done & ((rows.top_p < 1) | (rows.min_p > 0))
-    least = jnp.nextafter(logit, jnp.inf)
+    least = _next(logit)
     above = jax.lax.cond(cuts.any(), lambda: state.hold(logits, least, rows.min_p), lambda: state.sums)
     limit = jnp.where(rows.top_p < 1, rows.top_p * state.total, jnp.inf)
     stays = ~cuts | ((weight >= rows.min_p) & (above.sum(axis=-1) < limit))
-    # The most likely token always stays; so does one whose weight is NaN, or when nobody is left: it must end.
-    stays |= ~(weight < 1) | ~(weight > 0)
+    # The most likely token always stays.
+    nothing = ~(weight > 0)
+    stays |= (weight >= 1) | nothing
+    token = jnp.where(nothing, -1, (block * BLOCK + place)[:, 0].astype(jnp.int32))
     return replace(
         state,
         least=least,
         sums=above,
         refusals=state.refusals + 1,
-        tokens=jnp.where(state.done, state.tokens, (block * BLOCK + place)[:, 0].astype(jnp.int32)),
+        tokens=jnp.where(state.done, state.tokens, token),
         done=state.done | stays,
     )
+
+
+def _next(x: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The next larger float that is none of the tiny ones, which processors take for zero."""
+    tiny = jnp.finfo(x.dtype).tiny
+    return jnp.where(jnp.abs(x) <= tiny, tiny, jnp.nextafter(x, jnp.inf))
 
 
 def _top_k(

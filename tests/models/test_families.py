@@ -76,7 +76,7 @@ def test_bf16_logits(golden: Golden) -> None:
     assert golden.bf16_error <= 0.08 * golden.logits.std()  # or the bound above would say nothing
 
 
-@pytest.mark.parametrize("case", ["llama31", "gpt_oss"])
+@pytest.mark.parametrize("case", ["llama31", pytest.param("gemma3", marks=pytest.mark.slow), "gpt_oss"])
 def test_serving_step_agrees(case: str) -> None:
     """Decoding as serving does it, one token wide and with the sampler; here for one, two and three cache groups."""
     golden = Golden(GOLDEN / case)

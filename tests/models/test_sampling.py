@@ -247,7 +247,17 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
-    size = data.draw(st.sampled_from(SIZES[1:]))
+    check_any_mix(data, data.draw(st.sampled_from(SIZES[1:])))
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_mix_of_rows_at_length(data: st.DataObject) -> None:
+    check_any_mix(data, data.draw(st.sampled_from(SIZES)))
+
+
+def check_any_mix(data: st.DataObject, size: int) -> None:
     count = 9  # more than one group of the rows that get a look of their own at the vocabulary
     seed = data.draw(st.integers(0, 99))
     scale = data.draw(st.sampled_from([0.1, 1.0, 6.0]))
@@ -299,8 +309,20 @@ def test_draws_follow_the_distribution(size: int, row: Row) -> None:
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_empty_rows_change_nothing_and_do_no_harm() -> None:
-    size = 300
+def test_a_refused_logit_of_zero_is_out() -> None:
+    """The next float above zero is one that processors take for zero: of three tokens, top-p 0.7 leaves two."""
+    count = 4096
+    rows = stack([dict(temperature=1.0, top_p=0.7)], 3)
+    rows = jax.tree.map(lambda field: np.repeat(field, count, axis=0), rows)
+    rows = replace(rows, choices=np.arange(count, dtype=np.int32))
+    logits = np.tile(np.float32([1, 0, -1]), (count, 1))
+    drawn = np.asarray(tokens_of(logits, rows, np.zeros((count, 1), np.int32), np.zeros(count, np.int32)))
+    assert set(drawn) == {0, 1}
+    assert abs((drawn == 1).mean() - 1 / (1 + np.e)) < 0.03
+
+
+@pytest.mark.parametrize("size", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (5, 5003))])
+def test_empty_rows_change_nothing_and_do_no_harm(size: int) -> None:
     rows = stack([{**FEATURES["all cuts"], "seeds": [i, 0], "num_logprobs": 3} for i in range(3)], size)
     state = RowState(jnp.zeros((3, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))
     logits = jnp.asarray(normal(size, 5))

@@ -62,8 +62,7 @@ def test_bad_words_do_not_come_up(model: LLM) -> None:
 
 
 def test_only_allowed_tokens_are_drawn(model: LLM) -> None:
-    drawn = set(ask(model, allowed_token_ids=(3, 5, 8)).token_ids)
-    assert drawn <= {3, 5, 8} and len(drawn) > 1
+    assert set(ask(model, allowed_token_ids=(3, 5, 8), max_tokens=60).token_ids) == {3, 5, 8}
 
 
 def test_a_bias_of_a_hundred_decides(model: LLM) -> None:
