@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
@@ -179,45 +179,22 @@ def reference_ragged_attention(
     sinks: Float[Array, "N"] | None = None,
 ) -> tuple[Float[Array, "T N H"], Float[Array, "L P page 2 K H"]]:
     """Attention over paged keys and values, as Backend.ragged_attention describes, with fp32 scores."""
-    num_tokens, num_heads, head_dim = q.shape
+    num_tokens, num_heads, _ = q.shape
     num_pages, page_size = cache.shape[1:3]
     num_rows = index.kv_lens.shape[0]
     groups = num_heads // k.shape[1]
 
-    # Which row and position each token has; padding goes to row B, whose writes are dropped.
-    token = jnp.arange(num_tokens)
-    row = jnp.searchsorted(index.query_starts[1:], token, side="right")
-    padding = row >= num_rows
-    row = jnp.minimum(row, num_rows - 1)
-    query_lens = jnp.diff(index.query_starts)
-    offset = token - index.query_starts[row]
-    position = index.kv_lens[row] - query_lens[row] + offset
-
-    page = jnp.where(padding, num_pages, index.page_table[row, position // page_size])
-    cache = cache.at[layer, page, position % page_size].set(jnp.stack([k, v], axis=1).astype(cache.dtype), mode="drop")
+    tokens = TokenPlaces.of(num_tokens, index)
+    page = jnp.where(tokens.padding, num_pages, index.page_table[tokens.row, tokens.position // page_size])
+    new = jnp.stack([k, v], axis=1).astype(cache.dtype)
+    cache = cache.at[layer, page, tokens.position % page_size].set(new, mode="drop")
 
     # Queries padded to a rectangle, keys gathered from a row's pages; as many rows at once as scores leave room for.
     max_query_len = min(index.max_query_len or num_tokens, num_tokens)
-    slot = jnp.arange(max_query_len)
     key_position = jnp.arange(index.page_table.shape[1] * page_size)
 
-    def attend(
-        start: Int[Array, ""], query_len: Int[Array, ""], kv_len: Int[Array, ""], pages: Int[Array, "pages"]
-    ) -> Float[Array, "Q K G H"]:
-        queries = q[jnp.minimum(start + slot, num_tokens - 1)].reshape(max_query_len, -1, groups, head_dim)
-        gathered = cache[layer, pages].astype(q.dtype)
-        keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
-        query_position = (kv_len - query_len + slot)[:, None]
-        written = key_position < kv_len
-        visible = written & (key_position <= query_position)
-        if spec.window is not None:
-            visible &= key_position > query_position - spec.window
-
-        scores = jnp.einsum("QKGH,SKH->KGQS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
-        scores *= spec.scale
-        if spec.soft_cap is not None:
-            scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
-        scores = jnp.where(visible, scores, -jnp.inf)
+    def attend(row: Row) -> Float[Array, "Q K G H"]:
+        scores, values = row_scores(q, cache, layer, row, key_position, max_query_len, spec)
         top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
         sink = None if sinks is None else sinks.astype(jnp.float32).reshape(-1, groups)[..., None]
         if sink is not None:
@@ -227,15 +204,71 @@ def reference_ragged_attention(
         if sink is not None:
             total += jnp.exp(sink - top)
         weights /= jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
-
-        # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
-        values = jnp.where(written[:, None, None], values, 0)
         return jnp.einsum(
             "KGQS,SKH->QKGH", weights.astype(q.dtype), values, precision="highest", preferred_element_type=jnp.float32
         )
 
-    rows = (index.query_starts[:-1], query_lens, index.kv_lens, index.page_table)
     at_once = _MAX_SCORES // (num_heads * max_query_len * key_position.shape[0])
-    out = jax.lax.map(lambda of_row: attend(*of_row), rows, batch_size=min(max(at_once, 1), num_rows))
-    out = out[row, jnp.minimum(offset, max_query_len - 1)].reshape(q.shape)
-    return jnp.where(padding[:, None, None], 0, out).astype(q.dtype), cache
+    out = jax.lax.map(attend, rows_of(index), batch_size=min(max(at_once, 1), num_rows))
+    out = out[tokens.row, jnp.minimum(tokens.offset, max_query_len - 1)].reshape(q.shape)
+    return jnp.where(tokens.padding[:, None, None], 0, out).astype(q.dtype), cache
+
+
+@dataclass(frozen=True)
+class TokenPlaces:
+    """The row, the place in it and the position of each token. Padding has the last row; its places mean nothing."""
+
+    row: Int[Array, "T"]
+    offset: Int[Array, "T"]
+    position: Int[Array, "T"]
+    padding: Bool[Array, "T"]
+
+    @classmethod
+    def of(cls, num_tokens: int, index: RaggedIndex) -> "TokenPlaces":
+        token = jnp.arange(num_tokens)
+        row = jnp.searchsorted(index.query_starts[1:], token, side="right")
+        padding = row >= index.kv_lens.shape[0]
+        row = jnp.minimum(row, index.kv_lens.shape[0] - 1)
+        offset = token - index.query_starts[row]
+        return cls(row, offset, index.kv_lens[row] - jnp.diff(index.query_starts)[row] + offset, padding)
+
+
+type Row = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, "pages"]]
+"""First token, queries, positions and pages of a row."""
+
+
+def rows_of(index: RaggedIndex) -> tuple[Array, Array, Array, Array]:
+    """Every row, for `jax.lax.map`."""
+    return index.query_starts[:-1], jnp.diff(index.query_starts), index.kv_lens, index.page_table
+
+
+def row_scores(
+    q: Float[Array, "T N H"],
+    cache: Float[Array, "L P page 2 K H"],
+    layer: Int[Array, ""],
+    row: Row,
+    key_position: Int[Array, "S"],
+    max_query_len: int,
+    spec: AttentionSpec,
+) -> tuple[Float[Array, "K G Q S"], Float[Array, "S K H"]]:
+    """Scores of a row's queries, padded to a rectangle, with the keys in its pages, in fp32, -inf where a key is not
+    seen; and the values. `key_position` tells the position of each key."""
+    start, query_len, kv_len, pages = row
+    num_tokens, num_heads, head_dim = q.shape
+    slot = jnp.arange(max_query_len)
+    groups = num_heads // cache.shape[4]
+    queries = q[jnp.minimum(start + slot, num_tokens - 1)].reshape(max_query_len, -1, groups, head_dim)
+    gathered = cache[layer, pages].astype(q.dtype)
+    keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
+    query_position = (kv_len - query_len + slot)[:, None]
+    written = key_position < kv_len
+    visible = written & (key_position <= query_position)
+    if spec.window is not None:
+        visible &= key_position > query_position - spec.window
+
+    scores = jnp.einsum("QKGH,SKH->KGQS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
+    scores *= spec.scale
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
+    # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
+    return jnp.where(visible, scores, -jnp.inf), jnp.where(written[:, None, None], values, 0)

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import AttentionSpec, CacheGroup, PyTree, RaggedIndex
-from ..backends.reference import ReferenceBackend
+from ..backends.reference import ReferenceBackend, Row, TokenPlaces, row_scores, rows_of
 from .layout import Axes
 
 
@@ -50,7 +50,7 @@ class ContextBackend(ReferenceBackend):
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         """As Backend.ragged_attention; not as its primitive, whose lowering knows no mesh axes."""
         held = Share(jax.lax.axis_index(self.axes), cache.shape[2], self.shares)
-        tokens = Tokens.of(q, index)
+        tokens = TokenPlaces.of(q.shape[0], index)
         cache = write(cache, k, v, layer, index, tokens, held)
         most, total, summed = attend(q, cache, layer, index, tokens, spec, held)
 
@@ -87,32 +87,13 @@ class Share:
         return position % self.page // self.run == self.device
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The row, the place in it and the position of each token; padding belongs to the last row."""
-
-    row: Int[Array, "T"]
-    offset: Int[Array, "T"]
-    position: Int[Array, "T"]
-    padding: Array
-
-    @classmethod
-    def of(cls, q: Float[Array, "T N H"], index: RaggedIndex) -> "Tokens":
-        token = jnp.arange(q.shape[0])
-        row = jnp.searchsorted(index.query_starts[1:], token, side="right")
-        padding = row >= index.kv_lens.shape[0]
-        row = jnp.minimum(row, index.kv_lens.shape[0] - 1)
-        offset = token - index.query_starts[row]
-        return cls(row, offset, index.kv_lens[row] - jnp.diff(index.query_starts)[row] + offset, padding)
-
-
 def write(
     cache: Float[Array, "L P run 2 K H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
     layer: Int[Array, ""],
     index: RaggedIndex,
-    tokens: Tokens,
+    tokens: TokenPlaces,
     held: Share,
 ) -> Float[Array, "L P run 2 K H"]:
     """The cache with the keys and values whose positions this device holds."""
@@ -127,43 +108,25 @@ def attend(
     cache: Float[Array, "L P run 2 K H"],
     layer: Int[Array, ""],
     index: RaggedIndex,
-    tokens: Tokens,
+    tokens: TokenPlaces,
     spec: AttentionSpec,
     held: Share,
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"], Float[Array, "T N H"]]:
     """Of the keys that are here, for each query: the largest score, the sum of exp(score - largest), and the values
     weighted with those, in fp32."""
     num_tokens, num_heads, head_dim = q.shape
-    groups = num_heads // cache.shape[4]
     longest = min(index.max_query_len or num_tokens, num_tokens)
-    slot = jnp.arange(longest)
     key_position = held.positions(index.page_table.shape[1])
 
-    def of_row(row: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
-        start, query_len, kv_len, pages = row
-        queries = q[jnp.minimum(start + slot, num_tokens - 1)].reshape(longest, -1, groups, head_dim)
-        gathered = cache[layer, pages].astype(q.dtype)
-        keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
-        written = key_position < kv_len
-        query_position = (kv_len - query_len + slot)[:, None]
-        visible = written & (key_position <= query_position)
-        if spec.window is not None:
-            visible &= key_position > query_position - spec.window
-        scores = jnp.einsum("QKGH,SKH->QKGS", queries, keys, precision="highest", preferred_element_type=jnp.float32)
-        scores *= spec.scale
-        if spec.soft_cap is not None:
-            scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
-        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+    def of_row(row: Row) -> tuple[Array, Array, Array]:
+        scores, values = row_scores(q, cache, layer, row, key_position, longest, spec)
         # A device may hold no visible key.
         most = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - most[..., None])
-        # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
-        values = jnp.where(written[:, None, None], values, 0)
-        summed = jnp.einsum("QKGS,SKH->QKGH", weights, values.astype(jnp.float32), precision="highest")
-        return most, weights.sum(axis=-1), summed
+        summed = jnp.einsum("KGQS,SKH->QKGH", weights, values.astype(jnp.float32), precision="highest")
+        return jnp.moveaxis(most, -1, 0), jnp.moveaxis(weights.sum(axis=-1), -1, 0), summed
 
-    rows = (index.query_starts[:-1], jnp.diff(index.query_starts), index.kv_lens, index.page_table)
-    most, total, summed = jax.lax.map(of_row, rows)
+    most, total, summed = jax.lax.map(of_row, rows_of(index))
     place = tokens.row, jnp.minimum(tokens.offset, longest - 1)
     return (
         most[place].reshape(num_tokens, num_heads),
