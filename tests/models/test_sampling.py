@@ -315,7 +315,7 @@ def test_a_refused_logit_of_zero_is_out() -> None:
     rows = stack([dict(temperature=1.0, top_p=0.7)], 3)
     rows = jax.tree.map(lambda field: np.repeat(field, count, axis=0), rows)
     rows = replace(rows, choices=np.arange(count, dtype=np.int32))
-    logits = np.tile(np.float32([1, 0, -1]), (count, 1))
+    logits = np.tile(np.array([1, 0, -1], np.float32), (count, 1))
     drawn = np.asarray(tokens_of(logits, rows, np.zeros((count, 1), np.int32), np.zeros(count, np.int32)))
     assert set(drawn) == {0, 1}
     assert abs((drawn == 1).mean() - 1 / (1 + np.e)) < 0.03
