@@ -71,19 +71,30 @@ class Layer(nnx.Module):
             y, written = self.attention(y, written, layer, positions.indices[site.group], positions, machine)
             return y
 
+        # A mixture sends its tokens where their experts are.
+        mlp_tokens = "tokens" if isinstance(self.mlp, Mlp) else "routed"
+        mlp = partial(self.mlp, machine=machine)
         if self.config.parallel:
             assert self.attention_norm is not None
-            y = machine.placement.gather(self.attention_norm(x, machine), "tokens", 0)
-            x += self.residual_scale * (attend(y) + self.mlp(y, machine))
+            own = self.attention_norm(x, machine)
+            y = machine.placement.gather(own, "tokens", 0)
+            z = y if mlp_tokens == "tokens" else machine.placement.gather(own, mlp_tokens, 0)
+            x += self.residual_scale * (attend(y) + mlp(z))
         else:
-            x = self._branch(x, attend, self.attention_norm, self.attention_post_norm, machine)
-            x = self._branch(x, partial(self.mlp, machine=machine), self.mlp_norm, self.mlp_post_norm, machine)
+            x = self._branch(x, attend, "tokens", self.attention_norm, self.attention_post_norm, machine)
+            x = self._branch(x, mlp, mlp_tokens, self.mlp_norm, self.mlp_post_norm, machine)
         return x, (*cache[: site.group], written, *cache[site.group + 1 :])
 
     def _branch(
-        self, x: Array, branch: Callable[[Array], Array], before: Norm | None, after: Norm | None, machine: Machine
+        self,
+        x: Array,
+        branch: Callable[[Array], Array],
+        tokens: str,
+        before: Norm | None,
+        after: Norm | None,
+        machine: Machine,
     ) -> Array:
-        y = machine.placement.gather(x if before is None else before(x, machine), "tokens", 0)
+        y = machine.placement.gather(x if before is None else before(x, machine), tokens, 0)
         y = branch(y)
         if self.config.placement == "residual":
             assert after is not None

@@ -23,6 +23,7 @@ LOGICAL_AXES: Mapping[str, str] = {
     "H": "head_dim",
     "V": "vocab",
     "E": "expert",
+    "M": "router",
     "O": "one",
     "S": "positions",
 }
@@ -53,10 +54,14 @@ class ParamFactory:
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs the maths and where: the two contracts that every layer is called with."""
+    """What runs the maths and where: the two contracts that every layer is called with.
+
+    `rows` counts the first tokens that matter, the others being padding (None: all of them).
+    """
 
     backend: Backend
     placement: Placement
+    rows: Int[Array, ""] | None = None
 
 
 class Einsum(nnx.Module):

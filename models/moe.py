@@ -1,5 +1,8 @@
 """Mixture of experts: a router picks some for each token; tokens are sorted by expert and multiplied in groups."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -58,6 +61,8 @@ class Experts(nnx.Module):
 
         def project(x: Array, weight: nnx.Param[Array], bias: nnx.Param[Array] | None) -> Array:
             y = machine.backend.grouped_linear(x, weight.get_value(), group_sizes)
+            if weight is not self.down:  # whose parts of the width are summed up with the experts
+                y = machine.placement.reduce(y, "embed")
             return y if bias is None else y + bias.get_value()[jnp.minimum(expert, self.count - 1)]
 
         gate, up = project(x, self.gate, self.gate_bias), project(x, self.up, self.up_bias)
@@ -69,46 +74,55 @@ class Moe(nnx.Module):
 
     def __init__(self, config: MoeConfig, new: ParamFactory) -> None:
         self.config = config
-        sized = new.sized(E=config.num_experts)
-        self.router = Einsum("TD,ED->TE", sized, bias=config.router_bias)
-        self.correction = sized("E", nnx.initializers.zeros) if config.correction_bias else None
+        # Whole everywhere: it is small, and gathering its scores would take longer than reading it.
+        sized = new.sized(M=config.num_experts)
+        self.router = Einsum("TD,MD->TM", sized, bias=config.router_bias)
+        self.correction = sized("M", nnx.initializers.zeros) if config.correction_bias else None
         self.experts = Experts(config, new)
         self.shared = Mlp(config.shared, new) if config.shared is not None else None
         self.shared_gate = Einsum("TD,OD->TO", new.sized(O=1)) if config.shared_gate else None
 
     def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
-        placement = machine.placement
         with jax.named_scope("router"):
-            logits = placement.gather(self.router(x, machine), "expert", 1)
-            correction = None
-            if self.correction is not None:
-                correction = placement.gather(self.correction.get_value(), "expert", 0)
-            weights, experts = route(logits, self.config, correction)
-            # Experts that live elsewhere sort behind those that are here.
-            local = experts.reshape(-1) - placement.offset("expert", self.experts.count)
-            here = (local >= 0) & (local < self.experts.count)
-            local = jnp.where(here, local, self.experts.count)
-            order = jnp.argsort(local, stable=True)
-            group_sizes = jnp.bincount(local, length=self.experts.count + 1)[:-1].astype(jnp.int32)
+            correction = None if self.correction is None else self.correction.get_value()
+            weights, experts = route(self.router(x, machine), self.config, correction)
         with jax.named_scope("experts"):
-            rows = self.experts(x[order // self.config.top_k], local[order], group_sizes, machine)
-            # Back to the tokens' order, so that each token sums its experts in one fixed order.
-            rows = jnp.zeros_like(rows).at[order].set(rows)
-            y = placement.reduce(_combine(rows, here, weights), "mlp")
-            if self.experts.down_bias is not None:
-                # Behind the reduction, so that a split width adds the bias once.
-                bias = self.experts.down_bias.get_value()[jnp.minimum(local, self.experts.count - 1)]
-                y += _combine(bias, here, weights)
-            y = placement.reduce(y.astype(x.dtype), "expert", scatter=True)
+            apply = partial(self._apply, machine)
+            held = self.experts.count
+            y, _ = machine.placement.dispatch(apply, x, experts, weights, held=held, rows=machine.rows)
         if self.shared is not None:
-            shared = self.shared(x, machine)
+            beside = replace(machine, placement=machine.placement.beside_experts)
+            shared = self.shared(x, beside)
             if self.shared_gate is not None:
-                shared *= jax.nn.sigmoid(self.shared_gate(x, machine))
+                gate = jax.nn.sigmoid(self.shared_gate(x, beside))
+                shared *= beside.placement.constrain(gate, "tokens", None)
             y += shared
         return y
 
+    def _apply(
+        self, machine: Machine, x: Float[Array, "R D"], local: Int[Array, "R A"], weights: Float[Array, "R A"]
+    ) -> Float[Array, "R D"]:
+        """The weighted sum of those of each token's experts that are here; what is not numbered among them is not."""
+        count = self.experts.count
+        here = ((local >= 0) & (local < count)).reshape(-1)
+        # Those that live elsewhere sort behind those that are here.
+        local = jnp.where(here, local.reshape(-1), count)
+        order = jnp.argsort(local, stable=True)
+        group_sizes = jnp.bincount(local, length=count + 1)[:-1].astype(jnp.int32)
+        rows = self.experts(x[order // weights.shape[1]], local[order], group_sizes, machine)
+        # Back to the tokens' order, so that each token sums its experts in one fixed order.
+        rows = jnp.zeros_like(rows).at[order].set(rows)
+        y = _combine(rows, here, weights)
+        if self.experts.down_bias is not None:
+            bias = _combine(self.experts.down_bias.get_value()[jnp.minimum(local, count - 1)], here, weights)
+            # The parts of a split width are summed up: one of them has the bias.
+            y += jnp.where(machine.placement.offset("mlp", 1) == 0, bias, 0)
+        return y.astype(x.dtype)
 
-def _combine(rows: Float[Array, "R D"], here: Bool[Array, "R"], weights: Float[Array, "T A"]) -> Float[Array, "T D"]:
+
+def _combine(
+    rows: Float[Array, "R_A D"], here: Bool[Array, "R_A"], weights: Float[Array, "R A"]
+) -> Float[Array, "R D"]:
     """The weighted sum of each token's experts, fp32, over those that are here."""
     rows = jnp.where(here[:, None], rows, 0).reshape(*weights.shape, -1)
     # Not an einsum: XLA:CPU multiplies matrices of one token otherwise than those of several.

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from ..backends.base import PyTree
 
 State = TypeVar("State")
+
+Apply = Callable[[Array, Array, Array], Array]
+"""x [R D], experts [R A], weights [R A] -> [R D]: the weighted sum, for each of any R tokens, of those of its experts
+that are here. Experts are numbered from the first one that is here."""
 
 
 @runtime_checkable
@@ -32,7 +36,10 @@ class Placement(Protocol):
         ...
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
-        """Makes dimension `axis` of x, split along a logical axis, whole on every device."""
+        """Makes dimension `axis` of x, split along a logical axis, whole on every device.
+
+        The tokens that a mixture of experts starts from are "routed": they are `dispatch`'s to gather.
+        """
         ...
 
     def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
@@ -41,6 +48,34 @@ class Placement(Protocol):
 
     def parts(self, logical: str) -> int:
         """How many parts a logical axis is split into."""
+        ...
+
+    def dispatch(
+        self,
+        apply: Apply,
+        x: Float[Array, "T D"],
+        experts: Int[Array, "T A"],
+        weights: Float[Array, "T A"],
+        *,
+        held: int,
+        rows: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "T_own D"], Int[Array, ""] | int]:
+        """The weighted sum of each token's experts, wherever they are; it joins the residual stream.
+
+        Args:
+            apply: this device's part of the sum.
+            experts, weights: of each token; A of them, all different, counted over all devices.
+            held: experts that are here.
+            rows: as in Machine.
+
+        Returns:
+            The sums, and how many tokens had to wait for a device, since it takes only so many at once.
+        """
+        ...
+
+    @property
+    def beside_experts(self) -> "Placement":
+        """The placement of what a mixture computes beside its experts, from the same tokens."""
         ...
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
@@ -66,6 +101,23 @@ class OneDevice:
 
     def parts(self, logical: str) -> int:
         return 1
+
+    def dispatch(
+        self,
+        apply: Apply,
+        x: Float[Array, "T D"],
+        experts: Int[Array, "T A"],
+        weights: Float[Array, "T A"],
+        *,
+        held: int,
+        rows: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "T_own D"], Int[Array, ""] | int]:
+        y = apply(x, experts - self.offset("expert", held), weights)
+        return self.reduce(self.reduce(y, "mlp"), "expert", scatter=True), 0
+
+    @property
+    def beside_experts(self) -> Placement:
+        return self
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         return run(state, batch)

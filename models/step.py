@@ -128,8 +128,9 @@ class Step:
         ragged = self._read(state, batch)
         # A pipeline cuts the batch: there are no first rows then.
         whole = self.placement.parts("layers") == 1
-        backend = self.backend.with_rows(batch.query_starts[-1]) if whole else self.backend
-        hidden, cache = decoder(ragged, cache, Machine(backend, self.placement))
+        count = batch.query_starts[-1] if whole else None
+        backend = self.backend if count is None else self.backend.with_rows(count)
+        hidden, cache = decoder(ragged, cache, Machine(backend, self.placement, count))
 
         num_rows, num_candidates = ragged.logit_indices.shape
         used = (batch.slots < state.history.shape[0]).sum() * num_candidates

@@ -180,13 +180,17 @@ def _not_built(layout: Layout, config: ModelConfig) -> LayoutError | None:
     mixtures = list(_mixtures(config))
     if "expert" in layout.sizes and not mixtures:
         return UnsupportedLayoutError(f"{config.family} has no experts to split over expert={layout.sizes['expert']}")
-    if layout.axes("embed") and mixtures:
-        return UnsupportedLayoutError("the matrices of experts are not split along the width of the model")
     if layout.axes("embed") and config.embed_in_dim is not None:
         return UnsupportedLayoutError("a table of another width than the model's is not split along the width")
     tokens = layout.axes("tokens") + layout.axes("tokens", prefill=True)
-    if tokens and any(mixture.shared_gate for mixture in mixtures):
-        return UnsupportedLayoutError("a mixture with a gated shared expert keeps its residual stream whole")
+    for prefill in (False, True):
+        routed = layout.axes("routed", prefill=prefill)
+        if routed and not routed == layout.axes("expert") == layout.axes("tokens", prefill=prefill):
+            return UnsupportedLayoutError(
+                f"routed tokens are split along {', '.join(routed)}; experts and tokens must be along the same axes"
+            )
+        if routed and layout.axes("embed"):
+            return UnsupportedLayoutError("routed tokens have the whole width of the model; leave embed whole")
     if tokens and layout.axes("layers"):
         return UnsupportedLayoutError("a pipeline keeps the residual stream of a stage whole")
     full = {layer.attention.num_kv_heads for layer in config.layers if layer.attention.qk_norm == "full"}

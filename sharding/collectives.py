@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from ..models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, MoeConfig, NormConfig
 from ..models.split_logits import MOST_CANDIDATES
 from .arrange import kv_copies, padded_vocab
+from .experts import capacity_of
 from .layout import Axes, Layout
 from .pipeline import num_parts
 from .placement import MeshPlacement
@@ -28,7 +29,7 @@ class Sent:
 
     Args:
         what: is sent, in words.
-        op: as compilers name it: all-reduce, all-gather, reduce-scatter, collective-permute.
+        op: as compilers name it: all-reduce, all-gather, reduce-scatter, all-to-all, collective-permute.
         axes: the mesh axes along which devices take part together.
         num_bytes: of one collective, the whole of what is reduced or gathered as one device sees it: the larger of
             what goes in and what comes out.
@@ -50,7 +51,7 @@ class Sent:
 
     def link_bytes(self, layout: Layout) -> float:
         """What each device sends in a ring: (n - 1) / n of the whole, twice that in an all-reduce; all of it to a
-        neighbour."""
+        neighbour. In an all-to-all what is for others, however many links it goes through."""
         size = layout.size(self.axes)
         if self.op == "collective-permute":
             return float(self.total)
@@ -139,12 +140,12 @@ class _Counter:
 
     def layer(self, layer: LayerConfig) -> Iterator[Sent]:
         before, after = layer.placement in ("pre", "sandwich"), layer.placement != "pre"
-        branches = (self.attention(layer.attention, layer.norm), self.mlp(layer.mlp))
-        for number, branch in enumerate(branches):
-            first = number == 0 or not layer.parallel
+        attention, mlp = self.attention(layer.attention, layer.norm), self.mlp(layer.mlp)
+        for branch in (attention, mlp):
+            first = branch is attention or not layer.parallel
             if before and first:
                 yield from self.norm(layer.norm, self.own_tokens)
-            if first:
+            if first and not (branch is mlp and self.rules["routed"] and isinstance(layer.mlp, MoeConfig)):
                 yield from self.gather("residual stream", self.tokens * self.embed * self.width, "tokens")
             yield from branch
             if after and not layer.parallel:
@@ -173,20 +174,45 @@ class _Counter:
         yield from self.reduce("feed-forward outputs", self.tokens * self.embed * self.width, "mlp", scatter=True)
 
     def moe(self, config: MoeConfig) -> Iterator[Sent]:
-        yield from self.gather("router", self.tokens * config.num_experts * self.width, "expert")
-        if config.correction_bias:
-            yield from self.gather("router's correction", config.num_experts * self.width, "expert")
-        yield from self.reduce("experts' widths", self.tokens * self.embed * _FP32, "mlp")
-        yield from self.reduce("experts' outputs", self.tokens * self.embed * self.width, "expert", scatter=True)
+        yield from self.reduce("router", self.tokens * config.num_experts * self.width, "embed")
+        if self.rules["routed"]:
+            yield from self.routed(config)
+            return
+        assigned = self.tokens * config.top_k
+        yield from self.reduce("experts' widths", assigned * self.expert_width(config) * self.width, "embed")
+        yield from self.reduce("experts' outputs", self.tokens * self.embed * self.width, "expert", "mlp", scatter=True)
         if config.shared is not None:
             yield from self.mlp(config.shared)
+            if config.shared_gate:
+                yield from self.reduce("shared expert's gate", self.tokens * self.width, "embed")
+
+    def routed(self, config: MoeConfig) -> Iterator[Sent]:
+        """One round of a dispatch; nothing more where as many tokens may be sent as there are."""
+        axes = self.rules["routed"]
+        parts, top_k = self.layout.size(axes), config.top_k
+        capacity = capacity_of(self.own_tokens, top_k, config.num_experts, parts, self.layout.capacity)
+        if capacity < self.own_tokens:
+            yield Sent("how many rounds", "all-reduce", axes, 4, 1)
+        slots = parts * capacity
+        yield Sent("numbers and weights of experts", "all-to-all", axes, slots * 2 * top_k * 4, 1)
+        yield Sent("tokens to their experts, and back", "all-to-all", axes, slots * self.embed * self.width, 2)
+        yield from self.reduce("experts' outputs", self.own_tokens * self.embed * self.width, "mlp")
+        if config.shared is not None:
+            yield from self.reduce("shared expert's outputs", self.own_tokens * self.embed * self.width, "mlp")
+
+    def expert_width(self, config: MoeConfig) -> int:
+        """Of gate and up, of this device's part."""
+        return 2 * config.expert.dim // self.layout.parts("mlp")
 
     def norm(self, config: NormConfig, tokens: int, logical: str = "embed") -> Iterator[Sent]:
         for _ in range(2 if config.kind == "layer" else 1):
             yield from self.reduce("norms", tokens * _FP32, logical)
 
-    def reduce(self, what: str, num_bytes: int, logical: str, *, scatter: bool = False) -> Iterator[Sent]:
-        axes, tokens = self.rules[logical], self.rules["tokens"] if scatter else ()
+    def reduce(self, what: str, num_bytes: int, *logical: str, scatter: bool = False) -> Iterator[Sent]:
+        axes, tokens = self.rules[logical[0]], self.rules["tokens"] if scatter else ()
+        if len(logical) > 1:  # at once, in the order of the mesh
+            along = {axis for each in logical for axis in self.rules[each]}
+            axes = tuple(axis for axis in self.layout.sizes if axis in along)
         both = tuple(axis for axis in tokens if axis in axes)
         rest = tuple(axis for axis in axes if axis not in both)
         if both:

@@ -21,6 +21,7 @@ LOGICAL_AXES: Mapping[str, str] = MappingProxyType(
         "vocab": "tokens of the embedding table and of the logits",
         "embed": "width of the model",
         "tokens": "tokens of the residual stream, between the layers",
+        "routed": "tokens of a mixture: each is sent to the devices of its experts, which otherwise have all tokens",
     }
 )
 """What a table may split, and what that is."""
@@ -60,20 +61,30 @@ class Layout:
         mesh: sizes of the mesh's axes, in the order of MESH_AXES, those of one device left out.
         rules: where weights, KV cache and activations are split.
         prefill: what steps with prompts split otherwise; activations only, since weights are stored once.
+        capacity: of routed tokens, how many a device sends to each other one at once, as a multiple of what it would
+            send if experts were chosen evenly; what is left goes in further rounds. None: as many as there can be.
     """
 
     preset: str
     mesh: tuple[tuple[str, int], ...]
     rules: Rules
     prefill: Rules = Rules()
+    capacity: float | None = None
 
     @classmethod
-    def of(cls, preset: str, sizes: Mapping[str, int], rules: Rules, prefill: Rules | None = None) -> "Layout":
+    def of(
+        cls,
+        preset: str,
+        sizes: Mapping[str, int],
+        rules: Rules,
+        prefill: Rules | None = None,
+        capacity: float | None = None,
+    ) -> "Layout":
         """A layout from sizes in any order.
 
         Raises:
             LayoutSyntaxError: an axis, logical or of the mesh, that does not exist; a size below 1; weights that
-                prefill would split otherwise.
+                prefill would split otherwise; a capacity of nothing.
         """
         prefill = prefill or Rules()
         for name, size in sizes.items():
@@ -88,11 +99,13 @@ class Layout:
                     f"layout: the rule {logical}: {list(axes)} names {unknown[0] if unknown else logical!r}; logical "
                     f"axes are {', '.join(LOGICAL_AXES)}, mesh axes {', '.join(MESH_AXES)}"
                 )
-        weights = [logical for logical, _ in prefill.table if logical != "tokens"]
+        if capacity is not None and capacity <= 0:
+            raise LayoutSyntaxError(f"layout: capacity {capacity}, expected a number above 0")
+        weights = [logical for logical, _ in prefill.table if logical not in ("tokens", "routed")]
         if weights:
             raise LayoutSyntaxError(f"layout: prefill splits {weights[0]} otherwise, and weights are stored once")
         mesh = tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1)
-        return cls(preset, mesh, rules, prefill)
+        return cls(preset, mesh, rules, prefill, capacity)
 
     def __str__(self) -> str:
         """As `parse_layout` reads it; custom tables print their mesh alone."""

@@ -48,7 +48,10 @@ def layout_yaml(layout: Layout) -> str:
     """The layout as the YAML file that gives it."""
     tables = {"rules": layout.rules, "prefill": layout.prefill}
     written = {name: rules.as_dict() for name, rules in tables.items()}
-    return yaml.safe_dump({"mesh": dict(layout.mesh), **{k: v for k, v in written.items() if v}}, sort_keys=False)
+    kept: dict[str, Any] = {"mesh": dict(layout.mesh), **{k: v for k, v in written.items() if v}}
+    if layout.capacity is not None:
+        kept["capacity"] = layout.capacity
+    return yaml.safe_dump(kept, sort_keys=False)
 
 
 def _spread(name: str, num_devices: int) -> dict[str, int]:
@@ -87,11 +90,11 @@ def _from_file(path: Path) -> Layout:
         read: Any = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LayoutSyntaxError(f"layout {str(path)!r} cannot be read: {error}") from error
-    known = {"mesh", "rules", "prefill"}
+    known = {"mesh", "rules", "prefill", "capacity"}
     if not isinstance(read, Mapping) or not set(read) <= known or not _is_table(read.get("mesh"), int):
         raise LayoutSyntaxError(
             f"layout {str(path)!r}: expected `mesh:` with a size for each axis ({', '.join(MESH_AXES)}), then `rules:` "
-            "and perhaps `prefill:` with a list of mesh axes for each logical axis"
+            "and perhaps `prefill:` with a list of mesh axes for each logical axis, and `capacity:`"
         )
     tables: list[Rules] = []
     for name in ("rules", "prefill"):
@@ -100,7 +103,10 @@ def _from_file(path: Path) -> Layout:
             raise LayoutSyntaxError(f"layout {str(path)!r}: {name} has a list of mesh axes for each logical axis")
         ordered = {logical: tuple(map(str, axes)) for logical, axes in table.items()}
         tables.append(Rules(tuple(ordered.items())))
-    layout = Layout.of("custom", read["mesh"], *tables)
+    capacity = read.get("capacity")
+    if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, int | float)):
+        raise LayoutSyntaxError(f"layout {str(path)!r}: capacity {capacity!r}, expected a number, or nothing")
+    layout = Layout.of("custom", read["mesh"], tables[0], tables[1], capacity)
     used = [axis for rules in tables for _, axes in rules.table for axis in axes]
     _check_axes(str(path), layout, ("data", *dict.fromkeys(used)))
     return layout

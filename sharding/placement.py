@@ -5,18 +5,20 @@ matmuls into loops of permutes, where its heuristics like that better.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import jax
-from jaxtyping import Array, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ..backends.base import PyTree
 from ..models.config import ModelConfig
-from ..models.placement import State
+from ..models.placement import Apply, State
 from .arrange import kv_copies
-from .layout import Axes, Layout, Rules
+from .experts import capacity_of, dispatch
+from .layout import LOGICAL_AXES, Axes, Layout, Rules
 from .pipeline import run_stages
 
 
@@ -29,43 +31,47 @@ class MeshPlacement:
         sizes: of the mesh's axes.
         vocab_size: without padding.
         copies: how often a KV head is held along the axes that split them.
+        capacity: of Layout.
     """
 
     rules: Rules
     sizes: tuple[tuple[str, int], ...]
     vocab_size: int
     copies: int = 1
+    capacity: float | None = None
 
     @classmethod
     def of(cls, layout: Layout, config: ModelConfig, *, num_tokens: int, decode: bool) -> "MeshPlacement":
         """The placement of one step. Tokens that do not split evenly stay whole."""
-        table = {logical: layout.axes(logical, prefill=not decode) for logical, _ in layout.rules.table}
-        tokens = layout.axes("tokens", prefill=not decode)
-        if num_tokens % layout.size(tokens):
-            tokens = ()
+        table = {logical: layout.axes(logical, prefill=not decode) for logical in LOGICAL_AXES}
+        if num_tokens % layout.size(table["tokens"]):
+            table |= {"tokens": (), "routed": ()}
         copies = kv_copies(config.layers[0].attention.num_kv_heads, layout)
-        return cls(Rules.of(**{**table, "tokens": tokens}), layout.mesh, config.vocab_size, copies)
+        return cls(Rules.of(**table), layout.mesh, config.vocab_size, copies, layout.capacity)
 
     def constrain(self, x: Array, *logical: str | None) -> Array:
         """Keeps this device's tokens where the residual stream begins; everything else lies right already."""
         return self._own(x, self.rules["tokens"]) if logical[0] == "tokens" else x
 
     def reduce(self, x: Array, logical: str, *, scatter: bool = False) -> Array:
-        axes = self.rules[logical]
         # Attention's output contracts heads and head_dim: the first of them has scattered it.
-        tokens = self.rules["tokens"] if scatter and logical != "head_dim" else ()
+        x = self._sum(x, self.rules[logical], scatter=scatter and logical != "head_dim")
+        # Each KV head counts once.
+        return x / self.copies if logical == "kv_heads" and self.copies > 1 else x
+
+    def _sum(self, x: Array, axes: Axes, *, scatter: bool) -> Array:
+        tokens = self.rules["tokens"] if scatter else ()
         both = tuple(axis for axis in tokens if axis in axes)
         rest = tuple(axis for axis in axes if axis not in both)
         if both and both == tokens:
             x = jax.lax.psum_scatter(x, both, scatter_dimension=0, tiled=True)
         elif tokens:
             x = self._own(jax.lax.psum(x, both) if both else x, tokens)
-        if rest:
-            x = jax.lax.psum(x, rest)
-        # Each KV head counts once.
-        return x / self.copies if logical == "kv_heads" and self.copies > 1 else x
+        return jax.lax.psum(x, rest) if rest else x
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
+        if logical == "routed":
+            logical = "" if self.rules["routed"] else "tokens"
         axes = self.rules[logical]
         if axes:
             x = jax.lax.all_gather(x, axes, axis=axis, tiled=True)
@@ -79,6 +85,37 @@ class MeshPlacement:
 
     def parts(self, logical: str) -> int:
         return self._size(self.rules[logical])
+
+    def dispatch(
+        self,
+        apply: Apply,
+        x: Float[Array, "T D"],
+        experts: Int[Array, "T A"],
+        weights: Float[Array, "T A"],
+        *,
+        held: int,
+        rows: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "T_own D"], Int[Array, ""] | int]:
+        """To the devices of the experts where tokens are routed; otherwise each device has all tokens, and the parts of
+        experts and widths are added up at once."""
+        axes = self.rules["routed"]
+        if not axes:
+            y = apply(x, experts - self.offset("expert", held), weights)
+            both = (*self.rules["expert"], *self.rules["mlp"])
+            return self._sum(y, tuple(axis for axis, _ in self.sizes if axis in both), scatter=True), 0
+        num_tokens, top_k = experts.shape
+        parts = self._size(axes)
+        place = self.offset("routed", num_tokens) + jnp.arange(num_tokens)
+        y, late = dispatch(
+            apply, x, experts, weights, jnp.ones_like(place, bool) if rows is None else place < rows,
+            axes=axes, parts=parts, held=held,
+            capacity=capacity_of(num_tokens, top_k, held * parts, parts, self.capacity),
+        )  # fmt: skip
+        return self._sum(y, self.rules["mlp"], scatter=False), late
+
+    @property
+    def beside_experts(self) -> "MeshPlacement":
+        return replace(self, rules=self.rules.updated(tokens=(), routed=())) if self.rules["routed"] else self
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         axes = self.rules["layers"]

@@ -15,6 +15,7 @@ class Preset:
         axes: mesh axes that it uses beside `data`; the first takes all devices where no sizes are given.
         about: what it splits.
         use: when it is the right one.
+        prefill, capacity: of Layout.
     """
 
     axes: tuple[str, ...]
@@ -22,6 +23,7 @@ class Preset:
     about: str
     use: str
     prefill: Rules = Rules()
+    capacity: float | None = None
 
 
 _TENSOR = Rules.of(heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",), vocab=("tensor",))
@@ -81,8 +83,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "expert": Preset(
             ("expert", "tensor"),
             Rules.of(heads=_BOTH, kv_heads=_BOTH, mlp=("tensor",), expert=("expert",), vocab=_BOTH),
-            "whole experts over expert, their width over tensor, heads and vocabulary over both",
+            "whole experts over expert, their width over tensor, heads and vocabulary over both; in prefill each "
+            "device keeps its part of the residual stream and sends its tokens to the devices of their experts",
             "a mixture of experts whose experts are too narrow to be split",
+            prefill=Rules.of(tokens=("expert",), routed=("expert",)),
+            capacity=1.25,
         ),
     }
 )
@@ -90,4 +95,5 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 def preset(name: str, sizes: Mapping[str, int]) -> Layout:
     """The layout of a preset on a mesh of these sizes; Layout.of says what it raises."""
-    return Layout.of(name, sizes, PRESETS[name].rules, PRESETS[name].prefill)
+    of = PRESETS[name]
+    return Layout.of(name, sizes, of.rules, of.prefill, of.capacity)

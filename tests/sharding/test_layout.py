@@ -60,6 +60,7 @@ def test_a_preset_by_name_takes_all_devices_and_its_file_gives_the_same_table(na
     (tmp_path / "layout.yaml").write_text(layout_yaml(layout))
     again = parse_layout(str(tmp_path / "layout.yaml"), num_devices=8)
     assert (again.mesh, again.rules, again.prefill) == (layout.mesh, layout.rules, layout.prefill)
+    assert again.capacity == layout.capacity
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,6 @@ def test_a_file_that_is_no_layout_is_refused(mesh: object, rules: object, prefil
             IndivisibleError,
             "80 layers, that are 80 blocks of 1, do not divide into 3",
         ),
-        (QWEN, "tensor-2d:tensor=2,tensor2=2", Devices(8), UnsupportedLayoutError, "along the width"),
         (LLAMA_70B, "tensor=4", Devices(8, 32 * GIB), LayoutMemoryError, "of the 131.42 GiB of weights"),
     ],
 )
@@ -120,6 +120,17 @@ def test_what_does_not_fit_is_explained(
     for other in message.split("nearest that fit: ")[1].split(" or ") if "nearest" in message else []:
         layout = parse_layout(other, num_devices=devices.count)
         assert problem(layout, config, devices, dtype=jnp.bfloat16) is None
+
+
+def test_routed_tokens_lie_along_their_experts(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("mesh: {expert: 2}\nrules: {expert: [expert]}\nprefill: {routed: [expert]}\n")
+    layout = parse_layout(str(tmp_path / "a.yaml"), num_devices=8)
+    with pytest.raises(UnsupportedLayoutError, match="experts and tokens must be along the same axes"):
+        check_layout(layout, QWEN, Devices(8), dtype=jnp.bfloat16)
+    for capacity in ("0", "true", "much"):
+        (tmp_path / "a.yaml").write_text(f"mesh: {{expert: 2}}\nrules: {{expert: [expert]}}\ncapacity: {capacity}\n")
+        with pytest.raises(LayoutSyntaxError, match="capacity"):
+            parse_layout(str(tmp_path / "a.yaml"), num_devices=8)
 
 
 def test_one_mesh_axis_for_two_dimensions_of_a_tensor_is_refused(tmp_path: Path) -> None:
