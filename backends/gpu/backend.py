@@ -3,13 +3,16 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from .. import hardware, ragged_attention
-from ..base import AttentionSpec, CacheGroup, Capabilities, MemoryInfo, Program, PyTree, RaggedIndex
+from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
 from .attention import gpu_ragged_attention
@@ -118,6 +121,18 @@ class GpuBackend(ReferenceBackend):
         return dense_attention(
             q, k, v, spec, sinks, chip=self.target, attached=self.attached, lengths=lengths, interpret=self.interpret
         )
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        """One layer behind the other, so that a step is one graph of kernels: in a loop the host works out, turn by
+        turn, where a layer's weights begin, and small layers wait for it."""
+        if self.interpret:
+            return super().layer_loop(body, carry, stacked, length)
+        for number in range(length):
+            layer = jax.tree.map(partial(jax.lax.index_in_dim, index=number, keepdims=False), stacked)
+            carry = body(carry, layer, jnp.int32(number))
+        return carry
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike

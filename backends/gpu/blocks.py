@@ -42,11 +42,18 @@ def prefill_blocks(chip: GpuChip, head_dim: int, dtype: DTypeLike) -> PrefillBlo
     return PrefillBlocks(**_sizes("prefill", chip.capability, head_dim, jnp.dtype(dtype).itemsize))
 
 
-def _sizes(kernel: str, capability: str, head_dim: int, itemsize: int) -> dict[str, int]:
+def dense_blocks(chip: GpuChip, head_dim: int, dtype: DTypeLike) -> PrefillBlocks:
+    return PrefillBlocks(**_sizes("dense", chip.capability, head_dim, jnp.dtype(dtype).itemsize, instead="prefill"))
+
+
+def _sizes(kernel: str, capability: str, head_dim: int, itemsize: int, *, instead: str | None = None) -> dict[str, int]:
+    """Of a kernel, or of the one `instead` where the table has none for it."""
     table = _table()[kernel]
-    for row in table.get(capability, table["default"]):
+    for row in table.get(capability, table.get("default", [])):
         if head_dim <= row["max_head_dim"] and itemsize <= row["itemsize"]:
             return {name: value for name, value in row.items() if name not in ("max_head_dim", "itemsize")}
+    if instead is not None:
+        return _sizes(instead, capability, head_dim, itemsize)
     raise ValueError(f"{kernel}: no block sizes for heads of width {head_dim} in {itemsize} bytes")
 
 

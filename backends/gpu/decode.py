@@ -14,7 +14,7 @@ from .chips import GpuChip
 from .decode_kernel import DecodePlan, combine_kernel, decode_kernel
 from .tile import MIN_TILE, split_lanes
 
-_PROGRAMS_PER_CORE = 2
+_PROGRAMS_PER_CORE = 3
 """Programs that hide each other's waiting on one core; more splits than that only add to the combination."""
 
 

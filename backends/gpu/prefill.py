@@ -9,7 +9,7 @@ from jax.experimental.pallas import triton as triton
 from jaxtyping import Array, Float, Int
 
 from ..base import AttentionSpec, RaggedIndex
-from .blocks import PrefillBlocks, prefill_blocks
+from .blocks import PrefillBlocks, dense_blocks, prefill_blocks
 from .chips import GpuChip
 from .prefill_kernel import PrefillPlan, dense_prefill_kernel, paged_prefill_kernel
 from .tile import split_lanes
@@ -43,9 +43,9 @@ def prefill_attention(
     Returns:
         out, the cache, and lse if it was given.
     """
-    plan = _plan(q, k, spec, chip, blocks, min_queries)
-    num_rows = index.kv_lens.shape[0]
     blocks = blocks or prefill_blocks(chip, q.shape[-1], q.dtype)
+    plan = _plan(q, k, spec, blocks, min_queries)
+    num_rows = index.kv_lens.shape[0]
     results = (cache, out, lse)
     first = 8 if sinks is None else 9  # how many operands stand before `out`
     cache, out, lse = pl.pallas_call(
@@ -81,8 +81,8 @@ def dense_prefill_attention(
     """
     num_rows, row_tokens, _, head_dim = q.shape
     q, k, v = (array.reshape(num_rows * row_tokens, *array.shape[2:]) for array in (q, k, v))
-    plan = _plan(q, k, spec, chip, blocks, 1)
-    blocks = blocks or prefill_blocks(chip, head_dim, q.dtype)
+    blocks = blocks or dense_blocks(chip, head_dim, q.dtype)
+    plan = _plan(q, k, spec, blocks, 1)
     shape = (num_rows, row_tokens, q.shape[1])
     out, lse = pl.pallas_call(
         partial(dense_prefill_kernel, plan=plan, row_tokens=row_tokens),
@@ -103,11 +103,9 @@ def _plan(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     spec: AttentionSpec,
-    chip: GpuChip,
-    blocks: PrefillBlocks | None,
+    blocks: PrefillBlocks,
     min_queries: int,
 ) -> PrefillPlan:
     group = q.shape[1] // k.shape[1]
-    blocks = blocks or prefill_blocks(chip, q.shape[-1], q.dtype)
     tile = max(blocks.rows, pl.next_power_of_2(group))
     return PrefillPlan(spec, group, min_queries, tile, tile // group, blocks.keys, split_lanes(q.shape[-1]))

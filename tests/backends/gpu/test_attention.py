@@ -224,7 +224,7 @@ def test_the_log_sum_of_exponentials_is_of_all_that_a_query_sees() -> None:
 
 def test_splits_fill_the_cores_but_are_no_more_than_blocks_of_keys() -> None:
     chip = replace(chip_named("h100"), cores=132)
-    assert decode.num_splits(chip, programs=8, blocks=64) == 33
+    assert decode.num_splits(chip, programs=8, blocks=64) == 49
     assert decode.num_splits(chip, programs=8, blocks=5) == 5
     assert decode.num_splits(chip, programs=512, blocks=64) == 1
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from distaff.backends.errors import UnsupportedError
-from distaff.backends.gpu.blocks import decode_blocks, prefill_blocks
+from distaff.backends.gpu.blocks import decode_blocks, dense_blocks, prefill_blocks
 from distaff.backends.gpu.chips import attached_chip, chip_named, chip_of
 from distaff.backends.gpu.compiler_options import compiler_options
 
@@ -25,11 +25,13 @@ def table(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_blocks_fit_into_shared_memory(name: str, head_dim: int, dtype: str) -> None:
     chip, width = chip_named(name), 2 if dtype == "bfloat16" else 4
-    decode, prefill = decode_blocks(chip, head_dim, dtype), prefill_blocks(chip, head_dim, dtype)
+    decode = decode_blocks(chip, head_dim, dtype)
     assert 2 * decode.stages * decode.keys * head_dim * width <= chip.shared_memory
-    assert (2 * prefill.stages * prefill.keys + prefill.rows) * head_dim * width <= chip.shared_memory
-    for number in (decode.keys, decode.warps, prefill.rows, prefill.keys, prefill.warps):
-        assert number & (number - 1) == 0
+    assert decode.keys & (decode.keys - 1) == 0 and decode.warps & (decode.warps - 1) == 0
+    for blocks in (prefill_blocks(chip, head_dim, dtype), dense_blocks(chip, head_dim, dtype)):
+        assert (2 * blocks.stages * blocks.keys + blocks.rows) * head_dim * width <= chip.shared_memory
+        for number in (blocks.rows, blocks.keys, blocks.warps):
+            assert number & (number - 1) == 0
 
 
 def test_every_option_has_a_reason() -> None:
