@@ -226,7 +226,17 @@ def moved(golden: Golden, config: ModelConfig, weights: Weights) -> float:
     return float(np.abs(logits - golden.logits).max())
 
 
-@pytest.mark.parametrize("feature", CONFIGS)
+QUICK = (
+    "linear scaling", "dynamic scaling", "llama3 scaling", "yarn scaling", "longrope", "NoPE layers", "window",
+    "alternating window", "window with sinks", "attention soft-cap", "logit soft-cap", "sinks", "qk-norm", "qkv biases",
+    "post-norms", "normalised experts", "sigmoid router", "shared expert", "untied embeddings",
+)  # fmt: skip
+"""One of each kind; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "feature", [pytest.param(feature, marks=() if feature in QUICK else pytest.mark.slow) for feature in CONFIGS]
+)
 def test_without_the_feature_logits_move(feature: str) -> None:
     case, mutation = CONFIGS[feature]
     golden = Golden(GOLDEN / case)

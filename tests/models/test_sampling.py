@@ -244,6 +244,7 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
     return row
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:

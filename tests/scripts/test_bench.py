@@ -18,6 +18,7 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "measure_limits", lambda backend, dtype: MachineLimits(1e10, 1e11))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_tiny_model(
     distaff: Callable[..., int], tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

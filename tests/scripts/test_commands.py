@@ -47,6 +47,7 @@ def process(*arguments: str, program: str = "", stdin: str = "") -> subprocess.C
     )
 
 
+@pytest.mark.slow
 def test_generate_streams_apart(start: Start, tiny_model: Path) -> None:
     arguments = ("generate", "--model", str(tiny_model), "--temperature", "0", "--max-tokens", "6")
     plain = process(*arguments, stdin="Hello\n")
@@ -122,6 +123,7 @@ def test_a_failure_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}: found nothing; expected")
 
 
+@pytest.mark.slow
 def test_convert_keeps_the_answers(start: Start, tiny_model: Path, tmp_path: Path) -> None:
     made = start("convert", str(tiny_model), "orbax", "--to", "orbax", "--json")
     assert made.returncode == 0, made.stderr

@@ -177,6 +177,7 @@ def engines(golden: Golden, request: pytest.FixtureRequest) -> Iterator[dict[tup
         }
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(
     shape=st.integers(0, len(SHAPES) - 1),
@@ -210,7 +211,8 @@ def test_a_seed_gives_the_same_tokens_after_preemption(
         assert engine.metrics.preemptions > before
 
 
-@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_deterministic_logits_are_the_same_bits_alone_and_in_a_crowd(golden: Golden, backend: str) -> None:
     """In bfloat16: every log-probability of a row among 31 neighbours equals those it gets alone, to the last bit."""
     params = SamplingParams(max_tokens=12, temperature=1.0, seed=3, logprobs=20)
@@ -256,7 +258,7 @@ def test_scores_are_the_log_probabilities_of_the_text(golden: Golden) -> None:
         np.testing.assert_allclose(got.top, np.sort(expected, axis=-1)[:, ::-1][:, :3], atol=2e-4)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", pytest.param("last", marks=pytest.mark.slow)])
 def test_an_embedding_pools_what_the_decoder_leaves(golden: Golden, pooling: str) -> None:
     backend, text = ReferenceBackend(), golden.tokens[:70]
     cache = allocate_cache(golden.config, backend, num_pages=[6], page_size=16, dtype=jnp.float32)
@@ -268,6 +270,7 @@ def test_an_embedding_pools_what_the_decoder_leaves(golden: Golden, pooling: str
     np.testing.assert_allclose(result.vector, expected, atol=1e-4)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warm_up_in_500_random_requests(golden: Golden) -> None:
     rng = np.random.default_rng(1)
     with engine_of(golden, "cpu", share=0.5) as engine:

@@ -20,7 +20,13 @@ def llm(smollm2: Path) -> LLM:
     return LLM(smollm2, dtype="float32")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=["text", "code", "japanese", "chat"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name, marks=() if name == "chat" else pytest.mark.slow)
+        for row, name in zip(ROWS, ("text", "code", "japanese", "chat"), strict=True)
+    ],
+)
 def test_greedy_tokens(llm: LLM, row: dict[str, Any]) -> None:
     """Made by tests/golden/make_smollm2.py; a prompt given as messages goes through the chat template."""
     params = SamplingParams(max_tokens=len(row["token_ids"]), temperature=0)

@@ -54,6 +54,7 @@ CASES = [
     Case("bfloat16", "float32", 2, 1, 128, 16, AttentionSpec(0.1, window=1)),
     Case("bfloat16", "bfloat16", 1, 4, 256, 32, AttentionSpec(0.06)),
 ]
+SLOW = (2, 5, 6, 7, 8)
 
 
 def unpacked(packed: np.ndarray, layout: PageLayout) -> np.ndarray:
@@ -138,7 +139,13 @@ def row_lengths(draw: st.DrawFn) -> list[tuple[int, int]]:
     return [(before if new else 0, new) for before, new in draw(st.permutations(rows))]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=str(case), marks=pytest.mark.slow if number in SLOW else ())
+        for number, case in enumerate(CASES)
+    ],
+)
 @given(rows=row_lengths(), seed=st.integers(0, 2**16), shared_pages=st.integers(0, 8))
 @settings(max_examples=8, deadline=None)
 def test_attention_is_that_of_the_reference(

@@ -163,6 +163,7 @@ def test_pages_behind_the_window_are_not_read() -> None:
     assert np.isfinite(want).all() and got.tobytes() == want.tobytes()
 
 
+@pytest.mark.slow
 def test_rows_with_more_queries_are_left_alone() -> None:
     case = QUICK[0]
     step = replace(case.step([(40, 1), (33, 9), (0, 0), (17, 1)], 4), max_query_len=None)
@@ -176,6 +177,7 @@ def test_rows_with_more_queries_are_left_alone() -> None:
     np.testing.assert_array_equal(np.isnan(cache[LAYER, step.table[1, 32 // 16], 0]), new)
 
 
+@pytest.mark.slow
 def test_a_tree_of_candidates_and_log_sum_exps() -> None:
     """Three new tokens of which the third does not see the second."""
     case = QUICK[2]
