@@ -72,16 +72,17 @@ class Layer(nnx.Module):
             return y
 
         # A mixture sends its tokens where their experts are.
-        mlp_tokens = "tokens" if isinstance(self.mlp, Mlp) else "routed"
+        mlp_tokens = "fed" if isinstance(self.mlp, Mlp) else "routed"
         mlp = partial(self.mlp, machine=machine)
         if self.config.parallel:
             assert self.attention_norm is not None
             own = self.attention_norm(x, machine)
-            y = machine.placement.gather(own, "tokens", 0)
-            z = y if mlp_tokens == "tokens" else machine.placement.gather(own, mlp_tokens, 0)
+            y = machine.placement.gather(own, "attended", 0)
+            # A layout gives both branches of such layers the same tokens.
+            z = y if mlp_tokens == "fed" else machine.placement.gather(own, mlp_tokens, 0)
             x += self.residual_scale * (attend(y) + mlp(z))
         else:
-            x = self._branch(x, attend, "tokens", self.attention_norm, self.attention_post_norm, machine)
+            x = self._branch(x, attend, "attended", self.attention_norm, self.attention_post_norm, machine)
             x = self._branch(x, mlp, mlp_tokens, self.mlp_norm, self.mlp_post_norm, machine)
         return x, (*cache[: site.group], written, *cache[site.group + 1 :])
 
@@ -117,6 +118,7 @@ class Stack(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def body(state: State, weights: PyTree, repeat: Int[Array, ""]) -> State:
+            weights = machine.placement.weights(weights)
             for layer, site in zip(nnx.merge(graph, weights), self.sites, strict=True):
                 state = layer(state, site, repeat, positions, machine)
             return state
@@ -162,7 +164,7 @@ class Decoder(nnx.Module):
         ropes = {layer.attention.rope for layer in config.layers} - {None}
 
         def run(state: State, batch: RaggedBatch) -> State:
-            where = batch.positions()
+            where = machine.placement.constrain(batch.positions(), "attended")
             positions = Positions(batch.indices(), {r: rope.rotation(r, where) for r in ropes if r is not None})
             for stack in self.segments:
                 state = stack(state, positions, machine)

@@ -24,22 +24,30 @@ class Placement(Protocol):
     """One way to lay a model over devices. Implementations are frozen and hashable."""
 
     def constrain(self, x: Array, *logical: str | None) -> Array:
-        """Says how x is laid out, one logical axis (or None) for each dimension."""
+        """Says how x is laid out, one logical axis (or None) for each dimension.
+
+        The tokens of the residual stream are "tokens", those that attention projects "attended".
+        """
         ...
 
     def reduce(self, x: Array, logical: str, *, scatter: bool = False) -> Array:
         """Sums partial results of a contraction over a logical axis that may be split.
 
         With `scatter` the result joins the residual stream: a layout that splits the stream along "tokens" may keep
-        just its own part (a reduce-scatter), since `gather(x, "tokens", 0)` stands before every use of the whole.
+        just its own part (a reduce-scatter), since a `gather` stands before every use of more than that.
         """
         ...
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
         """Makes dimension `axis` of x, split along a logical axis, whole on every device.
 
-        The tokens that a mixture of experts starts from are "routed": they are `dispatch`'s to gather.
+        Of the residual stream's tokens each branch asks for those that it starts from: "attended", "fed" and, of a
+        mixture of experts, "routed" (the others are `dispatch`'s to gather). "tokens" are all of them.
         """
+        ...
+
+    def weights(self, layers: State) -> State:
+        """The weights of some layers (nnx state, without the axis "layers") as these are computed with."""
         ...
 
     def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
@@ -95,6 +103,9 @@ class OneDevice:
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
         return x
+
+    def weights(self, layers: State) -> State:
+        return layers
 
     def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
         return 0

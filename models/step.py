@@ -129,7 +129,8 @@ class Step:
         # A pipeline cuts the batch: there are no first rows then.
         whole = self.placement.parts("layers") == 1
         count = batch.query_starts[-1] if whole else None
-        backend = self.backend if count is None else self.backend.with_rows(count)
+        mine = count is not None and self.placement.parts("tokens") == 1
+        backend = self.backend.with_rows(count) if mine else self.backend
         hidden, cache = decoder(ragged, cache, Machine(backend, self.placement, count))
 
         num_rows, num_candidates = ragged.logit_indices.shape

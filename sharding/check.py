@@ -18,7 +18,8 @@ from .errors import (
     UnsupportedLayoutError,
 )
 from .footprint import footprint
-from .layout import Layout
+from .layout import LOGICAL_AXES, Layout
+from .placement import MeshPlacement
 from .presets import preset
 
 _NEAREST = 3
@@ -136,14 +137,15 @@ def _clash(layout: Layout, config: ModelConfig, dtype: DTypeLike) -> LayoutError
 def _indivisible(layout: Layout, config: ModelConfig) -> LayoutError | None:
     for number, layer in enumerate(config.layers):
         attention = layer.attention
-        parts = layout.parts("heads")
-        if attention.num_heads % parts:
-            return IndivisibleError(_uneven(f"{attention.num_heads} heads (layer {number})", layout, "heads"))
-        if layout.parts("kv_heads") != parts:
+        if layout.parts("kv_heads") != layout.parts("heads"):
             return AxisClashError(
-                f"heads are split {parts} ways and kv_heads {layout.parts('kv_heads')} ways; queries must lie with "
-                "the keys that they read: give both the same mesh axes"
+                f"heads are split {layout.parts('heads')} ways and kv_heads {layout.parts('kv_heads')} ways; queries "
+                "must lie with the keys that they read: give both the same mesh axes"
             )
+        split = "heads" if layout.axes("cache_heads") == layout.axes("kv_heads") else "cache_heads"
+        parts = layout.parts(split)
+        if attention.num_heads % parts:
+            return IndivisibleError(_uneven(f"{attention.num_heads} heads (layer {number})", layout, split))
         shared = lcm(attention.num_kv_heads, parts)
         if attention.num_heads % shared:
             return IndivisibleError(
@@ -191,11 +193,46 @@ def _not_built(layout: Layout, config: ModelConfig) -> LayoutError | None:
             )
         if routed and layout.axes("embed"):
             return UnsupportedLayoutError("routed tokens have the whole width of the model; leave embed whole")
+    for logical in LOGICAL_AXES:
+        if "data" in layout.axes(logical) + layout.axes(logical, prefill=True) and logical not in ("mlp", "expert"):
+            return UnsupportedLayoutError(f"replicas share feed-forward weights alone; {logical} is split along data")
+    if layout.coupled and (layout.axes("routed", prefill=True) or layout.axes("layers") or layout.gathers_weights):
+        return UnsupportedLayoutError(
+            "replicas that share weights have neither stages, nor routed tokens, nor gathered weights"
+        )
+    if (error := _attended(layout, config)) is not None:
+        return error
     if tokens and layout.axes("layers"):
         return UnsupportedLayoutError("a pipeline keeps the residual stream of a stage whole")
     full = {layer.attention.num_kv_heads for layer in config.layers if layer.attention.qk_norm == "full"}
     if len(full) > 1 and layout.axes("kv_heads"):
         return UnsupportedLayoutError("layers whose whole projections are normalised differ in their KV heads")
+    return None
+
+
+def _attended(layout: Layout, config: ModelConfig) -> LayoutError | None:
+    """Whether attention finds keys and values of the tokens that each device has."""
+    size = max(layout.num_devices, 1)
+    for prefill in (False, True):
+        placement = MeshPlacement.of(layout, config, num_tokens=size, decode=not prefill)
+        context, exchanged, attended = placement.rules["context"], placement.exchanged, placement.attended
+        if context and exchanged:
+            return UnsupportedLayoutError("a cache is split along its positions or exchanges its heads, not both")
+        kept = [axis for axis in layout.axes("kv_heads") if axis not in layout.axes("cache_heads")]
+        if kept or placement.rules["heads"] != placement.rules["kv_heads"]:
+            return AxisClashError("heads, kv_heads and cache_heads: each of the axes of one has to split the next")
+        if attended and attended not in (context, exchanged):
+            return UnsupportedLayoutError(
+                f"tokens are split along {', '.join(attended)} where attention starts, keys along "
+                f"{', '.join(context + exchanged) or 'nothing'}: split context or cache_heads along the same axes, or "
+                "heads along those of tokens"
+            )
+        if placement.gathered.table and not attended and prefill:
+            return UnsupportedLayoutError("weights are gathered for tokens of each device's own: split tokens as well")
+        if any(layer.parallel for layer in config.layers) and placement.scattered("heads") != placement.scattered(
+            "mlp"
+        ):
+            return UnsupportedLayoutError("attention and feed-forward of parallel layers start from the same tokens")
     return None
 
 

@@ -5,7 +5,7 @@ tests/sharding/test_collectives.py compares it with what the TPU compiler makes 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from math import prod
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from ..models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, MoeConfig, NormConfig
 from ..models.split_logits import MOST_CANDIDATES
-from .arrange import kv_copies, padded_vocab
+from .arrange import arranged, kv_copies, padded_vocab
 from .experts import capacity_of
 from .layout import Axes, Layout
 from .pipeline import num_parts
@@ -35,7 +35,9 @@ class Sent:
             what goes in and what comes out.
         count: how many there are in a step.
         when: empty if always; for what sampling needs, the rows' parameters: "greedy", "top-k" (up to 64) or
-            "otherwise". A program holds all of them, a step sends one.
+            "otherwise". A program holds all of them, a step sends one. "cached": where earlier steps have cached a part
+            of some row.
+        ring: of a permute: the last device sends to the first one too.
     """
 
     what: str
@@ -44,6 +46,7 @@ class Sent:
     num_bytes: int
     count: int
     when: str = ""
+    ring: bool = False
 
     @property
     def total(self) -> int:
@@ -77,7 +80,7 @@ def predict(config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeL
         config, layout: that check_layout has accepted.
         dtype: of weights and activations.
     """
-    counter = _Counter(config, layout, shape, jnp.dtype(dtype).itemsize)
+    counter = _Counter(config, layout, shape, jnp.dtype(dtype))
     counts: dict[Sent, int] = {}
     for sent in counter.step():
         counts[sent] = counts.get(sent, 0) + sent.count
@@ -87,10 +90,11 @@ def predict(config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeL
 class _Counter:
     """Walks through a step as the decoder does, and notes what is sent."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, shape: StepShape, width: int) -> None:
-        self.config, self.layout, self.width = config, layout, width
+    def __init__(self, config: ModelConfig, layout: Layout, shape: StepShape, dtype: jnp.dtype) -> None:
+        self.config, self.layout, self.width, self.dtype = config, layout, dtype.itemsize, dtype
         decode = shape.queries == 1
-        self.rules = MeshPlacement.of(layout, config, num_tokens=shape.num_tokens, decode=decode).rules
+        self.placement = MeshPlacement.of(layout, config, num_tokens=shape.num_tokens, decode=decode)
+        self.rules = self.placement.rules
         self.rows, self.tokens = shape.rows, shape.num_tokens
         self.own_tokens = self.tokens // layout.size(self.rules["tokens"])
         self.embed = config.embed_dim // layout.parts("embed")
@@ -140,51 +144,105 @@ class _Counter:
 
     def layer(self, layer: LayerConfig) -> Iterator[Sent]:
         before, after = layer.placement in ("pre", "sandwich"), layer.placement != "pre"
+        yield from self.weights(layer)
         attention, mlp = self.attention(layer.attention, layer.norm), self.mlp(layer.mlp)
         for branch in (attention, mlp):
             first = branch is attention or not layer.parallel
             if before and first:
                 yield from self.norm(layer.norm, self.own_tokens)
             if first and not (branch is mlp and self.rules["routed"] and isinstance(layer.mlp, MoeConfig)):
-                yield from self.gather("residual stream", self.tokens * self.embed * self.width, "tokens")
+                axes = self.placement.scattered("heads" if branch is attention else "mlp")
+                tokens = self.own_tokens * self.layout.size(axes)
+                if axes:
+                    yield Sent("residual stream", "all-gather", axes, tokens * self.embed * self.width, 1)
             yield from branch
             if after and not layer.parallel:
                 yield from self.norm(layer.norm, self.own_tokens)
 
+    def weights(self, layer: LayerConfig) -> Iterator[Sent]:
+        """What is gathered of a layer's weights, one leaf after the other."""
+        gathered = self.placement.gathered
+        if not gathered.table:
+            return
+        one = replace(self.config, layers=(layer,))
+        for path, leaf in arranged(one, self.layout, self.dtype).items():
+            if not path.startswith("segments.") or leaf.logical == ("layers", "heads"):
+                continue
+            num_bytes = leaf.num_bytes
+            for logical in leaf.logical:
+                if axes := gathered[logical]:
+                    num_bytes *= self.layout.size(axes)
+                    yield Sent(f"weights: {path.split('.', 4)[4]}", "all-gather", axes, num_bytes, 1)
+
     def attention(self, config: AttentionConfig, norm: NormConfig) -> Iterator[Sent]:
-        heads = config.num_heads // self.layout.parts("heads")
-        kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, self.layout) // self.layout.parts("kv_heads")
+        tokens = self.tokens // self.layout.size(self.placement.attended)
+        heads = config.num_heads // self.layout.size(self.rules["heads"])
+        kv_heads = config.num_kv_heads * kv_copies(config.num_kv_heads, self.layout)
+        kv_heads //= self.layout.size(self.rules["kv_heads"])
         # XLA sends what is ready together as one.
-        together = self.tokens * (heads + 2 * kv_heads) * config.head_dim * self.width
+        together = tokens * (heads + 2 * kv_heads) * config.head_dim * self.width
         yield from self.reduce("queries, keys and values", together, "embed")
         if config.qk_norm == "full":
-            yield from self.norm(norm, self.tokens, "heads")
-            yield from self.norm(norm, self.tokens, "kv_heads")
-        # The largest scores, then sums and weighted values, of the queries of this device's heads.
-        for what, numbers in (("largest scores", 1), ("weighted values", config.head_dim + 1)):
-            yield from self.reduce(what, self.tokens * heads * numbers * _FP32, "context")
-        yield from self.reduce("attention outputs", self.tokens * self.embed * self.width, "heads", scatter=True)
+            yield from self.norm(norm, tokens, "heads")
+            yield from self.norm(norm, tokens, "kv_heads")
+        yield from self.context(tokens, heads, kv_heads, config.head_dim)
+        yield from self.exchange(tokens, heads, kv_heads, config.head_dim)
+        yield from self.reduce("attention outputs", tokens * self.embed * self.width, "heads", scatter=True)
+
+    def context(self, tokens: int, heads: int, kv_heads: int, head_dim: int) -> Iterator[Sent]:
+        """Between devices that share the positions of the KV cache."""
+        axes = self.rules["context"]
+        size = self.layout.size(axes)
+        if not axes:
+            return
+        if self.placement.attended != axes:
+            # The largest scores, then sums and weighted values, of the queries of this device's heads.
+            for what, numbers in (("largest scores", 1), ("weighted values", head_dim + 1)):
+                yield from self.reduce(what, tokens * heads * numbers * _FP32, "context")
+            return
+
+        def hops(what: str, num_bytes: int, count: int, when: str = "") -> Iterator[Sent]:
+            yield Sent(what, "collective-permute", axes, num_bytes, count, when, ring=True)
+
+        yield from hops("keys and values", tokens * 2 * kv_heads * head_dim * self.width, size - 1)
+        yield from hops("queries past cached keys", tokens * heads * head_dim * self.width, size - 1, "cached")
+        yield from hops("what they have seen", tokens * heads * (head_dim + 1) * _FP32, size, "cached")
+
+    def exchange(self, tokens: int, heads: int, kv_heads: int, head_dim: int) -> Iterator[Sent]:
+        """Between devices that share the heads of the KV cache and not those of the projections."""
+        axes = self.placement.exchanged
+        if not axes:
+            return
+        if self.placement.attended == axes:
+            together = tokens * (heads + 2 * kv_heads) * head_dim * self.width
+            yield Sent("queries, keys and values", "all-to-all", axes, together, 1)
+            yield Sent("heads' outputs", "all-to-all", axes, tokens * heads * head_dim * self.width, 1)
+        else:
+            yield Sent("heads' outputs", "all-gather", axes, tokens * heads * head_dim * self.width, 1)
 
     def mlp(self, config: MlpConfig | MoeConfig) -> Iterator[Sent]:
         if isinstance(config, MoeConfig):
             yield from self.moe(config)
             return
-        width = config.dim * (2 if config.gated else 1) // self.layout.parts("mlp")
-        yield from self.reduce("feed-forward widths", self.tokens * width * self.width, "embed")
-        yield from self.reduce("feed-forward outputs", self.tokens * self.embed * self.width, "mlp", scatter=True)
+        width = config.dim * (2 if config.gated else 1) // self.layout.size(self.rules["mlp"])
+        tokens = self.own_tokens * self.layout.size(self.placement.scattered("mlp"))
+        yield from self.reduce("feed-forward widths", tokens * width * self.width, "embed")
+        yield from self.reduce("feed-forward outputs", tokens * self.embed * self.width, "mlp", scatter=True)
 
     def moe(self, config: MoeConfig) -> Iterator[Sent]:
-        yield from self.reduce("router", self.tokens * config.num_experts * self.width, "embed")
         if self.rules["routed"]:
+            yield from self.reduce("router", self.own_tokens * config.num_experts * self.width, "embed")
             yield from self.routed(config)
             return
-        assigned = self.tokens * config.top_k
+        tokens = self.own_tokens * self.layout.size(self.placement.scattered("mlp"))
+        yield from self.reduce("router", tokens * config.num_experts * self.width, "embed")
+        assigned = tokens * config.top_k
         yield from self.reduce("experts' widths", assigned * self.expert_width(config) * self.width, "embed")
-        yield from self.reduce("experts' outputs", self.tokens * self.embed * self.width, "expert", "mlp", scatter=True)
+        yield from self.reduce("experts' outputs", tokens * self.embed * self.width, "expert", "mlp", scatter=True)
         if config.shared is not None:
             yield from self.mlp(config.shared)
             if config.shared_gate:
-                yield from self.reduce("shared expert's gate", self.tokens * self.width, "embed")
+                yield from self.reduce("shared expert's gate", tokens * self.width, "embed")
 
     def routed(self, config: MoeConfig) -> Iterator[Sent]:
         """One round of a dispatch; nothing more where as many tokens may be sent as there are."""
@@ -202,23 +260,25 @@ class _Counter:
 
     def expert_width(self, config: MoeConfig) -> int:
         """Of gate and up, of this device's part."""
-        return 2 * config.expert.dim // self.layout.parts("mlp")
+        return 2 * config.expert.dim // self.layout.size(self.rules["mlp"])
 
     def norm(self, config: NormConfig, tokens: int, logical: str = "embed") -> Iterator[Sent]:
         for _ in range(2 if config.kind == "layer" else 1):
             yield from self.reduce("norms", tokens * _FP32, logical)
 
     def reduce(self, what: str, num_bytes: int, *logical: str, scatter: bool = False) -> Iterator[Sent]:
-        axes, tokens = self.rules[logical[0]], self.rules["tokens"] if scatter else ()
+        axes, tokens = self.rules[logical[0]], self.placement.scattered(logical[0]) if scatter else ()
         if len(logical) > 1:  # at once, in the order of the mesh
             along = {axis for each in logical for axis in self.rules[each]}
             axes = tuple(axis for axis in self.layout.sizes if axis in along)
-        both = tuple(axis for axis in tokens if axis in axes)
-        rest = tuple(axis for axis in axes if axis not in both)
-        if both:
-            yield Sent(what, "reduce-scatter" if both == tokens else "all-reduce", both, num_bytes, 1)
+        for summed, group in groupby(tokens, axes.__contains__):
+            along = tuple(group)
+            if summed:
+                yield Sent(what, "reduce-scatter", along, num_bytes, 1)
+            num_bytes //= self.layout.size(along)
+        rest = tuple(axis for axis in axes if axis not in tokens)
         if rest:
-            yield Sent(what, "all-reduce", rest, num_bytes // self.layout.size(tokens), 1)
+            yield Sent(what, "all-reduce", rest, num_bytes, 1)
 
     def gather(self, what: str, num_bytes: int, logical: str) -> Iterator[Sent]:
         axes = self.rules[logical]
@@ -226,10 +286,13 @@ class _Counter:
             yield Sent(what, "all-gather", axes, num_bytes, 1)
 
 
-def neighbours(layout: Layout, axes: Axes) -> frozenset[frozenset[int]]:
-    """Pairs of devices that follow each other along one axis, from the first to the last."""
-    groups = replica_groups(layout, axes)
-    return frozenset(frozenset(pair) for group in groups for pair in pairwise(sorted(group)))
+def neighbours(layout: Layout, axes: Axes, *, ring: bool = False) -> frozenset[frozenset[int]]:
+    """Pairs of devices that follow each other along one axis, from the first to the last; of a ring, these two too."""
+    pairs: set[frozenset[int]] = set()
+    for group in replica_groups(layout, axes):
+        devices = sorted(group)
+        pairs |= {frozenset(pair) for pair in pairwise([*devices, devices[0]] if ring else devices)}
+    return frozenset(pairs)
 
 
 def replica_groups(layout: Layout, axes: Axes) -> frozenset[frozenset[int]]:

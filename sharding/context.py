@@ -1,12 +1,11 @@
-"""A KV cache whose positions are split over devices, and attention that merges what each of them sees.
+"""A KV cache whose positions are split over devices, on any backend whose pages can be shared.
 
-Each page is cut into equal runs of positions, one for each device of the axis, so that pages mean the same everywhere
-and any text is spread evenly. Every device attends with all queries to the keys that it holds; the partial softmaxes
-are merged by their maxima and sums (Milakov and Gimelshein, Online normalizer calculation for softmax, 2018): per
-layer one all-reduce of the maxima, and one of sums and weighted values.
+In steps whose tokens are split as well, attention goes round a ring (ring.py). In the others, decoding above all, every
+device attends with all queries to the positions that it holds, and what they have seen is merged: per layer one
+all-reduce of the largest scores, and one of weights and weighted values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +13,35 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import AttentionSpec, CacheGroup, PyTree, RaggedIndex
-from ..backends.reference import ReferenceBackend, Row, TokenPlaces, row_scores, rows_of
+from ..backends.reference import TokenPlaces
+from ..backends.shared_pages import ReferencePages, SharedPages
 from .layout import Axes
+from .ring import Ring, ring_attention, ring_past_cache
+from .share import Share
+from .softmax import Partial, attend
+from .wrapped import Wrapped
 
 
 @dataclass(frozen=True)
-class ContextBackend(ReferenceBackend):
-    """The reference backend for one of several devices that share each page; inside shard_map.
+class ContextBackend(Wrapped):
+    """One of several devices that share each page; inside shard_map.
 
     Args:
         axes: mesh axes along which positions are split.
         shares: devices along them.
+        split: whether the tokens of this step are split along them too.
+        pages: the inner backend's.
     """
 
     axes: Axes = ()
     shares: int = 1
+    split: bool = False
+    pages: SharedPages = ReferencePages()
 
-    def allocate_cache(
-        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-    ) -> Float[Array, "L P page 2 K H"]:
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         """This device's share of each page; `page_size` are the positions of all."""
         share = page_size // self.shares
-        return ReferenceBackend.allocate_cache(self, group, num_pages=num_pages, page_size=share, dtype=dtype)
+        return self.inner.allocate_cache(group, num_pages=num_pages, page_size=share, dtype=dtype)
 
     def ragged_attention(
         self,
@@ -49,87 +55,75 @@ class ContextBackend(ReferenceBackend):
         sinks: Float[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         """As Backend.ragged_attention; not as its primitive, whose lowering knows no mesh axes."""
-        held = Share(jax.lax.axis_index(self.axes), cache.shape[2], self.shares)
-        tokens = TokenPlaces.of(q.shape[0], index)
-        cache = write(cache, k, v, layer, index, tokens, held)
-        most, total, summed = attend(q, cache, layer, index, tokens, spec, held)
+        held = Share(jax.lax.axis_index(self.axes), self.pages.page_size(cache), self.shares)
+        size = q.shape[0]
+        places = TokenPlaces.of(size * self.shares if self.split else size, index)
 
-        sink = None if sinks is None else sinks.astype(jnp.float32)
-        most_of_all = jax.lax.pmax(most, self.axes)
-        if sink is not None:
-            most_of_all = jnp.maximum(most_of_all, sink)
-        scale = jnp.exp(most - most_of_all)
-        both = jnp.concatenate([summed * scale[..., None], (total * scale)[..., None]], axis=-1)
-        both = jax.lax.psum(both, self.axes)
-        total = both[..., -1] + (0 if sink is None else jnp.exp(sink - most_of_all))
-        out = both[..., :-1] / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)[..., None]
-        return jnp.where(tokens.padding[:, None, None], 0, out).astype(q.dtype), cache
+        def write(cache: PyTree, k: Array, v: Array, places: TokenPlaces) -> PyTree:
+            mine = held.holds(places.position) & ~places.padding
+            # The last number of all: no cache has as many pages.
+            page = jnp.where(mine, index.page_table[places.row, places.position // held.page], jnp.iinfo(jnp.int32).max)
+            return self.pages.write(cache, k, v, layer, page, places.position % held.run)
 
+        if self.split:
+            ring = Ring(self.axes, self.shares)
+            partial, cache = ring_attention(q, k, v, places, spec, ring, cache, write)
+            lens = jnp.diff(index.query_starts)
+            later = ((lens > 0) & (index.kv_lens > lens)).any()
+            own = ring.here
 
-@dataclass(frozen=True)
-class Share:
-    """Which positions a device holds: number `device` of `shares` runs of `run` positions in each page."""
+            def past_cache() -> Partial:
+                def read(pages: Array) -> tuple[Array, Array]:
+                    return self.pages.read(cache, layer, pages, k.shape[1], k.shape[2])
 
-    device: Int[Array, ""]
-    run: int
-    shares: int
+                return partial.merge(ring_past_cache(q, places, index, spec, ring, held, read))
 
-    @property
-    def page(self) -> int:
-        return self.run * self.shares
+            partial = jax.lax.cond(later, past_cache, lambda: partial)
+            padding = jax.lax.dynamic_slice_in_dim(places.padding, own * size, size)
+        else:
+            cache = write(cache, k, v, places)
+            partial, cache = self._own_positions(q, k.shape[1], cache, layer, index, places, spec, held)
+            partial, padding = partial.merged(self.axes), places.padding
+        return jnp.where(padding[:, None, None], 0, partial.finish(sinks)).astype(q.dtype), cache
 
-    def positions(self, num_pages: int) -> Int[Array, "S"]:
-        """Of what it holds of a text in so many pages."""
-        page, inside = jnp.divmod(jnp.arange(num_pages * self.run), self.run)
-        return page * self.page + self.device * self.run + inside
+    def _own_positions(
+        self,
+        q: Float[Array, "T N H"],
+        num_kv_heads: int,
+        cache: PyTree,
+        layer: Int[Array, ""],
+        index: RaggedIndex,
+        places: TokenPlaces,
+        spec: AttentionSpec,
+        held: Share,
+    ) -> tuple[Partial, PyTree]:
+        """All queries to the positions that are here."""
+        num_tokens, num_heads, head_dim = q.shape
+        num_rows = index.kv_lens.shape[0]
+        longest = min(index.max_query_len or num_tokens, num_tokens)
+        # A window of whole pages has the same number of positions of every device, whichever query it ends at.
+        if longest == 1 and num_tokens == num_rows and (spec.window is None or spec.window % held.page == 0):
+            own = replace(index, kv_lens=jnp.where(jnp.diff(index.query_starts) > 0, held.before(index.kv_lens), 0))
+            window = None if spec.window is None else spec.window // self.shares
+            found = self.pages.attend_last(q, cache, layer, own, replace(spec, window=window), num_kv_heads)
+            if found is not None:
+                out, lse, cache = found
+                return Partial.of_kernel(out, lse), cache
+        position = held.positions(0, index.page_table.shape[1])
+        slot = jnp.arange(longest)
 
-    def holds(self, position: Int[Array, "T"]) -> Array:
-        return position % self.page // self.run == self.device
+        def of_row(row: tuple[Array, Array, Array, Array]) -> Partial:
+            start, query_len, kv_len, pages = row
+            keys, values = self.pages.read(cache, layer, pages, num_kv_heads, head_dim)
+            here = (kv_len - query_len + slot)[:, None]
+            visible = (position <= here) & (position < kv_len)
+            if spec.window is not None:
+                visible &= position > here - spec.window
+            return attend(q[jnp.minimum(start + slot, num_tokens - 1)], keys, values, visible, spec)
 
-
-def write(
-    cache: Float[Array, "L P run 2 K H"],
-    k: Float[Array, "T K H"],
-    v: Float[Array, "T K H"],
-    layer: Int[Array, ""],
-    index: RaggedIndex,
-    tokens: TokenPlaces,
-    held: Share,
-) -> Float[Array, "L P run 2 K H"]:
-    """The cache with the keys and values whose positions this device holds."""
-    mine = held.holds(tokens.position) & ~tokens.padding
-    page = jnp.where(mine, index.page_table[tokens.row, tokens.position // held.page], cache.shape[1])
-    both = jnp.stack([k, v], axis=1).astype(cache.dtype)
-    return cache.at[layer, page, tokens.position % held.run].set(both, mode="drop")
-
-
-def attend(
-    q: Float[Array, "T N H"],
-    cache: Float[Array, "L P run 2 K H"],
-    layer: Int[Array, ""],
-    index: RaggedIndex,
-    tokens: TokenPlaces,
-    spec: AttentionSpec,
-    held: Share,
-) -> tuple[Float[Array, "T N"], Float[Array, "T N"], Float[Array, "T N H"]]:
-    """Of the keys that are here, for each query: the largest score, the sum of exp(score - largest), and the values
-    weighted with those, in fp32."""
-    num_tokens, num_heads, head_dim = q.shape
-    longest = min(index.max_query_len or num_tokens, num_tokens)
-    key_position = held.positions(index.page_table.shape[1])
-
-    def of_row(row: Row) -> tuple[Array, Array, Array]:
-        scores, values = row_scores(q, cache, layer, row, key_position, longest, spec)
-        # A device may hold no visible key.
-        most = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - most[..., None])
-        summed = jnp.einsum("KGQS,SKH->QKGH", weights, values.astype(jnp.float32), precision="highest")
-        return jnp.moveaxis(most, -1, 0), jnp.moveaxis(weights.sum(axis=-1), -1, 0), summed
-
-    most, total, summed = jax.lax.map(of_row, rows_of(index))
-    place = tokens.row, jnp.minimum(tokens.offset, longest - 1)
-    return (
-        most[place].reshape(num_tokens, num_heads),
-        total[place].reshape(num_tokens, num_heads),
-        summed[place].reshape(num_tokens, num_heads, head_dim),
-    )
+        rows = (index.query_starts[:-1], jnp.diff(index.query_starts), index.kv_lens, index.page_table)
+        found = jax.lax.map(of_row, rows)
+        place = places.row, jnp.minimum(places.offset, longest - 1)
+        return Partial(
+            found.out[place].reshape(num_tokens, num_heads, head_dim), found.lse[place].reshape(num_tokens, num_heads)
+        ), cache

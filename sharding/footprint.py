@@ -43,9 +43,10 @@ def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: D
         group.num_layers * group.num_kv_heads * kv_copies(group.num_kv_heads, layout) * group.head_dim
         for group in config.cache_groups
     )
+    parts = layout.parts("cache_heads") * layout.parts("layers") * layout.parts("context")
     return Footprint(
         weights=sum(leaf.num_bytes for leaf in leaves.values()),
         kv_copies=copied,
         padding=padded,
-        cache_token=2 * width * heads // layout.parts("kv_heads") // layout.parts("layers") // layout.parts("context"),
+        cache_token=2 * width * heads // parts,
     )

@@ -16,6 +16,7 @@ LOGICAL_AXES: Mapping[str, str] = MappingProxyType(
         "context": "positions of the KV cache, of each page the same share",
         "heads": "query heads",
         "kv_heads": "key and value heads, and so the KV cache",
+        "cache_heads": "heads of the KV cache, where not as kv_heads: attention exchanges heads for tokens",
         "mlp": "width of a feed-forward layer, and of each expert",
         "expert": "experts of a mixture",
         "vocab": "tokens of the embedding table and of the logits",
@@ -28,6 +29,9 @@ LOGICAL_AXES: Mapping[str, str] = MappingProxyType(
 
 Axes = tuple[str, ...]
 
+GATHERED = ("heads", "kv_heads", "mlp", "expert")
+"""What steps with prompts may split along fewer axes than it is stored."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -38,7 +42,10 @@ class Rules:
     @classmethod
     def of(cls, **table: Axes) -> "Rules":
         """A table in the order of LOGICAL_AXES."""
-        return cls(tuple((name, tuple(table[name])) for name in LOGICAL_AXES if table.get(name)))
+        return cls(tuple((name, tuple(table[name])) for name in LOGICAL_AXES if name in table))
+
+    def __contains__(self, logical: object) -> bool:
+        return logical in dict(self.table)
 
     def __getitem__(self, logical: str) -> Axes:
         return dict(self.table).get(logical, ())
@@ -60,7 +67,8 @@ class Layout:
         preset: the preset whose table this is, or "custom".
         mesh: sizes of the mesh's axes, in the order of MESH_AXES, those of one device left out.
         rules: where weights, KV cache and activations are split.
-        prefill: what steps with prompts split otherwise; activations only, since weights are stored once.
+        prefill: what steps with prompts split otherwise. Weights are stored once, as `rules` say: where prefill splits
+            them along fewer axes, each layer's are gathered along the others when it is computed.
         capacity: of routed tokens, how many a device sends to each other one at once, as a multiple of what it would
             send if experts were chosen evenly; what is left goes in further rounds. None: as many as there can be.
     """
@@ -101,9 +109,14 @@ class Layout:
                 )
         if capacity is not None and capacity <= 0:
             raise LayoutSyntaxError(f"layout: capacity {capacity}, expected a number above 0")
-        weights = [logical for logical, _ in prefill.table if logical not in ("tokens", "routed")]
-        if weights:
-            raise LayoutSyntaxError(f"layout: prefill splits {weights[0]} otherwise, and weights are stored once")
+        for logical, axes in prefill.table:
+            if logical not in (*GATHERED, "tokens", "routed"):
+                raise LayoutSyntaxError(f"layout: prefill splits {logical} otherwise, and it is stored once")
+            if logical in GATHERED and not set(axes) <= set(rules[logical]):
+                raise LayoutSyntaxError(
+                    f"layout: prefill splits {logical} along {list(axes)}; weights are stored once, along "
+                    f"{list(rules[logical])}, and can be gathered along some of these alone"
+                )
         mesh = tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1)
         return cls(preset, mesh, rules, prefill, capacity)
 
@@ -133,8 +146,20 @@ class Layout:
 
     def axes(self, logical: str, *, prefill: bool = False) -> Axes:
         """The mesh axes of more than one device that split a logical axis."""
-        axes = (prefill and self.prefill[logical]) or self.rules[logical]
-        return tuple(axis for axis in axes if axis in self.sizes)
+        table = self.prefill if prefill and logical in self.prefill else self.rules
+        if logical == "cache_heads" and logical not in table:
+            logical, table = "kv_heads", self.rules
+        return tuple(axis for axis in table[logical] if axis in self.sizes)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether replicas share weights, so that they can step together alone."""
+        return any("data" in self.axes(logical) for logical in LOGICAL_AXES)
+
+    @property
+    def gathers_weights(self) -> bool:
+        """Whether weights are gathered in steps with prompts."""
+        return any(self.axes(logical) != self.axes(logical, prefill=True) for logical in GATHERED)
 
     def parts(self, logical: str, *, prefill: bool = False) -> int:
         """How many parts a logical axis is split into."""

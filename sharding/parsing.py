@@ -56,7 +56,9 @@ def layout_yaml(layout: Layout) -> str:
 
 def _spread(name: str, num_devices: int) -> dict[str, int]:
     axes = PRESETS[name].axes
-    if len(axes) < 2 or name in ("expert", "pipeline", "sequence"):
+    if name == "attention-data":
+        return {"data": num_devices}
+    if len(axes) < 2 or name in ("expert", "pipeline", "sequence", "sequence-alltoall"):
         return {axes[0] if axes else "data": num_devices}
     second = 2 ** (num_devices.bit_length() // 2 - 1) if num_devices > 1 else 1
     while num_devices % second:

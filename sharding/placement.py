@@ -6,11 +6,14 @@ matmuls into loops of permutes, where its heuristics like that better.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import PyTree
@@ -18,7 +21,7 @@ from ..models.config import ModelConfig
 from ..models.placement import Apply, State
 from .arrange import kv_copies
 from .experts import capacity_of, dispatch
-from .layout import LOGICAL_AXES, Axes, Layout, Rules
+from .layout import GATHERED, LOGICAL_AXES, Axes, Layout, Rules
 from .pipeline import run_stages
 
 
@@ -32,6 +35,8 @@ class MeshPlacement:
         vocab_size: without padding.
         copies: how often a KV head is held along the axes that split them.
         capacity: of Layout.
+        gathered: the mesh axes along which weights that a logical axis splits are gathered in this step.
+        replicas: the axis of replicas that share weights: each has tokens of its own.
     """
 
     rules: Rules
@@ -39,52 +44,100 @@ class MeshPlacement:
     vocab_size: int
     copies: int = 1
     capacity: float | None = None
+    gathered: Rules = Rules()
+    replicas: Axes = ()
 
     @classmethod
     def of(cls, layout: Layout, config: ModelConfig, *, num_tokens: int, decode: bool) -> "MeshPlacement":
-        """The placement of one step. Tokens that do not split evenly stay whole."""
+        """The placement of one step. Where tokens do not split evenly they stay whole, and a prompt's step is split
+        as a decode step is."""
+        stored = {logical: layout.axes(logical) for logical in LOGICAL_AXES}
         table = {logical: layout.axes(logical, prefill=not decode) for logical in LOGICAL_AXES}
         if num_tokens % layout.size(table["tokens"]):
-            table |= {"tokens": (), "routed": ()}
+            table = stored | {"tokens": (), "routed": ()}
+        gathered = {
+            logical: tuple(axis for axis in stored[logical] if axis not in table[logical]) for logical in GATHERED
+        }
+        gathered = {logical: axes for logical, axes in gathered.items() if axes}
         copies = kv_copies(config.layers[0].attention.num_kv_heads, layout)
-        return cls(Rules.of(**table), layout.mesh, config.vocab_size, copies, layout.capacity)
+        rules = Rules.of(**table)
+        replicas = ("data",) if layout.coupled else ()
+        return cls(rules, layout.mesh, config.vocab_size, copies, layout.capacity, Rules.of(**gathered), replicas)
+
+    @property
+    def attended(self) -> Axes:
+        """The axes along which the tokens that attention starts from are split."""
+        return tuple(axis for axis in self.rules["tokens"] if axis not in self.rules["heads"])
+
+    @property
+    def exchanged(self) -> Axes:
+        """The axes that split the heads of the KV cache and not those of the projections."""
+        axes = [axis for axis in self.rules["cache_heads"] if axis not in self.rules["kv_heads"]]
+        return tuple(axis for axis, _ in self.sizes if axis in axes)
 
     def constrain(self, x: Array, *logical: str | None) -> Array:
-        """Keeps this device's tokens where the residual stream begins; everything else lies right already."""
+        """Keeps this device's tokens, where the residual stream begins and of what attention knows of each; everything
+        else lies right already."""
+        if logical[0] == "attended":
+            return self._own(x, self.attended)
         return self._own(x, self.rules["tokens"]) if logical[0] == "tokens" else x
 
     def reduce(self, x: Array, logical: str, *, scatter: bool = False) -> Array:
         # Attention's output contracts heads and head_dim: the first of them has scattered it.
-        x = self._sum(x, self.rules[logical], scatter=scatter and logical != "head_dim")
+        scattered = self.scattered(logical) if scatter and logical != "head_dim" else ()
+        x = self._sum(x, self.rules[logical], scattered)
         # Each KV head counts once.
         return x / self.copies if logical == "kv_heads" and self.copies > 1 else x
 
-    def _sum(self, x: Array, axes: Axes, *, scatter: bool) -> Array:
-        tokens = self.rules["tokens"] if scatter else ()
-        both = tuple(axis for axis in tokens if axis in axes)
-        rest = tuple(axis for axis in axes if axis not in both)
-        if both and both == tokens:
-            x = jax.lax.psum_scatter(x, both, scatter_dimension=0, tiled=True)
-        elif tokens:
-            x = self._own(jax.lax.psum(x, both) if both else x, tokens)
+    def scattered(self, logical: str) -> Axes:
+        """The axes along which a branch has gathered its tokens: the residual stream keeps parts of what it made."""
+        branch = ("heads",) if logical == "heads" else ("mlp", "expert")
+        along = {axis for each in branch for axis in self.rules[each]}
+        return tuple(axis for axis in (*self.replicas, *self.rules["tokens"]) if axis in along)
+
+    def _sum(self, x: Array, axes: Axes, tokens: Axes) -> Array:
+        """The sum along `axes` of which this device keeps its part along `tokens`, the slowest first."""
+        for summed, group in groupby(tokens, axes.__contains__):
+            along = tuple(group)
+            scatter = partial(jax.lax.psum_scatter, scatter_dimension=0, tiled=True) if summed else self._own
+            x = scatter(x, along)
+        rest = tuple(axis for axis in axes if axis not in tokens)
         return jax.lax.psum(x, rest) if rest else x
 
     def gather(self, x: Array, logical: str, axis: int) -> Array:
-        if logical == "routed":
-            logical = "" if self.rules["routed"] else "tokens"
         axes = self.rules[logical]
+        if logical in ("attended", "fed", "routed"):
+            axes = () if logical == "routed" and axes else self.scattered("heads" if logical == "attended" else "mlp")
         if axes:
             x = jax.lax.all_gather(x, axes, axis=axis, tiled=True)
         if logical == "vocab" and x.shape[axis] > self.vocab_size:
             x = jax.lax.slice_in_dim(x, 0, self.vocab_size, axis=axis)
         return x
 
+    def weights(self, layers: State) -> State:
+        """Each weight that lies along fewer axes in this step, whole along the others. Numbers of heads alone, the
+        sinks, stay where attention is computed."""
+        if not self.gathered.table:
+            return layers
+
+        def whole(variable: Any) -> Any:
+            logical, value = variable.get_metadata("logical")[1:], variable.get_value()
+            if logical == ("heads",):
+                return variable
+            for axis, each in enumerate(logical):
+                if self.gathered[each]:
+                    value = jax.lax.all_gather(value, self.gathered[each], axis=axis, tiled=True)
+            return variable.replace(value)
+
+        return jax.tree.map(whole, layers, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
     def offset(self, logical: str, size: int) -> Int[Array, ""] | int:
         axes = self.rules[logical]
         return jax.lax.axis_index(axes) * size if axes else 0
 
     def parts(self, logical: str) -> int:
-        return self._size(self.rules[logical])
+        axes = self.rules[logical]
+        return self._size((*self.replicas, *axes) if logical == "tokens" else axes)
 
     def dispatch(
         self,
@@ -102,7 +155,8 @@ class MeshPlacement:
         if not axes:
             y = apply(x, experts - self.offset("expert", held), weights)
             both = (*self.rules["expert"], *self.rules["mlp"])
-            return self._sum(y, tuple(axis for axis, _ in self.sizes if axis in both), scatter=True), 0
+            axes = tuple(axis for axis, _ in self.sizes if axis in both)
+            return self._sum(y, axes, self.scattered("expert")), 0
         num_tokens, top_k = experts.shape
         parts = self._size(axes)
         place = self.offset("routed", num_tokens) + jnp.arange(num_tokens)
@@ -111,7 +165,7 @@ class MeshPlacement:
             axes=axes, parts=parts, held=held,
             capacity=capacity_of(num_tokens, top_k, held * parts, parts, self.capacity),
         )  # fmt: skip
-        return self._sum(y, self.rules["mlp"], scatter=False), late
+        return self._sum(y, self.rules["mlp"], ()), late
 
     @property
     def beside_experts(self) -> "MeshPlacement":

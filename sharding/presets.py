@@ -68,9 +68,34 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "sequence": Preset(
             ("sequence", "tensor"),
             _TENSOR.updated(context=("sequence",), mlp=_LONG, vocab=_LONG),
-            "positions of the KV cache over sequence, heads over tensor, feed-forward and vocabulary over both; what "
-            "each device attends to is merged",
+            "positions of the KV cache over sequence, heads over tensor, feed-forward and vocabulary over both; in "
+            "prefill tokens over sequence, whose keys go round a ring; in decode what each device attends to is merged",
             "texts whose keys and values fill more than one device, and more devices than KV heads",
+            prefill=Rules.of(tokens=("sequence",)),
+        ),
+        "sequence-alltoall": Preset(
+            ("sequence", "tensor"),
+            _TENSOR.updated(cache_heads=("tensor", "sequence"), mlp=_LONG, vocab=_LONG),
+            "heads over tensor, those of the KV cache over sequence too, feed-forward and vocabulary over both; in "
+            "prefill tokens over sequence, which attention exchanges for heads",
+            "long prompts, and KV heads for all devices: less is sent than round a ring, and kernels attend as on one "
+            "device",
+            prefill=Rules.of(tokens=("sequence",)),
+        ),
+        "weight-gathered": Preset(
+            ("tensor",),
+            _TENSOR,
+            "as tensor; in prefill tokens, and each layer's weights are gathered when it is computed",
+            "prompts by the ten thousand tokens at once: weights are fewer bytes than the tokens' activations",
+            prefill=Rules.of(tokens=("tensor",), heads=(), kv_heads=(), mlp=()),
+        ),
+        "attention-data": Preset(
+            ("tensor",),
+            _TENSOR.updated(mlp=("data", "tensor")),
+            "requests over data, each replica with attention and KV cache of its own; heads and vocabulary over "
+            "tensor, feed-forward over both, for the tokens of all replicas together",
+            "fewer KV heads than devices and many requests: no KV head is held twice for one request, and most of the "
+            "weights are held once",
         ),
         "pipeline": Preset(
             ("stage", "tensor"),

@@ -87,7 +87,9 @@ def comparison(layout: Layout, predicted: Sequence[Sent], compiled: Sequence[Col
 
 
 def _groups(layout: Layout, sent: Sent) -> frozenset[frozenset[int]]:
-    return (neighbours if sent.op == "collective-permute" else replica_groups)(layout, sent.axes)
+    if sent.op == "collective-permute":
+        return neighbours(layout, sent.axes, ring=sent.ring)
+    return replica_groups(layout, sent.axes)
 
 
 def _totals(found: Iterable[tuple[str, frozenset[frozenset[int]], int, int]]) -> Totals:

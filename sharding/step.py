@@ -9,14 +9,16 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ..backends.base import Backend, CacheGroup, PyTree
-from ..backends.reference import ReferenceBackend
+from ..backends.shared_pages import shared_pages
 from ..models.config import ModelConfig
 from ..models.decoder import unflatten
 from ..models.kv_cache import copy_pages
+from ..models.row_state import RowState, admit
 from ..models.step import PromptOutput, Step, StepBatch, StepOutput
 from .arrange import abstract, arranged, kv_copies
 from .context import ContextBackend
 from .errors import UnsupportedLayoutError
+from .exchange import ExchangeBackend
 from .layout import Layout
 from .placement import MeshPlacement
 
@@ -39,20 +41,30 @@ class ShardedModel:
 
     @property
     def part_backend(self) -> Backend:
-        """What runs on each device.
+        """What runs on each device, in a step of one token."""
+        return self.backend_of(MeshPlacement.of(self.layout, self.config, num_tokens=1, decode=True))
+
+    def backend_of(self, placement: MeshPlacement) -> Backend:
+        """What runs on each device in a step.
 
         Raises:
-            UnsupportedLayoutError: positions are split, and the chip's kernels do not attend to a part of them.
+            UnsupportedLayoutError: positions are split, and the chip's pages cannot be shared.
         """
-        axes = self.layout.axes("context")
-        if not axes:
-            return self.backend
-        if type(self.backend) is not ReferenceBackend:
-            raise UnsupportedLayoutError(
-                f"layout {self.layout}: the {self.backend.name} backend does not attend to a part of the positions; "
-                "use --backend reference, or split heads with tensor"
-            )
-        return ContextBackend(axes=axes, shares=self.layout.size(axes))
+        chip, layout = self.backend, self.layout
+        made: Any = chip
+        if axes := layout.axes("context"):
+            pages = shared_pages(chip)
+            if pages is None:
+                raise UnsupportedLayoutError(
+                    f"layout {layout}: devices cannot share the pages of the {chip.name} backend; use --backend "
+                    "reference, or split heads with tensor"
+                )
+            made = ContextBackend(chip, axes, layout.size(axes), placement.attended == axes, pages)
+        elif placement.exchanged or layout.gathers_weights:
+            axes = placement.exchanged
+            split = bool(axes) and placement.attended == axes
+            made = ExchangeBackend(chip, axes, layout.size(axes), split, layout.gathers_weights)
+        return made
 
     def weight_specs(self) -> PyTree:
         """A PartitionSpec for each leaf of the weights in the backend's form."""
@@ -75,7 +87,7 @@ class ShardedModel:
     @property
     def cache_spec(self) -> PartitionSpec:
         """Of every leaf of the cache [L, P, ...]."""
-        axes = self.layout.axes("context") + self.layout.axes("kv_heads")
+        axes = self.layout.axes("context") + self.layout.axes("cache_heads")
         data = ("data",) if self.layout.replicas > 1 else ()
         return PartitionSpec(self.layout.axes("layers") or None, (*data, *axes) or None)
 
@@ -90,7 +102,7 @@ class ShardedModel:
         return replace(
             group,
             num_layers=group.num_layers // self.layout.parts("layers"),
-            num_kv_heads=heads // self.layout.parts("kv_heads"),
+            num_kv_heads=heads // self.layout.parts("cache_heads"),
         )
 
     def prepare(self, mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
@@ -124,16 +136,26 @@ class ShardedModel:
             batch: only whether its leaves are scalars is looked at.
         """
         placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
-        placed = replace(step, backend=self.part_backend, placement=placement)
+        placed = replace(step, backend=self.backend_of(placement), placement=placement)
         rows: Any = self.batch_spec
         width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
         prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
         outputs: Any = StepOutput(rows, rows, rows, prompt, rows)
-        return self._mapped(placed, mesh, self.step_specs(batch), (outputs, self.cache_spec, rows))
+
+        def of_replica(weights: PyTree, cache: PyTree, state: RowState, batch: StepBatch) -> PyTree:
+            # Replicas may run differently many decode steps: each has its number.
+            return placed(weights, cache, state, replace(batch, num_steps=batch.num_steps.reshape(())))
+
+        return self._mapped(of_replica, mesh, self.step_specs(batch), (outputs, self.cache_spec, rows))
 
     def copy_pages(self, mesh: Mesh) -> Callable[..., PyTree]:
-        """models.kv_cache.copy_pages on each device's part."""
-        return self._mapped(copy_pages, mesh, (self.cache_spec, WHOLE, WHOLE), self.cache_spec)
+        """models.kv_cache.copy_pages on each device's part, of each replica its own pages."""
+        ids = self.batch_spec
+        return self._mapped(copy_pages, mesh, (self.cache_spec, ids, ids), self.cache_spec)
+
+    def admit(self, mesh: Mesh) -> Callable[..., PyTree]:
+        """models.row_state.admit, of each replica its own slots and rows."""
+        return self._mapped(admit, mesh, (self.batch_spec,) * 3, self.batch_spec)
 
     def _mapped(
         self,

@@ -87,6 +87,11 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
         pytest.param("llama-3.1-8b", "stage=4,tensor=2", StepShape(4), marks=pytest.mark.slow),
         pytest.param("llama-3.1-8b", "stage=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
         pytest.param("llama-3.1-8b", "sequence=4,tensor=2", StepShape(4), marks=pytest.mark.slow),
+        pytest.param("llama-3.1-8b", "sequence=4,tensor=2", StepShape(2, 64), marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "sequence-alltoall:sequence=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "sequence-alltoall:sequence=2,tensor=2", StepShape(2), marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "weight-gathered:tensor=4", StepShape(2, 16), marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "attention-data:data=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
         *(
             pytest.param(model, text, shape, marks=pytest.mark.soak)
             for model, text in [
@@ -191,6 +196,11 @@ PAIRS = [
     ("tensor-scatter:tensor=8", "tpu7x:2x2x1", PREFILL),
     ("data=2,tensor=4", "tpu7x:2x2x1", DECODE),
     ("stage=2,tensor=4", "v6e:2x4", DECODE),
+    ("sequence=4,tensor=2", "v6e:2x4", DECODE),
+    ("sequence=4,tensor=2", "v6e:2x4", PREFILL),
+    ("sequence-alltoall:sequence=2,tensor=4", "v5e:2x4", PREFILL),
+    ("weight-gathered:tensor=8", "v5e:2x4", PREFILL),
+    ("attention-data:data=4,tensor=2", "v6e:2x4", DECODE),
 ]
 """Those that CI compiles; the others, and whole vocabularies, are in the soak."""
 MIXTURES = [

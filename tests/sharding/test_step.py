@@ -70,6 +70,8 @@ def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, 
         pytest.param("olmo2", "stage=2,tensor=2", marks=pytest.mark.slow),
         pytest.param("gemma3", "sequence=4,tensor=2", marks=pytest.mark.slow),
         pytest.param("gpt_oss", "sequence=4", marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "sequence-alltoall:sequence=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "weight-gathered:tensor=4", marks=pytest.mark.slow),
         *(
             pytest.param(case, text, marks=pytest.mark.soak)
             for case, text in [
@@ -89,6 +91,31 @@ def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, 
     ],
 )
 def test_logits_and_tokens_are_those_of_one_device(case: str, text: str) -> None:
+    compare(case, text)
+
+
+SPLIT = (
+    *("tensor=4", "tensor-scatter:tensor=4", "tensor-2d:tensor=2,tensor2=2", "attention-ff:tensor=2,tensor2=2"),
+    *("sequence=4", "sequence=2,tensor=2", "sequence-alltoall:sequence=2,tensor=2", "weight-gathered:tensor=4"),
+    "stage=2,tensor=2",
+)
+EXPERTS = ("expert=4", "expert:expert=2,tensor=2")
+"""Each preset but those of replicas, which have an engine's batch each: test_engine.py has them."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        *((case, text) for case in ("llama31", "gemma3") for text in SPLIT if (case, text[:5]) != ("gemma3", "stage")),
+        *(
+            (case, text)
+            for case in ("qwen3_moe", "gpt_oss")
+            for text in (*SPLIT, "expert=4", "expert:expert=2,tensor=2")
+        ),
+    ],
+)
+def test_every_preset_gives_the_logits_of_one_device(case: str, text: str) -> None:
     compare(case, text)
 
 
