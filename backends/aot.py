@@ -4,7 +4,8 @@
 its own, because compilers abort; static_cost.analyze does the same in this process.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .base import Program, PyTree
 from .compile_job import Case, CompileJob
@@ -18,7 +19,12 @@ __all__ = ["Case", "CompileJob", "CompileReport", "compile_ahead", "compile_repo
 
 
 def compile_ahead(
-    function: Callable[..., PyTree], abstract_args: Sequence[PyTree], topology: str, *, donate: Sequence[int] = ()
+    function: Callable[..., PyTree],
+    abstract_args: Sequence[PyTree],
+    topology: str,
+    *,
+    donate: Sequence[int] = (),
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Program:
     """Compiles a function for the first device of a topology, in this process.
 
@@ -27,6 +33,8 @@ def compile_ahead(
         abstract_args: arguments; only shapes and types are read.
         topology: such as "v6e:2x2".
         donate: numbers of the arguments that the call consumes.
+        compiler_options: XLA's; those of a step are its backend's: without them a GPU copies each layer's weights out
+            of their stack, and a tpu7x all weights to other tiles.
 
     Raises:
         UnknownTopologyError: no compiler knows the topology.
@@ -34,7 +42,9 @@ def compile_ahead(
         CompileError: the compiler refuses the program; the class says what for.
     """
     try:
-        return compile_lowered(lower(function, abstract_args, make_mesh(topology), donate=donate), topology)
+        return compile_lowered(
+            lower(function, abstract_args, make_mesh(topology), donate=donate), topology, compiler_options
+        )
     finally:
         clear_schedules()  # nobody asks for them
 

@@ -182,9 +182,9 @@ def figures(row: KernelRow, report: CompileReport) -> dict[str, float | None]:
 def step_figures(row: KernelRow, report: CompileReport) -> dict[str, float]:
     """A decode step as a whole, beside the time to read its weights and its keys and values once.
 
-    `step_ratio` is of a step in which every row is greedy, as bars ask; `sampled_ratio` of one that samples in every
-    way there is (the costliest branch of each conditional). `cache_copies` counts operations that XLA expects to move
-    at least half of the cache.
+    `step_ratio` is of a step in which every row is greedy, as bars ask, and `cycles` are all that it takes;
+    `sampled_ratio` is of one that samples in every way there is (the costliest branch of each conditional).
+    `cache_copies` counts operations that XLA expects to move at least half of the cache.
     """
     from .step_case import step_bytes
 
@@ -193,11 +193,13 @@ def step_figures(row: KernelRow, report: CompileReport) -> dict[str, float]:
     limit = (weights + cached) / known.device_hbm_bytes_per_second
     kernels = sum(kernel.seconds * kernel.calls for kernel in report.kernels)
     copying = cached / 2 / known.device_hbm_bytes_per_second * known.clock_hertz
+    greedy = (report.least_cycles or 0) / known.clock_hertz + kernels
     moved = [cost for cost in report.operations if "copy" in cost.name and cost.cycles >= copying]
     return {
+        "cycles": greedy * known.clock_hertz,
         "limit_us": limit * 1e6,
         "greedy_xla_us": (report.least_cycles or 0) / known.clock_hertz * 1e6,
-        "step_ratio": ((report.least_cycles or 0) / known.clock_hertz + kernels) / limit,
+        "step_ratio": greedy / limit,
         "sampled_ratio": ((report.estimated_cycles or 0) / known.clock_hertz + kernels) / limit,
         "cache_copies": len(moved) + (report.memory.temporaries >= cached),
         "temporary_bytes": report.memory.temporaries,

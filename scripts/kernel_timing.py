@@ -36,7 +36,8 @@ def measured_us(row: KernelRow, **changes: Any) -> float | None:
 def time_case(case: Case, *, calls: int = _CALLS, rounds: int = _ROUNDS) -> float:
     """Seconds of one call: the median of rounds of calls in a row. Donated arguments come back as the last results."""
     args = [_filled(argument) for argument in case.abstract_args]
-    program = jax.jit(case.function, donate_argnums=tuple(case.donate)).lower(*args).compile()
+    lowered = jax.jit(case.function, donate_argnums=tuple(case.donate)).lower(*args)
+    program = lowered.compile(dict(case.compiler_options or {}))
 
     def run(count: int) -> float:
         began, results = time.perf_counter(), None

@@ -63,9 +63,8 @@ def abstract_step(
 def step(*, generation: str, model: str, batch: int, context: int, page: int) -> Case:
     """One decode step of a shipped configuration in bf16, all rows `context` long."""
     config = shipped_config(model)
-    function, args = abstract_step(
-        config, TpuBackend(generation=generation), rows=batch, queries=1, context=context, page=page
-    )
+    backend = TpuBackend(generation=generation)
+    function, args = abstract_step(config, backend, rows=batch, queries=1, context=context, page=page)
     attention = config.layers[0].attention
     work = decode_work(
         [context] * batch,
@@ -78,7 +77,13 @@ def step(*, generation: str, model: str, batch: int, context: int, page: int) ->
         generation=generation,
         table_width=-(-context // page),
     )
-    return Case(function, args, donate=(1, 2), work={"decode_attention": work})
+    return Case(
+        function,
+        args,
+        donate=(1, 2),
+        work={"decode_attention": work},
+        compiler_options=backend.compiler_options,
+    )
 
 
 def shipped_config(model: str) -> ModelConfig:

@@ -15,6 +15,7 @@ from ..errors import UnsupportedError
 from ..hardware import chip
 from ..reference import ReferenceBackend
 from .cache import KV_DTYPES, PAGE_SIZES, allocate_tpu_cache
+from .compiler_options import compiler_options
 from .decode import MAX_QUERIES, check_decode, decode_attention
 from .flash import flash_attention
 from .generations import attached_generation
@@ -71,6 +72,11 @@ class TpuBackend(ReferenceBackend):
             "grouped_linear": "XLA (ragged dot)",
             "embed": "XLA",
         }
+
+    @property
+    def compiler_options(self) -> Mapping[str, Any]:
+        """Of compiler_options.yaml; none of them is known where kernels are interpreted."""
+        return {} if self.interpret else compiler_options(self.target)
 
     def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
         super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)

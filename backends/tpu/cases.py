@@ -10,6 +10,7 @@ import numpy as np
 from ..aot import Case
 from ..base import AttentionSpec, RaggedIndex
 from .cache import num_lanes
+from .compiler_options import compiler_options
 from .decode import DecodeBlocks, decode_attention
 from .decode_work import decode_work
 from .flash import flash_attention
@@ -64,6 +65,7 @@ def decode(
             max_decode_len=queries,
             blocks=sizes,
         ),
+        compiler_options=compiler_options(generation),
     )
 
 

@@ -288,7 +288,7 @@ def decode_shape(
     blocks = blocks or DecodeBlocks.of(generation)
     dtype = jnp.dtype(kv_dtype).name
     shape = DecodeShape(num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, dtype, generation)
-    most = blocks.block if shape.costly_copies else min(blocks.block, _MAX_BLOCK_PAGES * page_size)
+    most = blocks.block if shape.copies_at_once else min(blocks.block, _MAX_BLOCK_PAGES * page_size)
     block, least = max(most, page_size), max(page_size, LANES)
     while block // 2 >= max(least, table_width * page_size):
         block //= 2

@@ -140,7 +140,7 @@ class _Kernel:
         def turn(t: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             scored, added, asked = items.get(t - 1), items.get(t - 4), items.get(t)
             copies.await_sent(added)
-            if shape.costly_copies:
+            if shape.copies_at_once:
                 copies.fetch_all_pages(asked)
             copies.await_pages(scored)
             copies.await_queries(asked if shape.by_hand else scored)
@@ -149,7 +149,7 @@ class _Kernel:
             self._merge_new(scored)
 
             weighed, valued = items.get(t - 2), items.get(t - 3)
-            pause = _nothing if shape.costly_copies else copies.fetch_pages(asked, matmul.pauses)
+            pause = _nothing if shape.copies_at_once else copies.fetch_pages(asked, matmul.pauses)
             raw, scores, weights = (self.refs[name] for name in ("raw", "scores", "weights"))
             now, other = t & 1, (t - 1) & 1
             products, scores_of = matmul.collect(apart(scores.at[now], self.call.emulate))

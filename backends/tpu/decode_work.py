@@ -76,7 +76,7 @@ def decode_work(
     first = pages[0] if pages else 0
     listing = listing_turns(len(kv_lens))
     trips: list[float] = [*([listing] if listing else []), first // group, first % group, turns]
-    if shape.costly_copies:
+    if shape.copies_at_once:
         trips += [sum(count // group for count in pages[1:]) / turns, sum(count % group for count in pages[1:]) / turns]
     trips.append(cleared / turns)
     return KernelWork(

@@ -39,6 +39,14 @@ def test_a_matmul_compiles_for_v6e() -> None:
     assert program.memory_analysis().argument_size_in_bytes == 2 * 256 * 256 * 2
 
 
+def test_options_reach_the_compiler() -> None:
+    x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)
+    known = {"xla_tpu_scoped_vmem_limit_kib": 32768}
+    compile_ahead(lambda a: a @ a, (x,), "v6e:2x2", compiler_options=known)
+    with pytest.raises(CompileError, match="xla_tpu_no_such_option"):
+        compile_ahead(lambda a: a @ a, (x,), "v6e:2x2", compiler_options={"xla_tpu_no_such_option": 1})
+
+
 def test_one_process_compiles_for_every_kind_of_chip() -> None:
     topologies = {"v5e:2x4": "v5e", "v6e:4x4": "v6e", "v5p:2x2x4": "v5p", "v7x:2x2x1": "tpu7x", "v4:2x2x2": "v4"}
     if find_spec("jax_cuda12_plugin"):

@@ -99,7 +99,8 @@ def compiled(case: str, target: str, queries: int) -> Compiled:
     """Compiles a step of a golden model."""
     backend = backend_of(target)
     function, args = abstract_step(widened(case), backend, rows=4, queries=queries, context=64, page=16)
-    program = compile_ahead(function, args, TARGETS[target], donate=(1, 2))
+    options = backend.compiler_options
+    program = compile_ahead(function, args, TARGETS[target], donate=(1, 2), compiler_options=options)
     cache = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[1]))
     return Compiled(program.memory_analysis().alias_size_in_bytes, cache, "custom-call" in (program.as_text() or ""))
 

@@ -1,6 +1,7 @@
 """The whole decode step that `distaff bench kernels` charges."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distaff.backends.aot import compile_ahead
+from distaff.backends.aot import Case, compile_ahead
+from distaff.backends.base import Program
 from distaff.backends.compiler.errors import CompilerNotFoundError
 from distaff.backends.compiler.hlo import parse_module
 from distaff.backends.compiler.report import CompileReport, KernelReport, MemoryReport
 from distaff.backends.hardware import chip
+from distaff.backends.tpu.backend import TpuBackend
 from distaff.scripts.kernel_rows import TOPOLOGIES, KernelRow, figures, kernel_rows, row_object
-from distaff.scripts.step_case import step, step_bytes
+from distaff.scripts.step_case import abstract_step, shipped_config, step, step_bytes
 
 IN_PLACE = {"parameter", "get-tuple-element", "bitcast", "custom-call"}
 """Operations that name a buffer, or, as the kernel does, return the one that they were given."""
@@ -34,9 +37,11 @@ def makers(text: str, shape: Sequence[int]) -> list[str]:
     ]
 
 
-def compiled_text(function: Any, args: Any, topology: str, donate: Sequence[int]) -> str:
+def compiled(case: Case, topology: str) -> Program:
     try:
-        return compile_ahead(function, args, topology, donate=donate).as_text() or ""
+        return compile_ahead(
+            case.function, case.abstract_args, topology, donate=case.donate, compiler_options=case.compiler_options
+        )
     except CompilerNotFoundError as error:
         pytest.skip(str(error))
 
@@ -51,7 +56,7 @@ def compiled_text(function: Any, args: Any, topology: str, donate: Sequence[int]
 def test_the_cache_is_copied_nowhere(row: KernelRow) -> None:
     case = step(**row.arguments)
     (cache,) = case.abstract_args[1]
-    text = compiled_text(case.function, case.abstract_args, row.topology, case.donate)
+    text = compiled(case, row.topology).as_text() or ""
     assert "decode_attention" in text and str(list(cache.shape)).replace(" ", "") in text
     assert makers(text, cache.shape) == []
 
@@ -59,8 +64,25 @@ def test_the_cache_is_copied_nowhere(row: KernelRow) -> None:
 def test_a_copy_would_be_seen() -> None:
     """Of a cache that is not given away, the first write makes another."""
     cache = jax.ShapeDtypeStruct((2, 64, 32, 1024), jnp.bfloat16)
-    text = compiled_text(lambda cache: cache.at[0, 3].set(1), (cache,), TOPOLOGIES["v6e"], ())
-    assert makers(text, cache.shape)
+    case = Case(lambda cache: cache.at[0, 3].set(1), (cache,))
+    assert makers(compiled(case, TOPOLOGIES["v6e"]).as_text() or "", cache.shape)
+
+
+@pytest.mark.slow
+def test_weights_are_read_where_they_lie_on_tpu7x() -> None:
+    """With the backend's options; XLA's own choice of tiles copies every weight in each step."""
+    config = replace(shipped_config("llama-3.1-8b"), vocab_size=2048)
+    config = replace(config, layers=config.layers[:2])
+    backend = TpuBackend(generation="tpu7x")
+    function, args = abstract_step(config, backend, rows=16, queries=1, context=256)
+    weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[0]))
+
+    def temporaries(options: Mapping[str, Any]) -> int:
+        case = Case(function, args, donate=(1, 2), compiler_options=options)
+        return compiled(case, TOPOLOGIES["tpu7x"]).memory_analysis().temp_size_in_bytes
+
+    assert temporaries(backend.compiler_options) < 0.05 * weights
+    assert temporaries({}) > 0.8 * weights
 
 
 def test_both_steps_have_their_bars() -> None:

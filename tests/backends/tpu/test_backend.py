@@ -31,6 +31,11 @@ def test_output_projections_become_matrices_and_nothing_else_changes() -> None:
         np.testing.assert_allclose(out, np.einsum("tnh,dnh->td", x, o[layer]), rtol=1e-4, atol=1e-4)
 
 
+def test_options_are_for_the_compiler_of_tpus_alone() -> None:
+    assert TpuBackend(generation="tpu7x").compiler_options["xla_tpu_scoped_vmem_limit_kib"] == 48 * 1024
+    assert not TpuBackend(generation="tpu7x", interpret=True).compiler_options
+
+
 def check(generation: str, *groups: CacheGroup) -> None:
     TpuBackend(generation=generation).check(groups, dtype=jnp.bfloat16, kv_dtype=jnp.bfloat16, page_size=128)
 
