@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
+from typing import NamedTuple
 
 from ..backends.errors import DistaffError
 from ..models.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ from .live_request import LiveRequest, with_seed
 from .metrics import Metrics
 from .output import Output
 from .pace import Pace
+from .plan import Bucket
 from .results import Timings
 from .rows import Row, check_row, sampling_row
 from .runner import Device, Runner, Ticket
@@ -36,6 +38,14 @@ from .types import Kind, Request
 
 _MAX_FAILURES = 3
 """Steps in a row that may fail before the device is given up."""
+
+
+class Begun(NamedTuple):
+    """Half a round: when it began, what it dispatched, and the step before that, whose tokens are not read yet."""
+
+    started: float
+    dispatched: Ticket | None
+    previous: Ticket | None
 
 
 class Engine:
@@ -52,6 +62,9 @@ class Engine:
         tokenizer: None for token ids alone.
         metrics: what is counted.
         clock: seconds.
+
+    Attributes:
+        scheduler: which sequences run.
     """
 
     def __init__(
@@ -72,7 +85,7 @@ class Engine:
         self._eos_ids = eos_ids
         self._tokenizer = tokenizer
         self._clock = clock
-        self._scheduler = Scheduler(
+        self.scheduler = Scheduler(
             SchedulerConfig(
                 policy=config.policy,
                 max_batch=device.num_slots,
@@ -113,12 +126,8 @@ class Engine:
             InvalidParameterError: a parameter that this model or its vocabulary cannot honour.
             EngineClosedError, DeviceError: the engine is closed, or has lost its device.
         """
-        if self._dead is not None:
-            raise self._dead
-        request = with_seed(request, secrets.randbits(64))
-        check_row(request, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
-        live = self._admissible(request)
-        self._inbox.append(live)
+        live = self.admissible(request)
+        self.adopt(live)
         self._wake.set()
         if self._dead is not None:  # closed in between: nobody would look into the inbox
             self._fail_all(self._dead)
@@ -157,19 +166,13 @@ class Engine:
             Whether there was anything to do.
         """
         with self._step_lock:
-            self._take_requests()
-            started = self._clock()
+            self.take_requests()
             try:
-                plan = self._scheduler.schedule(self._device.buckets)
-                ticket = None if plan is None else self._runner.run(plan, self._clock)
+                begun = self.begin(self._device.buckets)
             except Exception as error:  # whatever a device throws
-                return self._recover(error)
-            previous, self._in_flight = self._in_flight, ticket
-            if ticket is not None:
-                self._started(ticket)
-            if previous is not None:
-                self._update(previous, host=self._clock() - started)
-            return previous is not None or ticket is not None
+                self.recover(error)
+                return True
+            return self.finish(begun)
 
     def run(self) -> None:
         """Rounds until no request is left."""
@@ -203,7 +206,7 @@ class Engine:
             IntegrityError: the books on pages, slots and sequences do not agree.
         """
         with self._step_lock:
-            self._scheduler.check_integrity()
+            self.scheduler.check_integrity()
 
     # Lifetime
 
@@ -235,21 +238,25 @@ class Engine:
         while self._dead is None:
             self._wake.clear()
             if not self.step():
-                self._wake.wait(self._scheduler.wait_seconds())
+                self._wake.wait(self.scheduler.wait_seconds())
 
     def _pump(self) -> None:
         """A round for somebody who waits for its tokens and so cannot submit more."""
         if not self.step():
             self._flush = True
             self._wake.clear()
-            wait = self._scheduler.wait_seconds()
+            wait = self.scheduler.wait_seconds()
             if wait:
                 self._wake.wait(min(wait, 0.05))
 
-    # Parts of a round
+    # Parts of a round, for those who take several engines through one
 
-    def _admissible(self, request: Request) -> LiveRequest:
-        """The request with its sequences, if it can ever run."""
+    def admissible(self, request: Request) -> LiveRequest:
+        """The request with its sequences, if it can ever run; raises what `submit` does."""
+        if self._dead is not None:
+            raise self._dead
+        request = with_seed(request, secrets.randbits(64))
+        check_row(request, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
         prompt_len, context = len(request.prompt), self._device.max_len
         generates = request.kind is Kind.GENERATE
         if prompt_len + generates > context:
@@ -259,9 +266,9 @@ class Engine:
             )
         max_tokens = request.params.num_tokens(context - prompt_len) if generates else 0
         max_len = prompt_len + max_tokens
-        if not self._scheduler.fits(prompt_len, max_len):
+        if not self.scheduler.fits(prompt_len, max_len):
             raise CacheTooSmallError(
-                f"prompt and answer take {max_len} tokens, that is {self._scheduler.pages_needed(max_len)} pages of "
+                f"prompt and answer take {max_len} tokens, that is {self.scheduler.pages_needed(max_len)} pages of "
                 f"the KV cache, which has {self._device.num_pages}; ask for fewer tokens or raise kv_memory"
             )
         arrival = self._clock()
@@ -275,12 +282,38 @@ class Engine:
             request, output, tuple(sequences), self.metrics, timings, lambda: self._device.compile_seconds, self._clock
         )
 
-    def _take_requests(self) -> None:
+    def adopt(self, live: LiveRequest) -> None:
+        """The next round takes this request."""
+        self._inbox.append(live)
+
+    def begin(self, buckets: Items[Bucket], max_steps: int | None = None) -> Begun:
+        """Plans and dispatches a step.
+
+        Args:
+            buckets: those that it may use.
+            max_steps: most decode steps in it; None as the pace says.
+        """
+        started = self._clock()
+        plan = self.scheduler.schedule(buckets, max_steps)
+        ticket = None if plan is None else self._runner.run(plan, self._clock)
+        previous, self._in_flight = self._in_flight, ticket
+        if ticket is not None:
+            self._started(ticket)
+        return Begun(started, ticket, previous)
+
+    def finish(self, begun: Begun) -> bool:
+        """Reads the tokens of the step before; whether there was anything to do."""
+        if begun.previous is not None:
+            self._update(begun.previous, host=self._clock() - begun.started)
+        return begun.dispatched is not None or begun.previous is not None
+
+    def take_requests(self) -> None:
+        """Gives the scheduler what has come in, and takes out of it what was given up."""
         while self._inbox:
             live = self._inbox.popleft()
             for sequence in live.sequences:
                 self._live[sequence] = live
-                self._scheduler.add(sequence)
+                self.scheduler.add(sequence)
         while self._aborts:
             live = self._aborts.popleft()
             if not live.outbox.ended:
@@ -288,14 +321,14 @@ class Engine:
                 live.abort()
         if self._flush:
             self._flush = False
-            self._scheduler.flush()
+            self.scheduler.flush()
 
     def _started(self, ticket: Ticket) -> None:
         for sequence in ticket.plan.admitted:
             self._live[sequence].started(sequence)
         self.metrics.preempted(len(ticket.plan.preempted))
-        pages = sum(pool.num_pages - pool.num_free for pool in self._scheduler.tables.cache.pools)
-        self.metrics.levels(waiting=len(self._scheduler.waiting), running=self._scheduler.num_running, pages_used=pages)
+        pages = sum(pool.num_pages - pool.num_free for pool in self.scheduler.tables.cache.pools)
+        self.metrics.levels(waiting=len(self.scheduler.waiting), running=self.scheduler.num_running, pages_used=pages)
 
     def _update(self, ticket: Ticket, host: float) -> None:
         """Reads a step's tokens and hands them on."""
@@ -304,7 +337,7 @@ class Engine:
             tokens = ticket.tokens()
         except Exception as error:
             self._in_flight, lost = None, self._in_flight
-            self._recover(error, *(other for other in (ticket, lost) if other is not None))
+            self.recover(error, *(other for other in (ticket, lost) if other is not None))
             return
         now = self._clock()
         self._failures = 0
@@ -320,7 +353,7 @@ class Engine:
             first += row.num_tokens
         self._pace.read(ticket, host=host + self._clock() - now, wait=now - before, now=now)
         if ticket.plan.bucket.kind == "decode":
-            self._scheduler.max_decode_steps = self._pace.decode_steps
+            self.scheduler.max_decode_steps = self._pace.decode_steps
 
     def _hand_on(
         self, live: LiveRequest, ticket: Ticket, index: int, tokens: Items[int], at: slice, now: float
@@ -336,11 +369,11 @@ class Engine:
                 token = tokens[taken]
                 ended = live.take(sequence.choice, token, ticket.logprob(index, taken, token), now)
                 taken += 1
-            self._scheduler.note_tokens(sequence, tokens[:taken])
+            self.scheduler.note_tokens(sequence, tokens[:taken])
         elif live.request.kind is not Kind.GENERATE:
             ended = row.start + row.num_tokens == sequence.prompt_len
         if ended:
-            self._scheduler.finish(sequence)
+            self.scheduler.finish(sequence)
             del self._live[sequence]
             live.finish()
 
@@ -363,7 +396,7 @@ class Engine:
         self._wake.set()
         if self._thread is None and self._step_lock.acquire(blocking=False):
             try:
-                self._take_requests()
+                self.take_requests()
             finally:
                 self._step_lock.release()
 
@@ -371,9 +404,22 @@ class Engine:
         """Takes every sequence of a request out of the scheduler."""
         for sequence in live.sequences:
             if self._live.pop(sequence, None) is not None:
-                self._scheduler.finish(sequence)
+                self.scheduler.finish(sequence)
 
-    def _recover(self, error: Exception, *tickets: Ticket) -> bool:
+    @property
+    def dead(self) -> DistaffError | None:
+        """Why it does nothing any more, if so."""
+        return self._dead
+
+    def drop(self, live: LiveRequest) -> bool:
+        """Ends a request that was given up; False where it does not run here."""
+        if not any(sequence in self._live for sequence in live.sequences):
+            return False
+        self._let_go(live)
+        live.abort()
+        return True
+
+    def recover(self, error: Exception, *tickets: Ticket) -> None:
         """After a step failed: its requests fail; the others are computed anew in a new cache."""
         self._failures += 1
         in_flight, self._in_flight = self._in_flight, None
@@ -387,13 +433,12 @@ class Engine:
         try:
             if self._failures >= _MAX_FAILURES:
                 raise error
-            self._scheduler.reset()
+            self.scheduler.reset()
             self._runner.reset()
         except Exception as fatal:
             self._dead = DeviceError(f"the engine has lost its device ({fatal}): make a new one")
             self._dead.__cause__ = fatal
             self._fail_all(self._dead)
-        return True
 
     def _fail_all(self, error: DistaffError) -> None:
         for live in {*self._live.values(), *self._inbox}:

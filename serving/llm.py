@@ -18,7 +18,7 @@ from ..models.decoder import Weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
-from ..sharding.backend import shard_backends
+from ..sharding.backend import ShardedBackend, shard_backends
 from .bad_words import spellings
 from .buckets import plan_buckets
 from .cache_size import cache_pages
@@ -27,9 +27,12 @@ from .engine_config import EngineConfig
 from .errors import EmptyPromptError
 from .generation import Generation
 from .metrics import Metrics
+from .one_program import OneProgram
 from .programs import Programs
 from .replicas import Replicas
+from .replicated import ReplicatedPrograms
 from .results import Completion, Embedding, Score
+from .runner import Device
 from .types import Kind, Progress, Request, SamplingParams
 
 _FIXED_CHUNK = 64
@@ -44,6 +47,7 @@ class LLM:
         dtype: "float32" or "bfloat16", of weights, activations and cache.
         backend: what runs it; "auto" picks.
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
+        one_program: replicas of the layout step together, in one program; otherwise each is an engine of its own.
         offline: True never touches the network; None follows HF_HUB_OFFLINE.
         on_progress: called as work goes on.
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
@@ -63,6 +67,7 @@ class LLM:
         dtype: str = "float32",
         backend: str = "auto",
         layout: str | None = None,
+        one_program: bool = False,
         offline: bool | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         **config: Any,
@@ -80,7 +85,9 @@ class LLM:
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
         self.config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-        sharded = () if layout is None else shard_backends(self.backend, self.config, layout, dtype)
+        sharded: tuple[ShardedBackend, ...] = ()
+        if layout is not None:
+            sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=one_program)
         if sharded:
             self.backend = sharded[0]
         self.backend.check(
@@ -96,7 +103,7 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
-        engines: list[Engine] = []
+        engines: list[Engine | OneProgram] = []
         for replica in sharded or (None,):
             weights = checkpoint.load_weights(
                 self.config,
@@ -104,7 +111,8 @@ class LLM:
                 place=None if replica is None else replica.place,
                 progress=report("load"),
             )
-            engine = build_engine(
+            several = replica is not None and replica.layout.replicas > 1
+            engine = (build_one_program if several else build_engine)(
                 self.config,
                 weights,
                 replica or self.backend,
@@ -116,7 +124,9 @@ class LLM:
                 on_compile=lambda number: on_progress(Progress("compile", number, 0)),
             )
             engines.append(engine)
-        self.engine = engines[0] if len(engines) == 1 else Replicas(engines)
+        self.engine = engines[0]
+        if len(engines) > 1:
+            self.engine = Replicas([engine for engine in engines if isinstance(engine, Engine)])
         self.engine.load_seconds = time.perf_counter() - start
 
     @overload  # a str is a Sequence[str] too, hence the overlap
@@ -227,6 +237,49 @@ def build_engine(
         InvalidParameterError: a context longer than the model's.
         CacheTooSmallError: the memory does not hold one text.
     """
+    make, programs = _built(
+        Programs, 1, config, weights, backend, engine_config, dtype, eos_ids, tokenizer, metrics, on_compile
+    )
+    return make(programs)
+
+
+def build_one_program(
+    config: ModelConfig,
+    weights: Weights,
+    backend: Backend,
+    engine_config: EngineConfig,
+    *,
+    dtype: str = "float32",
+    eos_ids: frozenset[int] = frozenset(),
+    tokenizer: Tokenizer | None = None,
+    metrics: Metrics | None = None,
+    on_compile: Callable[[int], None] = lambda number: None,
+) -> OneProgram:
+    """As build_engine, for all replicas of the layout of a ShardedBackend; `engine_config` is that of each."""
+    assert isinstance(backend, ShardedBackend)
+    if backend.layout.coupled:  # what replicas send each other takes everybody, in every decode step
+        engine_config = replace(engine_config, max_decode_steps=1)
+    make, programs = _built(
+        ReplicatedPrograms, backend.layout.replicas, config, weights, backend, engine_config, dtype, eos_ids, tokenizer,
+        metrics, on_compile,
+    )  # fmt: skip
+    return OneProgram(programs, make)
+
+
+def _built[P: Programs](
+    kind: type[P],
+    replicas: int,
+    config: ModelConfig,
+    weights: Weights,
+    backend: Backend,
+    engine_config: EngineConfig,
+    dtype: str,
+    eos_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    metrics: Metrics | None,
+    on_compile: Callable[[int], None],
+) -> tuple[Callable[[Device], Engine], P]:
+    """What makes an engine on a device, and the device."""
     types = jnp.dtype(dtype)
     backend.check(config.cache_groups, dtype=types, kv_dtype=types, page_size=backend.page_size)
     context = engine_config.context or config.max_positions
@@ -256,7 +309,7 @@ def build_engine(
         on_compile(counted.compiles)
 
     sizes = backend.buckets(max(chunk, max_batch))
-    programs = Programs(
+    programs = kind(
         config,
         weights,
         backend,
@@ -267,11 +320,16 @@ def build_engine(
         num_pages=num_pages,
         buckets=plan_buckets(sizes, max_batch=max_batch, max_step_tokens=chunk, one_size=one_shape),
         max_steps=engine_config.max_decode_steps,
+        replicas=replicas,
         on_compile=count_compile,
     )
-    return Engine(
-        programs, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=counted
-    )
+
+    def make(device: Device) -> Engine:
+        return Engine(
+            device, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=counted
+        )
+
+    return make, programs
 
 
 def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

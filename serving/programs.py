@@ -35,6 +35,7 @@ class Programs:
         page_size, num_pages: of the cache; a number for each cache group.
         buckets: what to compile for, smallest first.
         max_steps: most decode steps in one call.
+        replicas: copies of the model, each with slots, pages and rows of its own, behind each other in every array.
         on_compile: called before each compilation with whether that is unexpected, since `warm_up` has ended.
 
     A program is compiled when it is first used, unless `warm_up` did that before.
@@ -53,12 +54,14 @@ class Programs:
         num_pages: tuple[int, ...],
         buckets: Sequence[Bucket],
         max_steps: int,
+        replicas: int = 1,
         on_compile: Callable[[bool], None] = lambda unexpected: None,
     ) -> None:
         self.groups = config.cache_groups
         self.num_slots, self.max_len = num_slots, max_len
         self.page_size, self.num_pages = page_size, num_pages
         self.max_steps = max_steps
+        self.replicas = replicas
         self._config = config
         self._backend = backend
         self._dtype = dtype
@@ -153,11 +156,12 @@ class Programs:
 
     def _compile(self, name: Bucket | str) -> Program:
         cache, state = jax.eval_shape(self._new_cache), jax.eval_shape(self._new_state)
+        times = self.replicas
         if name == "admit":
-            few = jax.eval_shape(lambda: RowState.empty(MAX_ADMITTED, self.max_len, self._config.vocab_size))
-            return self._backend.compile(admit, (state, _integers(MAX_ADMITTED), few), donate=(0,))
+            few = jax.eval_shape(lambda: RowState.empty(times * MAX_ADMITTED, self.max_len, self._config.vocab_size))
+            return self._backend.compile(admit, (state, _integers(times * MAX_ADMITTED), few), donate=(0,))
         if name == "copy":
-            ids = (_integers(MAX_COPIED),) * len(self.groups)
+            ids = (_integers(times * MAX_COPIED),) * len(self.groups)
             return self._backend.compile(copy_pages, (cache, ids, ids), donate=(0,))
         assert isinstance(name, Bucket)
         step = Step(
@@ -169,10 +173,12 @@ class Programs:
             decode=name.kind == "decode",
         )
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._weights)
-        tables = (_integers(name.num_rows, -(-self.max_len // self.page_size)),) * len(self.groups)
-        rows = _integers(name.num_rows)
-        draws: Any = jax.ShapeDtypeStruct((name.num_rows,), jnp.bool_)
-        batch = StepBatch(rows, _integers(name.num_rows + 1), rows, tables, draws, _integers())
+        num_rows = times * name.num_rows
+        tables = (_integers(num_rows, -(-self.max_len // self.page_size)),) * len(self.groups)
+        rows = _integers(num_rows)
+        draws: Any = jax.ShapeDtypeStruct((num_rows,), jnp.bool_)
+        num_steps = _integers(times) if times > 1 else _integers()
+        batch = StepBatch(rows, _integers(num_rows + times), rows, tables, draws, num_steps)
         return self._backend.compile(step, (weights, cache, state, batch), donate=(1, 2))
 
     def _new_cache(self) -> KVCache:
@@ -181,7 +187,7 @@ class Programs:
         )
 
     def _new_state(self) -> RowState:
-        return RowState.empty(self.num_slots, self.max_len, self._config.vocab_size)
+        return RowState.empty(self.replicas * self.num_slots, self.max_len, self._config.vocab_size)
 
 
 def _integers(*shape: int) -> PyTree:

@@ -10,9 +10,9 @@ from .generation import Generation, Result
 from .metrics import Metrics
 from .types import Request
 
-_REMEMBERED = 4096
+REMEMBERED = 4096
 """Beginnings of prompts whose engine is known."""
-_BEGINNING = 64
+BEGINNING = 64
 """Tokens of a prompt that count as its beginning."""
 _IDLE_SECONDS = 0.001
 
@@ -127,13 +127,13 @@ class Replicas:
         self.close()
 
     def _engine_for(self, request: Request) -> Engine:
-        key = (request.cache_salt, *request.prompt[:_BEGINNING])
+        key = (request.cache_salt, *request.prompt[:BEGINNING])
         loads = {engine: engine.num_requests for engine in self.engines}
         home = self._homes.get(key)
         if home is None or loads[home] - min(loads.values()) > self.config.max_batch:
             home = min(self.engines, key=lambda engine: loads[engine])
         self._homes[key] = home
         self._homes.move_to_end(key)
-        if len(self._homes) > _REMEMBERED:
+        if len(self._homes) > REMEMBERED:
             self._homes.popitem(last=False)
         return home

@@ -7,11 +7,25 @@ import jax
 import numpy as np
 
 from ..backends.base import CacheGroup
-from ..models.step import PromptOutput, StepBatch, StepOutput
+from ..models.step import PromptOutput, StepBatch
 from .batch import BatchBuilder
 from .logprobs import TokenLogprob
 from .plan import Bucket, Plan
 from .sequence import Sequence
+
+
+@runtime_checkable
+class Output(Protocol):
+    """What of a StepOutput the host reads: tokens of each row, and where they were asked for the others."""
+
+    @property
+    def tokens(self) -> Any: ...
+
+    @property
+    def logprobs(self) -> Any: ...
+
+    @property
+    def prompt(self) -> Any: ...
 
 
 @runtime_checkable
@@ -23,7 +37,9 @@ class Device(Protocol):
     page_size: int
     num_pages: tuple[int, ...]
     groups: tuple[CacheGroup, ...]
-    compile_seconds: float
+
+    @property
+    def compile_seconds(self) -> float: ...
 
     @property
     def is_warm(self) -> bool: ...
@@ -35,7 +51,7 @@ class Device(Protocol):
 
     def copy_pages(self, copies: tuple[list[tuple[int, int]], ...]) -> None: ...
 
-    def step(self, bucket: Bucket, batch: StepBatch) -> StepOutput: ...
+    def step(self, bucket: Bucket, batch: StepBatch) -> Output: ...
 
     def warm_up(self) -> None: ...
 
@@ -52,7 +68,7 @@ class Ticket:
         dispatched: when, in seconds.
     """
 
-    def __init__(self, plan: Plan, output: StepOutput, dispatched: float) -> None:
+    def __init__(self, plan: Plan, output: Output, dispatched: float) -> None:
         self.plan = plan
         self.dispatched = dispatched
         self._output = output

@@ -147,6 +147,20 @@ class Scheduler:
         return self._memory.num_preemptions
 
     @property
+    def has_prompts(self) -> bool:
+        """Whether there is known text to compute."""
+        return bool(self.roster.waiting or self.roster.prefilling)
+
+    @property
+    def has_scoring(self) -> bool:
+        """Whether prompt logits are wanted."""
+        return any(sequence.scoring for sequence in (*self.roster.waiting, *self.roster.prefilling))
+
+    def num_known(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that the prefix cache has."""
+        return self.tables.length(self._match(sequence))
+
+    @property
     def prefix_stats(self) -> PrefixStats:
         return self.tables.stats
 
@@ -172,8 +186,12 @@ class Scheduler:
 
     # The plan
 
-    def schedule(self, buckets: Row[Bucket]) -> Plan | None:
+    def schedule(self, buckets: Row[Bucket], max_steps: int | None = None) -> Plan | None:
         """Plans the next step for the buckets that are ready; the engine dispatches every plan it gets.
+
+        Args:
+            buckets: one of them runs it.
+            max_steps: most decode steps in it, None as max_decode_steps says.
 
         Returns:
             None when nothing can be computed now.
@@ -208,7 +226,7 @@ class Scheduler:
         bucket = room.bucket(buckets, num_tokens, len(decode) + len(chunks))
         num_steps = 1
         if not chunks and not room.put_off and bucket.kind == "decode" and len(decode) == self.num_running:
-            num_steps = self._decode_steps(decode)
+            num_steps = self._decode_steps(decode, min(max_steps or self.max_decode_steps, self.max_decode_steps))
         rows = [PlannedRow(sequence, sequence.num_computed, 1, True) for sequence in decode]
         for sequence in decode:
             sequence.num_computed += num_steps
@@ -362,9 +380,9 @@ class Scheduler:
         self.tables.share(sequence, self.num_plans + 1)
         return PlannedRow(sequence, start, count, draws)
 
-    def _decode_steps(self, decode: Row[Sequence]) -> int:
+    def _decode_steps(self, decode: Row[Sequence], most: int) -> int:
         """Steps that all decode rows can go on without the host, with pages for them allocated."""
-        steps = min(self.max_decode_steps, min(sequence.max_len - sequence.num_drawn for sequence in decode))
+        steps = min(most, min(sequence.max_len - sequence.num_drawn for sequence in decode))
         while steps > 1 and not self.tables.can_grow(decode, steps):
             steps //= 2
         if steps > 1:

@@ -25,6 +25,7 @@ from ..backends.base import (
 from ..models.config import ModelConfig
 from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
+from ..models.row_state import admit
 from ..models.step import Step
 from .arrange import Arranged, arranged
 from .check import Devices, check_layout, choose_layout, unused_text
@@ -45,7 +46,8 @@ class ShardedBackend:
     Args:
         inner: the backend of one device.
         config, dtype: the model's.
-        layout: of one replica.
+        layout: of one replica, or of several in one program: row state, batch and pages are then those of each
+            replica behind each other.
         mesh: its devices.
         unused: what is to be said where there are more devices than are used.
     """
@@ -58,15 +60,6 @@ class ShardedBackend:
     unused: str | None = None
 
     def __post_init__(self) -> None:
-        """
-        Raises:
-            UnsupportedLayoutError: several replicas: they share no pages, and one scheduler knows one set of pages.
-        """
-        if self.layout.replicas > 1:
-            raise UnsupportedLayoutError(
-                f"layout {self.layout}: one engine runs one replica; run {self.layout.replicas} engines of layout "
-                f"{self.layout.replica}, each on devices of its own"
-            )
         _ = self.model.part_backend  # declines what it cannot compute before anything is loaded
 
     @cached_property
@@ -134,7 +127,10 @@ class ShardedBackend:
             batch = abstract_args[3]
             specs, step = self.model.step_specs(batch), self.model.step(step, self.mesh, batch)
         elif step is copy_pages:
-            specs, step = (self.model.cache_spec, WHOLE, WHOLE), self.model.copy_pages(self.mesh)
+            ids = self.model.batch_spec
+            specs, step = (self.model.cache_spec, ids, ids), self.model.copy_pages(self.mesh)
+        elif step is admit:
+            specs, step = (self.model.batch_spec,) * 3, self.model.admit(self.mesh)
         placed = [self._placed(*each) for each in zip(specs, abstract_args, strict=True)]
         return self.inner.compile(step, placed, donate)
 
@@ -211,10 +207,13 @@ class ShardedBackend:
         return jax.tree.map(place, specs, argument, is_leaf=lambda node: isinstance(node, PartitionSpec))
 
 
-def shard_backends(inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike) -> tuple[ShardedBackend, ...]:
+def shard_backends(
+    inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike, *, one_program: bool = False
+) -> tuple[ShardedBackend, ...]:
     """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
 
     Args:
+        one_program: a single backend instead, for all replicas together.
         inner: the backend of one device.
         config, dtype: the model's.
         layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
@@ -229,11 +228,19 @@ def shard_backends(inner: Backend, config: ModelConfig, layout: str, dtype: DTyp
     else:
         chosen = parse_layout(layout, num_devices=devices.count)
         check_layout(chosen, config, devices, dtype=dtype)
+    unused = unused_text(chosen, devices.count)
+    if one_program:
+        if chosen.replicas > 1 and chosen.axes("layers"):
+            # What stages send each other takes everybody, and replicas do not decode equally many steps in a call.
+            raise UnsupportedLayoutError(
+                f"layout {chosen}: replicas of a pipeline do not step together; run them as separate engines, which is "
+                "what a layout does unless one program is asked for"
+            )
+        return (ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen, all_devices), unused),)
     one, size = chosen.replica, chosen.replica.num_devices
     return tuple(
         ShardedBackend(
-            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]),
-            unused_text(chosen, devices.count),
+            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]), unused
         )
         for number in range(chosen.replicas)
     )  # fmt: skip

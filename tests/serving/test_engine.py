@@ -78,7 +78,7 @@ def answer(prompt: tuple[int, ...], tokens: int = 8, eos: int | None = None) -> 
 
 def used_pages(engine: Engine) -> int:
     """Pages in use, those that the prefix cache could give back apart."""
-    tables = engine._scheduler.tables
+    tables = engine.scheduler.tables
     return sum(tables.num_pages) - sum(tables.cache.available(g) for g in range(len(tables.num_pages)))
 
 
@@ -143,7 +143,7 @@ def test_an_abort_frees_everything_within_a_step(engine: Engine, steps: int) -> 
     for i, other in enumerate(others):
         assert list(other.completion().token_ids) == answer((i, 9), 60)
     engine.step()
-    assert used_pages(engine) == 0 and len(engine._scheduler.roster.free_slots) == SLOTS
+    assert used_pages(engine) == 0 and len(engine.scheduler.roster.free_slots) == SLOTS
 
 
 def test_dropping_a_stream_ends_its_request(engine: Engine) -> None:

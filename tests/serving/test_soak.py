@@ -79,10 +79,10 @@ def test_nothing_is_left_behind(seconds: int) -> None:
             time.sleep(0.01)
         engine.check_integrity()
         snapshot = engine.metrics.snapshot()
-        tables = engine._scheduler.tables
+        tables = engine.scheduler.tables
         tables.clear()
         assert [pool.num_free for pool in tables.cache.pools] == list(tables.num_pages)
-        assert len(engine._scheduler.roster.free_slots) == 16
+        assert len(engine.scheduler.roster.free_slots) == 16
         gc.collect()
         growth = resident() - level
         print(f"{seconds} s: {snapshot['requests']} requests, {snapshot['outcomes']}, {snapshot['preemptions']} "

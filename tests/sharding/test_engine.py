@@ -1,6 +1,7 @@
 """The engine under a layout gives the tokens of one device: paged cache, continuous batching, shared prefixes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from distaff.backends.base import Backend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
+from distaff.serving.cache_size import page_bytes
 from distaff.serving.engine_config import EngineConfig
-from distaff.serving.llm import LLM, build_engine
+from distaff.serving.llm import LLM, build_engine, build_one_program
 from distaff.serving.replicas import Replicas
 from distaff.serving.results import Completion
 from distaff.serving.types import Request, SamplingParams
@@ -22,15 +24,22 @@ from distaff.sharding.errors import IndivisibleError
 
 from .tiny import tiny
 
+SETTINGS = EngineConfig(max_batch=3, context=64, max_step_tokens=16, max_decode_steps=4)
+LONG = replace(SETTINGS, context=96)
+
 
 def answers(case: str, backends: Sequence[Backend]) -> list[tuple[int, ...]]:
-    """Six requests on three rows, in chunks of 16 tokens; most begin alike."""
+    """Of engines on these backends."""
     config, weights = tiny(case)
-    ids = np.random.default_rng(2).integers(0, config.vocab_size, 60).tolist()
+    return served(case, Replicas([build_engine(config, weights, backend, SETTINGS) for backend in backends]))
+
+
+def served(case: str, replicas: Replicas, tokens: int = 8) -> list[tuple[int, ...]]:
+    """Six requests on three rows, in chunks of 16 tokens; most begin alike."""
+    ids = np.random.default_rng(2).integers(0, tiny(case)[0].vocab_size, 60).tolist()
     prompts = [ids[:20], ids[:33], ids[40:43], ids[:25], ids[:33], ids[7:24]]
-    settings = EngineConfig(max_batch=3, context=64, max_step_tokens=16, max_decode_steps=4)
-    with Replicas([build_engine(config, weights, backend, settings) for backend in backends]) as engines:
-        requests = [Request(tuple(prompt), SamplingParams(max_tokens=8, temperature=0)) for prompt in prompts]
+    with replicas as engines:
+        requests = [Request(tuple(prompt), SamplingParams(max_tokens=tokens, temperature=0)) for prompt in prompts]
         results = engines.generate(requests)
         engines.check_integrity()
         assert all(engine.metrics.prefill.calls > 0 for engine in engines.engines)
@@ -46,22 +55,27 @@ def on_one_device(case: str) -> list[tuple[int, ...]]:
     return answers(case, [ReferenceBackend()])
 
 
+@lru_cache
+def long_on_one_device(case: str) -> list[tuple[int, ...]]:
+    config, weights = tiny(case)
+    return served(case, Replicas([build_engine(config, weights, ReferenceBackend(), LONG)]), tokens=48)
+
+
 EVERY = (
     *("tensor=2", "tensor=4", "tensor-scatter:tensor=2", "attention-ff:tensor=2,tensor2=2"),
     *("sequence=4", "sequence=2,tensor=2", "stage=2,tensor=2", "data=2,tensor=2", "replica:data=3"),
-    "tensor-2d:tensor=2,tensor2=2",
+    *("tensor-2d:tensor=2,tensor2=2", "sequence-alltoall:sequence=2,tensor=2", "weight-gathered:tensor=4"),
 )
+IN_CI = {("llama31", "tensor=4"), ("llama31", "sequence=2,tensor=2"), ("qwen3_moe", "weight-gathered:tensor=4")}
 MIXTURES = ("expert=4", "expert:expert=2,tensor=2")
 
 
 def pairs() -> list[Any]:
-    """Every preset with every family that it can hold: one in CI, all in the soak."""
+    """Every preset with every family that it can hold: a few in CI, all in the soak."""
     dense = [(case, text) for case in ("llama31", "gemma3", "olmo2") for text in EVERY]
-    dense.remove(("gemma3", "stage=2,tensor=2"))  # five layers of one kind and one of the other are no two stages
     mixed = [(case, text) for case in ("qwen3_moe", "gpt_oss") for text in (*EVERY, *MIXTURES)]
     return [
-        pytest.param(*pair, marks=pytest.mark.slow if pair == ("llama31", "tensor=4") else pytest.mark.soak)
-        for pair in (*dense, *mixed)
+        pytest.param(*pair, marks=pytest.mark.slow if pair in IN_CI else pytest.mark.soak) for pair in (*dense, *mixed)
     ]
 
 
@@ -69,6 +83,43 @@ def pairs() -> list[Any]:
 def test_greedy_tokens_are_those_of_one_device(case: str, text: str) -> None:
     got = under(case, text, ReferenceBackend())
     assert len(set(got)) > 3 and got == on_one_device(case)
+
+
+@pytest.mark.parametrize(
+    ("case", "text", "pages"),
+    [
+        pytest.param("llama31", "data=2,tensor=2", 8, marks=pytest.mark.slow),
+        pytest.param("llama31", "attention-data:data=2,tensor=2", 8, marks=pytest.mark.slow),
+        *(
+            pytest.param(case, text, pages, marks=pytest.mark.soak)
+            for case, text, pages in [
+                ("gemma3", "replica:data=3", None),
+                ("qwen3_moe", "expert:data=2,expert=2,tensor=2", None),
+                ("gpt_oss", "tensor-2d:data=2,tensor=2,tensor2=2", 7),
+                ("olmo2", "data=4,tensor=2", None),
+                ("llama31", "sequence:data=2,sequence=2,tensor=2", 8),
+                ("qwen3_moe", "attention-data:data=4,tensor=2", None),
+                ("gpt_oss", "attention-data:data=2,tensor=2", None),
+                ("gemma3", "attention-data:data=2,tensor=2", None),
+            ]
+        ),
+    ],
+)
+def test_replicas_in_one_program_give_the_tokens_of_one_device(case: str, text: str, pages: int | None) -> None:
+    """With the prefix cache on; with few pages rows give way to each other and are computed anew."""
+    config, weights = tiny(case)
+    backend = shard_backends(ReferenceBackend(), config, text, jnp.dtype(jnp.float32), one_program=True)[0]
+    memory = None
+    if pages is not None:
+        size = backend.page_size
+        memory = pages * sum(
+            page_bytes(group, backend, page_size=size, dtype=jnp.dtype(jnp.float32)) for group in config.cache_groups
+        )
+    program = build_one_program(config, weights, backend, replace(LONG, kv_memory=memory))
+    got = served(case, program, tokens=48)
+    assert len(set(got)) > 3 and got == long_on_one_device(case)
+    assert program.metrics.preemptions > 0 or case != "llama31"
+    assert program.metrics.prefix_hit_tokens > 0
 
 
 @pytest.mark.slow

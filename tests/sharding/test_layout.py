@@ -10,7 +10,6 @@ from distaff.models.checkpoints import shipped_configs
 from distaff.models.config import ModelConfig
 from distaff.models.families import config_from_hf
 from distaff.sharding.arrange import arranged
-from distaff.sharding.backend import ShardedBackend
 from distaff.sharding.check import Devices, candidates, check_layout, choose_layout, problem
 from distaff.sharding.errors import (
     AxisClashError,
@@ -165,12 +164,7 @@ def test_every_candidate_that_fits_splits_evenly() -> None:
                 assert tuple(whole) == leaf.shape, (str(layout), path)
 
 
-def test_a_backend_is_of_one_replica() -> None:
-    from distaff.backends.reference import ReferenceBackend
-
-    layout = parse_layout("data=2,tensor=4", num_devices=8)
-    with pytest.raises(UnsupportedLayoutError, match="run 2 engines of layout tensor=4"):
-        ShardedBackend(ReferenceBackend(), LLAMA_8B, jnp.dtype("bfloat16"), layout, make_mesh(layout))
+def test_a_mesh_takes_no_more_devices_than_there_are() -> None:
     with pytest.raises(DevicesError, match="takes 16 devices, there are 8"):
         make_mesh(parse_layout("tensor=16", num_devices=16))
 
