@@ -148,7 +148,7 @@ def build(
     from ..models.families import config_from_hf
     from .step_case import abstract_step
 
-    checkpoint = open_checkpoint(Path(model))
+    checkpoint = open_checkpoint(model)
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
     chosen = chip_backend(backend, topology)
     page = page_size or chosen.page_size

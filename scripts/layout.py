@@ -1,7 +1,6 @@
 """`distaff layout`: where a model lies on several devices, what they send each other, and whether it fits."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from .startup import prepare_devices
 
 if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
+    from ..models.checkpoints import Location
     from ..models.config import ModelConfig
     from ..sharding.layout import Layout
 
@@ -68,8 +68,9 @@ def show(
     \b
     --json prints one object:
       layout, devices, mesh, rules, prefill, tensors (path, shape, axes, spec, part, bytes), weights,
-      kv_copies, padding, cache_token (bytes on each device), decode_bubble and prefill_bubble (the part of a
-      step for which a stage of a pipeline waits), decode_sends and prefill_sends (what, op,
+      kv_copies, padding, cache_token (bytes on each device), stage_layers (how many each stage of a
+      pipeline computes), decode_bubble and prefill_bubble (the part of a step for which a stage
+      waits, on the average), decode_sends and prefill_sends (what, op,
       axes, count, bytes of each, link_bytes: what a device sends in all of them; when: with which
       parameters of the rows, empty if always)
     """
@@ -204,7 +205,7 @@ def _config(model: str, offline: bool) -> "ModelConfig":
     return config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
 
 
-def _resolve(model: str, offline: bool) -> Path:
+def _resolve(model: str, offline: bool) -> "Location":
     from ..models.checkpoints import resolve_model
 
     return resolve_model(model, offline=offline or None)

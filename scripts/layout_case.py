@@ -1,7 +1,5 @@
 """A step under a layout, built in the process that compiles it."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 
 from ..backends.aot import Case
@@ -18,7 +16,7 @@ def build(
     *, model: str, layout: str, devices: int, topology: str, dtype: str, rows: int, queries: int, context: int
 ) -> Case:
     """The case of a step of a model at a path; `layout` as parse_layout reads it."""
-    checkpoint = open_checkpoint(Path(model))
+    checkpoint = open_checkpoint(model)
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
     backend = TpuBackend(generation=parse_topology(topology).chip.name)
     sharded = ShardedModel(config, parse_layout(layout, num_devices=devices), backend, jnp.dtype(dtype))

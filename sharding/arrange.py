@@ -6,10 +6,11 @@ from math import lcm, prod
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Shaped
 
+from ..models.checkpoints import Placed
+from ..models.checkpoints.runs import Box
 from ..models.config import ModelConfig
 from ..models.decoder import WeightSpec, weight_specs
 from .layout import Axes, Layout
@@ -43,16 +44,27 @@ class Arranged:
         """Of one device's part."""
         return prod(self.part) * self.dtype.itemsize
 
-    def arrange(self, leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The leaf with each KV head repeated and with rows of zeros behind the vocabulary, where that is needed."""
-        for axis, logical in enumerate(self.logical):
-            if logical == "kv_heads" and self.copies > 1:
-                leaf = jnp.repeat(leaf, self.copies, axis=axis)
-            elif logical == "vocab" and self.shape[axis] > leaf.shape[axis]:
-                padding = [(0, 0)] * leaf.ndim
-                padding[axis] = (0, self.shape[axis] - leaf.shape[axis])
-                leaf = jnp.pad(leaf, padding)
-        return leaf
+    @property
+    def repeats(self) -> tuple[int, ...]:
+        """How often entries are held along each dimension."""
+        return tuple(self.copies if logical == "kv_heads" else 1 for logical in self.logical)
+
+    def placed(self, mesh: Mesh) -> Placed:
+        """For the loader: the leaf's place on a mesh of the layout's shape."""
+        return Placed(NamedSharding(mesh, self.spec), self.shape, self.repeats)
+
+    def bounds(self, position: int, layout: Layout) -> Box:
+        """What a device holds of the leaf, by its position among the layout's: start and stop along each axis."""
+        at: dict[str, int] = {}
+        for axis, size in reversed(layout.mesh):
+            position, at[axis] = divmod(position, size)
+        found: list[tuple[int, int]] = []
+        for axes, size in zip(self.axes, self.part, strict=True):
+            number = 0
+            for axis in axes:
+                number = number * layout.sizes[axis] + at[axis]
+            found.append((number * size, (number + 1) * size))
+        return tuple(found)
 
 
 def arranged(config: ModelConfig, layout: Layout, dtype: DTypeLike) -> Mapping[str, Arranged]:

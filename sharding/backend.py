@@ -22,6 +22,7 @@ from ..backends.base import (
     PyTree,
     RaggedIndex,
 )
+from ..models.checkpoints import Placed
 from ..models.config import ModelConfig
 from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
@@ -93,23 +94,22 @@ class ShardedBackend:
                 f"layout {self.layout}: pages of {page_size} positions do not divide into {shares} shares"
             )
         parts = [self.model.cache_part(group) for group in groups]
-        self.inner.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+        self.inner.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size // shares)
 
-    def place(self, spec: WeightSpec) -> Sharding:
-        """Where a leaf is loaded to: where it stays, or, if copies or padding are added, to every device whole."""
-        leaf = self._arranged[spec.path]
-        return NamedSharding(self.mesh, leaf.spec if leaf.shape == spec.shape else WHOLE)
+    def place(self, spec: WeightSpec) -> Placed:
+        """Where a leaf is loaded to, with the copies and the padding that it has there."""
+        return self._arranged[spec.path].placed(self.mesh)
 
     def prepare_params(self, params: Weights) -> PyTree:
-        """Copies, padding, and each device's part in the chip's own form; from the checkpoint's form."""
+        """Each device's part in the chip's own form, of weights that lie as `place` says or have the checkpoint's
+        form."""
 
         def placed(path: str, leaf: PyTree) -> PyTree:
-            where = self._arranged[path]
-            sharding = NamedSharding(self.mesh, where.spec)
+            where = self._arranged[path].placed(self.mesh)
             if leaf.shape == where.shape:
-                return jax.device_put(leaf, sharding)
+                return leaf if leaf.sharding == where.sharding else jax.device_put(leaf, where.sharding)
             whole = jax.device_put(leaf, NamedSharding(self.mesh, WHOLE))
-            return jax.jit(where.arrange, out_shardings=sharding)(whole)
+            return jax.jit(where.arrange, out_shardings=where.sharding)(whole)
 
         parts = unflatten({path: placed(path, leaf) for path, leaf in flatten(params).items()})
         return jax.jit(self.model.prepare(self.mesh))(parts)

@@ -1,7 +1,8 @@
 """Checkpoints, in and out: Hugging Face folders, GGUF, Orbax, random weights; and where to get them."""
 
-from .base import Checkpoint, NamedTensors, OnBytes, Place, TensorInfo
-from .convert import ConvertReport, convert
+from .base import Checkpoint, NamedTensors, OnBytes, Place, Placed, TensorInfo
+from .byte_files import Location, ReadCount
+from .convert import ConvertReport, Split, convert
 from .hub import is_offline, resolve_model
 from .opening import open_checkpoint
 from .random_weights import shipped_configs
@@ -13,9 +14,13 @@ __all__ = [
     "Checkpoint",
     "ConvertReport",
     "KnownModel",
+    "Location",
     "NamedTensors",
     "OnBytes",
     "Place",
+    "Placed",
+    "ReadCount",
+    "Split",
     "TensorInfo",
     "cache_dir",
     "cached_models",

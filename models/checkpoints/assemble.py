@@ -1,8 +1,8 @@
 """Builds the decoder's leaves out of named tensors, a block of rows at a time, straight into their final buffers."""
 
 import re
-from collections.abc import Callable, Mapping
-from itertools import product
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 
 import jax
@@ -16,9 +16,13 @@ from ..errors import ExtraTensorError, MissingTensorError, ShapeMismatchError, U
 from ..families import family_named
 from .base import NamedTensors, OnBytes, Place, TensorInfo, first_device
 from .pieces import Piece, pieces_of, tensor_shape
+from .region import Entry
+from .runs import Box, volume, whole
+from .shards import aligned_empty, groups_of, place_leaf, relative
 
 BLOCK_BYTES = 8 * 2**20  # of float32: small against any model, large against the cost of a read
-ALIGNMENT = 64  # JAX on the CPU takes over numpy buffers aligned so, without a copy
+STAGED = 3  # times a block: as it came, unpacked, in order
+REMOTE_BLOCK_BYTES = 128 * 2**20  # the same for what is far away: several requests at a time
 
 HARMLESS = (
     r".*rotary_emb\.inv_freq",  # recomputed from the configuration
@@ -43,81 +47,158 @@ def load_named(
         config: what to read.
         dtype: of the weights.
         source: file or folder, for errors.
-        place: where each leaf lives; the first device by default. Each process reads the rows of its own shards.
+        place: where each leaf lives; the first device by default. Each process reads the bytes of its own shards.
         progress: called with bytes of weights made and their sum.
 
     Raises:
         MissingTensorError, ExtraTensorError, ShapeMismatchError, UnsupportedQuantizationError: found before any
             tensor is read.
     """
-    specs = weight_specs(config, jnp.dtype(dtype))
-    table = family_named(config.family).tensors(config)
-    plan = {path: list(pieces_of(spec, table[spec.key])) for path, spec in specs.items()}
-    check([piece for pieces in plan.values() for piece in pieces], tensors.infos, config, source)
     place = place or first_device
-    total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
+    plan = leaf_plans(tensors, config, dtype=dtype, source=source)
+    total = sum(prod(leaf.spec.shape) * leaf.spec.dtype.itemsize for leaf in plan)
     done = 0
     flat: dict[str, jax.Array] = {}
-    for path, spec in specs.items():
-        sharding = place(spec)
-        by_index = {piece.index: piece for piece in plan[path]}
-        made = jax.make_array_from_callback(spec.shape, sharding, _reader(tensors, spec, by_index))
-        flat[path] = made.block_until_ready()  # or copies to an accelerator would pile up in host memory
-        done += made.nbytes
+    for leaf in plan:
+        made = place_leaf(leaf.spec, place(leaf.spec), leaf.read, together=not tensors.local)
+        flat[leaf.spec.path] = made.block_until_ready()  # or copies to an accelerator would pile up in host memory
+        done += prod(leaf.spec.shape) * leaf.spec.dtype.itemsize
         if progress is not None:
             progress(done, total)
     return unflatten(flat)
 
 
-type _Index = tuple[slice, ...] | None
+def leaf_plans(tensors: NamedTensors, config: ModelConfig, *, dtype: DTypeLike, source: str) -> "list[LeafPlan]":
+    """How each leaf is read, in the order of loading.
+
+    Raises:
+        MissingTensorError, ExtraTensorError, ShapeMismatchError, UnsupportedQuantizationError: the tensors do not fit.
+    """
+    specs = weight_specs(config, jnp.dtype(dtype))
+    table = family_named(config.family).tensors(config)
+    pieces = {path: list(pieces_of(spec, table[spec.key])) for path, spec in specs.items()}
+    check([piece for group in pieces.values() for piece in group], tensors.infos, config, source)
+    return [LeafPlan(tensors, spec, tuple(pieces[path])) for path, spec in specs.items()]
 
 
-def _reader(
-    tensors: NamedTensors, spec: WeightSpec, pieces: Mapping[tuple[int, ...], Piece]
-) -> Callable[[_Index], np.ndarray]:
-    """The callback that makes one shard of a leaf."""
+@dataclass(frozen=True)
+class LeafPlan:
+    """How a leaf is read: which rows, and what of them, of which tensors."""
 
-    def read(index: _Index) -> np.ndarray:
-        slices = index or (slice(None),) * len(spec.shape)
-        bounds = [s.indices(n)[:2] for s, n in zip(slices, spec.shape, strict=True)]
-        shard = aligned_empty(tuple(stop - start for start, stop in bounds), spec.dtype)
-        lead = len(next(iter(pieces)))
-        for entry in product(*(range(*pair) for pair in bounds[:lead])):
-            part = shard[tuple(i - start for i, (start, _) in zip(entry, bounds[:lead], strict=True))]
-            fill(part, tensors, pieces[entry], bounds[lead:])
-        return shard
+    tensors: NamedTensors
+    spec: WeightSpec
+    pieces: tuple[Piece, ...]
 
-    return read
+    def read(self, boxes: list[Box]) -> list[np.ndarray]:
+        """Some boxes of the leaf, each in a buffer of its own, read a block of rows at a time."""
+        made = [aligned_empty(tuple(stop - start for start, stop in box), self.spec.dtype) for box in boxes]
+        for reading in self._readings(boxes):
+            reading.fill([(made[i][within], bounds) for i, within, bounds in reading.targets])
+        return made
+
+    def planned(self, boxes: list[Box]) -> int:
+        """Bytes that `read` asks the files for. Reads nothing."""
+        return sum(reading.planned() for reading in self._readings(boxes))
+
+    def staging(self, boxes: list[Box]) -> int:
+        """Most bytes that `read` holds of what it has read before that lies in the boxes' buffers."""
+        return max((STAGED * reading.block_bytes for reading in self._readings(boxes)), default=0)
+
+    def _readings(self, boxes: list[Box]) -> "Iterator[Reading]":
+        entries: dict[tuple[int, ...], Entry] = {}
+        lead = len(self.pieces[0].index)
+        for piece in self.pieces:
+            held = [
+                i for i, box in enumerate(boxes)
+                if all(start <= at < stop for at, (start, stop) in zip(piece.index, box, strict=False))
+            ]  # fmt: skip
+            info = self.tensors.infos[piece.name]
+            for union, numbers in groups_of([boxes[i][lead:] for i in held]):
+                if info.shape not in entries:
+                    entries[info.shape] = Entry.of(piece, info)
+                targets = [
+                    (
+                        i,
+                        tuple(at - start for at, (start, _) in zip(piece.index, boxes[i], strict=False)),
+                        boxes[i][lead:],
+                    )
+                    for i in (held[number] for number in numbers)
+                ]
+                yield Reading(self.tensors, piece, entries[info.shape], union, targets)
 
 
-def fill(part: np.ndarray, tensors: NamedTensors, piece: Piece, bounds: list[tuple[int, int]]) -> None:
-    """Read the rows of a piece that lie in `bounds` (start, stop for each axis of the piece) into `part`."""
-    info = tensors.infos[piece.name]
-    source, shape = piece.source, piece.shape
-    rows = info.shape[0] - source.start if source.rows is None else source.rows
-    inner = rows // shape[0]
-    step = max(1, BLOCK_BYTES // (4 * inner * prod(info.shape[1:])))
-    first, last = bounds[0]
-    whole = all(pair == (0, n) for pair, n in zip(bounds[1:], shape[1:], strict=True))
-    for start in range(first, last, step):
-        stop = min(last, start + step)
-        block = tensors.read_rows(piece.name, source.start + start * inner, source.start + stop * inner)
-        view = block if source.view is None else source.view(block)
-        target = part[start - first : stop - first]
+@dataclass(frozen=True)
+class Reading:
+    """A box of a piece that is read at once.
+
+    Args:
+        tensors: where from.
+        piece: of the leaf.
+        entry: how its entries lie in the tensor.
+        bounds: the box.
+        targets: the shards that it fills: number, where the piece lies in the shard, and the shard's bounds on it.
+    """
+
+    tensors: NamedTensors
+    piece: Piece
+    entry: Entry
+    bounds: Box
+    targets: list[tuple[int, tuple[int, ...], Box]]
+
+    def fill(self, targets: list[tuple[np.ndarray, Box]]) -> None:
+        """Read into parts of shards, each with its bounds on the piece."""
+        fine = self._fine()
+        within = self.entry.box(fine)[1:]
+        first, last = self.bounds[0]
+        step = max(1, self.block_bytes // (4 * self.entry.rows * volume(within)))
+        for start in range(first, last, step):
+            stop = min(last, start + step)
+            rows = self._rows(start, stop, fine)
+            block = self._read(*rows, within)
+            view = self.entry.view(block, stop - start, fine)
+            for part, bounds in targets:
+                low, high = max(start, bounds[0][0]), min(stop, bounds[0][1])
+                if low < high:
+                    target = part[low - bounds[0][0] : high - bounds[0][0]]
+                    self._copy(target, view[low - start : high - start], bounds[1:], fine)
+
+    def planned(self) -> int:
+        """Bytes that the files are asked for."""
+        fine = self._fine()
+        return self.tensors.planned(self.piece.name, *self._rows(*self.bounds[0], fine), self.entry.box(fine)[1:])
+
+    @property
+    def block_bytes(self) -> int:
+        """Most bytes of float32 that are read at once: one entry, or as many as make a block."""
+        entry = 4 * self.entry.rows * volume(self.entry.box(self._fine())[1:])
+        return max(entry, BLOCK_BYTES if self.tensors.local else REMOTE_BLOCK_BYTES)
+
+    def _fine(self) -> Box:
+        """The box on the axes of an entry; all of them where a shard cuts between them."""
+        shape = self.piece.shape[1:]
+        if any(self.entry.fine(shape, bounds[1:]) is None for _, _, bounds in self.targets):
+            return whole(self.entry.shape)
+        return self.entry.fine(shape, self.bounds[1:]) or whole(self.entry.shape)
+
+    def _rows(self, start: int, stop: int, fine: Box) -> tuple[int, int]:
+        low, high = self.entry.box(fine)[0]
+        begin = self.piece.source.start
+        return begin + start * self.entry.rows + low, begin + (stop - 1) * self.entry.rows + high
+
+    def _read(self, start: int, stop: int, within: Box) -> np.ndarray:
+        name = self.piece.name
+        if within == whole(self.tensors.infos[name].shape[1:]):
+            return self.tensors.read_rows(name, start, stop)
+        return self.tensors.read_rows(name, start, stop, within)
+
+    def _copy(self, target: np.ndarray, view: np.ndarray, bounds: Box, fine: Box) -> None:
+        wanted = self.entry.fine(self.piece.shape[1:], bounds)
         with np.errstate(over="ignore", invalid="ignore"):  # a value too large for the dtype becomes inf, as in JAX
-            if whole:
-                target.reshape(view.shape, copy=False)[...] = view
+            if wanted is not None:
+                found = view[:, *relative(wanted, fine)]
+                target.reshape(found.shape, copy=False)[...] = found
             else:
-                cut = tuple(slice(*pair) for pair in bounds[1:])
-                target[...] = view.reshape(stop - start, *shape[1:])[:, *cut]
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
-    """An uninitialised array whose first byte lies on a multiple of ALIGNMENT."""
-    nbytes = prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
+                target[...] = view.reshape(len(view), *self.piece.shape[1:])[:, *(slice(*pair) for pair in bounds)]
 
 
 def check(pieces: list[Piece], infos: Mapping[str, TensorInfo], config: ModelConfig, source: str) -> None:

@@ -9,18 +9,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Shaped
 
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec
+from .byte_files import Location
+from .runs import Box
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
-type Place = Callable[[WeightSpec], jax.sharding.Sharding]
+type Place = Callable[[WeightSpec], jax.sharding.Sharding | Placed]
 """Where a leaf lives. Called once per leaf, before any byte of it is read."""
 
 type OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) as work goes on."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a leaf lives that is held with copies of its entries, or with zeros behind them.
+
+    Args:
+        sharding: of the leaf with copies and zeros.
+        shape: of the leaf with copies and zeros.
+        copies: how often each entry is held along each axis, beside itself.
+    """
+
+    sharding: jax.sharding.Sharding
+    shape: tuple[int, ...]
+    copies: tuple[int, ...]
+
+    def arrange(self, leaf: Shaped[jax.Array, "..."]) -> Shaped[jax.Array, "..."]:
+        """The leaf with its copies and zeros."""
+        for axis, (size, copies) in enumerate(zip(self.shape, self.copies, strict=True)):
+            if copies > 1:
+                leaf = jnp.repeat(leaf, copies, axis=axis)
+            if leaf.shape[axis] < size:
+                leaf = jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
+        return leaf
 
 
 def first_device(_: WeightSpec) -> jax.sharding.Sharding:
@@ -35,7 +62,7 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: str  # as the file calls it: "BF16", "Q4_1"
-    file: Path
+    file: Location
     readable: bool = True  # False: the type has no conversion to floating point
 
 
@@ -43,8 +70,8 @@ class TensorInfo:
 class NamedTensors(Protocol):
     """Tensors under their Hugging Face names, readable a few rows at a time.
 
-    A row is an entry of the first axis. Shapes and types are known without reading, and reading a block of rows needs
-    memory for that block alone.
+    A row is an entry of the first axis. Shapes and types are known without reading, and reading a block of rows, or a
+    part of each of them, reads its own bytes and needs memory for that block alone.
     """
 
     @property
@@ -52,8 +79,23 @@ class NamedTensors(Protocol):
         """Every tensor, by name."""
         ...
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of a tensor, in a floating-point type; a view of the file where no work is needed."""
+    @property
+    def local(self) -> bool:
+        """Whether they are on this machine, so that many small reads cost little."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        """Rows start..stop of a tensor, in a floating-point type.
+
+        Args:
+            name: of the tensor.
+            start, stop: rows.
+            within: start and stop along every further axis; () for all of them.
+        """
+        ...
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+        """How many bytes `read_rows` would ask its files for. Reads nothing."""
         ...
 
 
@@ -62,7 +104,7 @@ class Checkpoint(Protocol):
     """A model on disk: configuration, weights, tokenizer."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Location:
         """The folder or file that was opened."""
         ...
 

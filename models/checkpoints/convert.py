@@ -1,5 +1,6 @@
 """From one checkpoint format to another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -7,10 +8,11 @@ from typing import Final
 import jax
 import jax.numpy as jnp
 
-from ...backends.errors import InvalidParameterError
+from ...backends.errors import InvalidParameterError, UsageError
+from ..config import ModelConfig
 from ..decoder import flatten
 from ..families import config_from_hf
-from .base import OnBytes
+from .base import OnBytes, Place
 from .gguf_writer import TYPES, write_gguf
 from .hub import resolve_model
 from .opening import open_checkpoint
@@ -27,12 +29,22 @@ class ConvertReport:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Split:
+    """How a checkpoint is cut for a layout: its name, and where each leaf of a model lives for writing, whole leaves in
+    the checkpoint's form. `place` raises what is wrong with the layout."""
+
+    name: str
+    place: Callable[[ModelConfig], Place]
+
+
 def convert(
     source: str,
     destination: Path,
     *,
     to: Format,
     dtype: str | None = None,
+    layout: Split | None = None,
     overwrite: bool = False,
     offline: bool | None = None,
     progress: OnBytes | None = None,
@@ -45,6 +57,7 @@ def convert(
         to: the format.
         dtype: of the weights written: float32, float16, bfloat16, and for gguf q8_0. None keeps the stored one;
             quantised weights become float32.
+        layout: for orbax: chunks end where the parts of these devices end.
         overwrite: replace what is at the destination.
         offline: use the caches alone. None: as HF_HUB_OFFLINE says.
         progress: called with bytes read and written, and what both come to.
@@ -57,11 +70,14 @@ def convert(
     known = tuple(TYPES) if to == "gguf" else _DTYPES
     if dtype is not None and dtype not in known:
         raise InvalidParameterError("dtype", dtype, f"one of {', '.join(known)}")
+    if layout is not None and to != "orbax":
+        raise UsageError(f"layout {layout.name}: {to} has no chunks that could end where its parts end; write orbax")
     checkpoint = open_checkpoint(resolve_model(source, offline=offline))
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
     name = dtype or checkpoint.stored_dtype.name
     loaded = jnp.dtype(name if name in _DTYPES else "float32")
-    weights = checkpoint.load_weights(config, dtype=loaded, place=_on_host, progress=_half(progress, 0))
+    place = _on_host if layout is None else layout.place(config)
+    weights = checkpoint.load_weights(config, dtype=loaded, place=place, progress=_half(progress, 0))
     write = _half(progress, 1)
     if to == "gguf":
         with new_path(destination, overwrite=overwrite) as path:
@@ -74,6 +90,7 @@ def convert(
             destination=destination,
             format=to,
             overwrite=overwrite,
+            layout=None if layout is None else layout.name,
             progress=write,
         )
     leaves = flatten(weights).values()

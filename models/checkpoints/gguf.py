@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from pathlib import Path
@@ -21,9 +21,11 @@ from ..errors import CheckpointError, CorruptCheckpointError, ShapeMismatchError
 from ..tokenizer import Tokenizer
 from .assemble import load_named
 from .base import OnBytes, Place, TensorInfo
+from .byte_files import ByteFile, Location, ReadCount, open_bytes
 from .gguf_config import config_from_gguf
 from .gguf_header import GGUFHeader, GGUFTensor, read_header
 from .gguf_names import CONFIG_TENSORS, Rule, architecture_named
+from .runs import Box, Runs, runs_of, whole
 
 _PLAIN: Final = {
     Kind.F32: np.dtype("<f4"),
@@ -47,10 +49,11 @@ def can_dequantize(kind: Kind) -> bool:
 
 
 class GGUFFile:
-    """Tensors of a GGUF file under their GGUF names, memory-mapped."""
+    """Tensors of a GGUF file under their GGUF names."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location, reads: ReadCount | None = None) -> None:
         self.path = path
+        self._reads = ReadCount() if reads is None else reads
         first = read_header(path)
         self.metadata = first.metadata
         self.tensors: dict[str, GGUFTensor] = dict(first.tensors)
@@ -61,29 +64,49 @@ class GGUFFile:
                     f"{part}: tensor {min(repeated)!r}: found it in an earlier part too, expected it once"
                 )
             self.tensors |= header.tensors
-        self._maps: dict[Path, np.memmap] = {}
+        self._files: dict[Location, ByteFile] = {}
 
-    def read_rows(self, name: str, start: int, stop: int, *, expert: int | None = None) -> np.ndarray:
-        """Rows start..stop of a tensor (or of one entry of it): stored floats as they are, others made float32."""
+    def read_rows(self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None) -> np.ndarray:
+        """Rows start..stop of a tensor (or of one entry of it): stored floats as they are, others made float32.
+
+        Of rows cut short, whole blocks of the quantisation are read.
+        """
         tensor = self.tensors[name]
-        if tensor.file not in self._maps:
-            self._maps[tensor.file] = np.memmap(tensor.file, np.uint8, mode="r")
-        shape, first, nbytes = tensor.shape, tensor.start, tensor.nbytes
-        if expert is not None:
-            nbytes //= shape[0]
-            shape, first = shape[1:], first + expert * nbytes
-        row_bytes = nbytes // shape[0]
-        raw = np.asarray(self._maps[tensor.file][first + start * row_bytes : first + stop * row_bytes])
-        shape = (stop - start, *shape[1:])
+        if tensor.file not in self._files:
+            self._files[tensor.file] = open_bytes(tensor.file, self._reads)
+        raw = self._files[tensor.file].read(self.runs(name, start, stop, within, expert=expert))
+        box = self._box(name, start, stop, within, expert)
+        shape = tuple(last - first for first, last in box)
         if tensor.type in _PLAIN:
             return raw.view(_PLAIN[tensor.type]).reshape(shape)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+        first, last = box[-1]
+        count = -(-last // block) - first // block
         with np.errstate(all="ignore"):  # whatever bytes there are decode to some float
             # Blocks are independent; longer rows cost the package fewer passes.
-            fold = gcd(stop - start, 64) * row_bytes
-            return gguf.dequantize(raw.reshape(-1, fold), tensor.type).reshape(shape)
+            rows = len(raw) // (count * block_bytes)
+            values = gguf.dequantize(raw.reshape(-1, gcd(rows, 64) * count * block_bytes), tensor.type)
+        cut = first % block
+        return values.reshape(*shape[:-1], count * block)[..., cut : cut + last - first]
+
+    def runs(self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None) -> Runs:
+        """Where the bytes for `read_rows` lie."""
+        tensor = self.tensors[name]
+        box, shape, first = self._box(name, start, stop, within, expert), tensor.shape, tensor.start
+        if expert is not None:
+            first += expert * (tensor.nbytes // shape[0])
+            shape = shape[1:]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+        low, high = box[-1]
+        blocks = (*box[:-1], (low // block, -(-high // block)))
+        return runs_of((*shape[:-1], shape[-1] // block), block_bytes, blocks, first)
+
+    def _box(self, name: str, start: int, stop: int, within: Box, expert: int | None) -> Box:
+        shape = self.tensors[name].shape[0 if expert is None else 1 :]
+        return ((start, stop), *(within or whole(shape[1:])))
 
 
-def _other_parts(path: Path, first: GGUFHeader) -> list[tuple[Path, GGUFHeader]]:
+def _other_parts(path: Location, first: GGUFHeader) -> list[tuple[Location, GGUFHeader]]:
     count = first.metadata.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
         return []
@@ -99,8 +122,11 @@ def _other_parts(path: Path, first: GGUFHeader) -> list[tuple[Path, GGUFHeader]]
 
 @dataclass(frozen=True)
 class _Mapped:
+    """A tensor under its Hugging Face name. Both functions take a first and a last row and the bounds within them."""
+
     info: TensorInfo
-    read: Callable[[int, int], np.ndarray]
+    read: Callable[[int, int, Box], np.ndarray]
+    planned: Callable[[int, int, Box], int]
 
 
 class GGUFTensors:
@@ -119,8 +145,15 @@ class GGUFTensors:
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        return self._mapped[name].read(start, stop)
+    @property
+    def local(self) -> bool:
+        return isinstance(self._file.path, Path)
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        return self._mapped[name].read(start, stop, within or whole(self._infos[name].shape[1:]))
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+        return self._mapped[name].planned(start, stop, within or whole(self._infos[name].shape[1:]))
 
     def _map(self, rules: tuple[Rule, ...]) -> dict[str, _Mapped]:
         by_name = {rule.gguf: rule for rule in rules}
@@ -151,12 +184,16 @@ class GGUFTensors:
                 return self._heads_in_order(hf, name)
             case "norm_plus_one":
                 one = self._plain(name, hf)
-                return _Mapped(one.info, lambda start, stop: np.subtract(one.read(start, stop), 1, dtype=np.float32))
+                return replace(one, read=lambda *rows: np.subtract(one.read(*rows), 1, dtype=np.float32))
             case "transposed":
                 one = self._plain(name, hf)
                 *lead, a, b = one.info.shape
                 info = self._info(hf, name, (*lead, b, a))
-                return _Mapped(info, lambda start, stop: one.read(start, stop).swapaxes(-1, -2))
+                return _Mapped(
+                    info,
+                    lambda start, stop, within: one.read(start, stop, _swapped(within)).swapaxes(-1, -2),
+                    lambda start, stop, within: one.planned(start, stop, _swapped(within)),
+                )
             case _:
                 return self._plain(name, hf)
 
@@ -166,12 +203,20 @@ class GGUFTensors:
 
     def _plain(self, name: str, hf: str | None = None) -> _Mapped:
         info = self._info(hf or name, name, self._file.tensors[name].shape)
-        return _Mapped(info, lambda start, stop: self._file.read_rows(name, start, stop))
+        return _Mapped(
+            info,
+            lambda *rows: self._file.read_rows(name, *rows),
+            lambda *rows: self._file.runs(name, *rows).nbytes,
+        )
 
     def _expert(self, hf: str, name: str, expert: int) -> _Mapped:
         """One entry of a stacked tensor [E, rows, ...]."""
         info = self._info(hf, name, self._file.tensors[name].shape[1:])
-        return _Mapped(info, lambda start, stop: self._file.read_rows(name, start, stop, expert=expert))
+        return _Mapped(
+            info,
+            lambda *rows: self._file.read_rows(name, *rows, expert=expert),
+            lambda *rows: self._file.runs(name, *rows, expert=expert).nbytes,
+        )
 
     def _heads_in_order(self, hf: str, name: str) -> _Mapped:
         """llama.cpp stores each head's rows as pairs (i, i + H/2) next to each other; Hugging Face as two halves."""
@@ -184,13 +229,20 @@ class GGUFTensors:
                 f"of {heads} heads"
             )
 
-        def read(start: int, stop: int) -> np.ndarray:
-            head, last = start // width, -(-stop // width)
-            rows = self._file.read_rows(name, head * width, last * width)
+        def heads_of(start: int, stop: int) -> tuple[int, int]:
+            return start // width, -(-stop // width)
+
+        def read(start: int, stop: int, within: Box) -> np.ndarray:
+            head, last = heads_of(start, stop)
+            rows = self._file.read_rows(name, head * width, last * width, within)
             ordered = rows.reshape(last - head, width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
             return ordered[start - head * width : stop - head * width]
 
-        return _Mapped(info, read)
+        def planned(start: int, stop: int, within: Box) -> int:
+            head, last = heads_of(start, stop)
+            return self._file.runs(name, head * width, last * width, within).nbytes
+
+        return _Mapped(info, read, planned)
 
     def _gate_up(self, hf: str, gate: str, up: str) -> _Mapped:
         """gpt-oss: [E, F, D] and [E, F, D] become [E, D, 2F] with columns interleaved; biases [E, F] become [E, 2F]."""
@@ -203,12 +255,26 @@ class GGUFTensors:
                 f"{list(shape)} as {gate!r} has"
             )
 
-        def read(start: int, stop: int) -> np.ndarray:
-            pair = (self._file.read_rows(name, start, stop) for name in (gate, up))
-            rows = np.stack([np.asarray(part) for part in pair], axis=2)  # [E, F, 2, D]
-            return rows.reshape(stop - start, -1, *rows.shape[3:]).swapaxes(1, -1)
+        def stored(within: Box) -> Box:
+            *wide, (first, last) = within
+            return ((first // 2, -(-last // 2)), *wide)
 
-        return _Mapped(self._info(hf, gate, (shape[0], *shape[2:], 2 * shape[1])), read)
+        def read(start: int, stop: int, within: Box) -> np.ndarray:
+            pair = (self._file.read_rows(name, start, stop, stored(within)) for name in (gate, up))
+            rows = np.stack([np.asarray(part) for part in pair], axis=2)  # [E, F, 2, D]
+            both = rows.reshape(stop - start, -1, *rows.shape[3:]).swapaxes(1, -1)
+            first, last = within[-1]
+            return both[..., first % 2 : first % 2 + last - first]
+
+        def planned(start: int, stop: int, within: Box) -> int:
+            return sum(self._file.runs(name, start, stop, stored(within)).nbytes for name in (gate, up))
+
+        return _Mapped(self._info(hf, gate, (shape[0], *shape[2:], 2 * shape[1])), read, planned)
+
+
+def _swapped(within: Box) -> Box:
+    *lead, one, other = within
+    return (*lead, other, one)
 
 
 def _pattern(name: str) -> tuple[str, dict[str, int]]:
@@ -224,9 +290,10 @@ def _pattern(name: str) -> tuple[str, dict[str, int]]:
 class GGUFCheckpoint:
     """A model in a GGUF file: metadata gives the configuration and the tokenizer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
-        self._file = GGUFFile(path)
+        self.reads = ReadCount()
+        self._file = GGUFFile(path, self.reads)
         tensors = self._file.tensors
         factors = {
             name: [float(x) for x in self._file.read_rows(name, 0, tensors[name].shape[0])]
@@ -239,6 +306,7 @@ class GGUFCheckpoint:
             rope_factors=factors,
             source=str(path),
         )
+        self.reads.clear()  # those factors are no weights
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -5,17 +5,16 @@ makes it allocate or loop without bound) and needs seconds for a vocabulary, so 
 """
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
+from ..errors import CorruptCheckpointError, UnsupportedQuantizationError
+from .byte_files import HeadOfFile, Location, ReadCount, open_bytes
 
 MAX_STRING: Final = 16 * 2**20  # bytes; chat templates are some ten thousand
 MAX_ITEMS: Final = 4 * 2**20  # entries of one array; the largest vocabularies have about 300,000 tokens
@@ -46,7 +45,7 @@ class GGUFTensor:
     type: GGMLQuantizationType
     start: int  # byte offset in the file
     nbytes: int
-    file: Path
+    file: Location
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class GGUFHeader:
     tensors: dict[str, GGUFTensor]
 
 
-def read_header(path: Path) -> GGUFHeader:
+def read_header(path: Location) -> GGUFHeader:
     """Read and check the header of a file.
 
     Raises:
@@ -65,21 +64,16 @@ def read_header(path: Path) -> GGUFHeader:
         CorruptCheckpointError: truncated, garbled, overlapping or absurd.
         UnsupportedQuantizationError: a tensor has a type that this version of the gguf package does not know.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 24:
-                raise CorruptCheckpointError(f"{path}: found {size} bytes, a GGUF file has at least 24; fetch it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Parser(path, data).header()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    file = open_bytes(path, ReadCount())
+    if file.size < 24:
+        raise CorruptCheckpointError(f"{path}: found {file.size} bytes, a GGUF file has at least 24; fetch it again")
+    return _Parser(path, HeadOfFile(file)).header()
 
 
 class _Parser:
     """A cursor over the bytes; every read is checked against the end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Location, data: HeadOfFile) -> None:
         self.path = path
         self.data = data
         self.size = len(data)

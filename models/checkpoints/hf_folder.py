@@ -16,8 +16,10 @@ from ..families import family_for
 from ..tokenizer import Tokenizer
 from .assemble import load_named
 from .base import NamedTensors, OnBytes, Place
+from .byte_files import Location, ReadCount
 from .json_file import read_object
 from .mxfp4 import Mxfp4Tensors
+from .remote import local_copy
 from .safetensors import FLOATS, SafetensorsTensors, open_folder
 
 TOKENIZER_FILES: Final = (
@@ -36,11 +38,12 @@ TOKENIZER_FILES: Final = (
 class HFFolder:
     """What `save_pretrained()` writes and the hub serves."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
+        self.reads = ReadCount()
         self.hf_config = read_object(path / "config.json")
         family_for(self.hf_config, source=str(path / "config.json"))  # before a word about the weights
-        self._stored = open_folder(path)
+        self._stored = open_folder(path, self.reads)
         self._check_quantization()
 
     def _check_quantization(self) -> None:
@@ -81,10 +84,12 @@ class HFFolder:
         return load_named(self.tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_folder(self.path)
+        with local_copy(self.path, (*TOKENIZER_FILES, "config.json", "generation_config.json")) as folder:
+            return Tokenizer.from_folder(folder)
 
     def copy_tokenizer(self, folder: Path) -> None:
-        copy_tokenizer_files(self.path, folder)
+        with local_copy(self.path, TOKENIZER_FILES) as source:
+            copy_tokenizer_files(source, folder)
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:

@@ -14,9 +14,11 @@ from typing import Final
 
 from ..errors import HubError, ModelNotFoundError
 from .base import OnBytes
+from .byte_files import Location
 from .hf_folder import TOKENIZER_FILES
 from .random_weights import PREFIX, random_config_path
 from .registry import KnownModel, cache_dir, known_models, wheel_path
+from .remote import RemotePath, is_url
 
 PIP_TIMEOUT: Final = 1800  # seconds
 _HUB_ID: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?")
@@ -37,12 +39,13 @@ def resolve_model(
     offline: bool | None = None,
     cache: Path | None = None,
     progress: OnBytes | None = None,
-) -> Path:
+) -> Location:
     """The file or folder behind a name, for `open_checkpoint`.
 
     Args:
         model: an alias (`known_models`), a folder, a .gguf file, a hub id (`owner/name`, optionally `@revision` or
-            `/file.gguf`), or `random:` and one of these or a name of a shipped configuration.
+            `/file.gguf`), the URL of a folder or .gguf file that fsspec reaches (gs://bucket/model), which stays where
+            it is, or `random:` and one of these or a name of a shipped configuration.
         offline: use the caches alone. None: as HF_HUB_OFFLINE says.
         cache: Distaff's cache; `cache_dir()` by default.
         progress: called with bytes fetched and their sum, where these are known.
@@ -55,6 +58,10 @@ def resolve_model(
     if model.startswith(PREFIX):
         random_config_path(model)
         return Path(model)
+    if is_url(model):
+        if offline and not model.startswith(("memory:", "file:")):
+            raise HubError(f"{model}: found a URL, expected a folder or a cached model because of --offline")
+        return RemotePath(model)
     path = Path(model).expanduser()
     if model and path.exists():
         return path

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, CorruptCheckpointError
+from .byte_files import Location
 
 MAX_BYTES = 256 * 2**20  # the index of the largest public checkpoints stays under 20 MB
 
@@ -38,7 +39,7 @@ def parse_object(text: bytes | str, *, source: str) -> dict[str, Any]:
     return found
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Location) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from ..errors import MissingTensorError, ShapeMismatchError
 from .base import TensorInfo
+from .runs import Box, whole
 from .safetensors import SafetensorsTensors
 
 VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -70,12 +71,31 @@ class Mxfp4Tensors:
         experts, rows, groups, _ = blocks.shape
         return TensorInfo(name, (experts, 32 * groups, rows), "MXFP4", blocks.file)
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+    @property
+    def local(self) -> bool:
+        return self._stored.local
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
         if name in self._stored.infos:
-            return self._stored.read_rows(name, start, stop)
-        blocks, scales = (self._stored.raw(f"{name}_{part}")[start:stop] for part in ("blocks", "scales"))
+            return self._stored.read_rows(name, start, stop, within)
+        columns, blocks_within, (first, last) = self._stored_box(name, within)
+        blocks = self._stored.read_rows(f"{name}_blocks", start, stop, (*blocks_within, (0, 16)))
+        scales = self._stored.read_rows(f"{name}_scales", start, stop, blocks_within)
         # Every value fits bfloat16 exactly, so half the memory does.
         made = np.empty((*scales.shape[:-1], 32 * scales.shape[-1]), ml_dtypes.bfloat16)
         for i in range(len(made)):
             made[i] = dequantize(blocks[i], scales[i])
-        return made.swapaxes(-1, -2)
+        return made[..., first - columns : last - columns].swapaxes(-1, -2)
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+        if name in self._stored.infos:
+            return self._stored.planned(name, start, stop, within)
+        _, box, _ = self._stored_box(name, within)
+        blocks = self._stored.planned(f"{name}_blocks", start, stop, (*box, (0, 16)))
+        return blocks + self._stored.planned(f"{name}_scales", start, stop, box)
+
+    def _stored_box(self, name: str, within: Box) -> tuple[int, Box, tuple[int, int]]:
+        """The first column that is read, bounds on the stored rows and groups, and the columns that are wanted."""
+        columns, rows = within or whole(self._infos[name].shape[1:])
+        groups = (columns[0] // 32, -(-columns[1] // 32))
+        return 32 * groups[0], (rows, groups), columns

@@ -4,23 +4,27 @@ from pathlib import Path
 
 from ..errors import CheckpointError, ModelNotFoundError
 from .base import Checkpoint
+from .byte_files import Location
 from .gguf import GGUFCheckpoint
 from .hf_folder import HFFolder
 from .orbax import MANIFEST, OrbaxFolder
 from .random_weights import PREFIX, RandomCheckpoint
+from .remote import RemotePath, is_url
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Location | str) -> Checkpoint:
     """Open a checkpoint: reads and checks its configuration and headers, no weights.
 
     Args:
-        path: a Hugging Face folder, a .gguf file or a folder with one, an Orbax folder written by Distaff, or what
-            `resolve_model` returned for `random:NAME`.
+        path: a Hugging Face folder, a .gguf file or a folder with one, an Orbax folder written by Distaff, the URL of
+            any of these, or what `resolve_model` returned for `random:NAME`.
 
     Raises:
         ModelNotFoundError: there is nothing there.
         CheckpointError: it is none of these, or it is damaged.
     """
+    if isinstance(path, str):
+        path = RemotePath(path) if is_url(path) else Path(path)
     if str(path).startswith(PREFIX):
         return RandomCheckpoint(str(path))
     if not path.exists():
@@ -45,7 +49,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Location) -> Checkpoint:
     with path.open("rb") as file:
         magic = file.read(4)
     if path.suffix == ".gguf" or magic == b"GGUF":

@@ -1,17 +1,17 @@
 """Distaff's own checkpoints: the weights as the decoder has them, stored by Orbax.
 
-    FOLDER/distaff.json    format version; shape and type of every leaf; CRC-32 of every file that holds numbers
+    FOLDER/distaff.json    format version; shape and type of every leaf; CRC-32 of every file that holds numbers; the
+                           layout whose parts the chunks end with, if one was asked for
     FOLDER/config.json     and generation_config.json, tokenizer files: as in a Hugging Face folder
     FOLDER/weights/        an Orbax PyTree of {dotted path: array}, one Zarr 3 array each
 
-Orbax writes. Reading goes through TensorStore, on which Orbax stands, a chunk at a time into the final buffers: Orbax's
-own restore holds about three times an array while it reads it.
+Orbax writes. Chunks are fetched here, each once by each process that needs any of it, checked, and decoded by
+TensorStore, on which Orbax stands: Orbax's own restore holds about three times an array while it reads it.
 """
 
 import logging
 import zlib
-from collections.abc import Callable
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -27,10 +27,13 @@ from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from ..errors import CheckpointError, CorruptCheckpointError, ExtraTensorError, MissingTensorError, ShapeMismatchError
 from ..tokenizer import Tokenizer
-from .assemble import aligned_empty
 from .base import OnBytes, Place, first_device
-from .hf_folder import copy_tokenizer_files
+from .byte_files import Location, ReadCount, open_bytes
+from .hf_folder import TOKENIZER_FILES, copy_tokenizer_files
 from .json_file import read_object, write_object
+from .remote import local_copy
+from .runs import Box, Runs, overlap, volume
+from .shards import ReadBoxes, aligned_empty, place_leaf, relative
 
 MANIFEST: Final = "distaff.json"
 FORMAT_VERSION: Final = 1
@@ -41,8 +44,9 @@ _DTYPES: Final = ("float32", "float16", "bfloat16")
 class OrbaxFolder:
     """A folder that `write_orbax` made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
+        self.reads = ReadCount()
         self.manifest = path / MANIFEST
         content = read_object(self.manifest)
         version = content.get("format_version")
@@ -99,10 +103,9 @@ class OrbaxFolder:
         done = 0
         flat: dict[str, jax.Array] = {}
         for path, spec in specs.items():
-            stored = self._open(path, spec)
-            made = jax.make_array_from_callback(spec.shape, place(spec), self._reader(path, stored, spec))
-            flat[path] = made.block_until_ready()
-            done += made.nbytes
+            # Together, or a chunk that several shards share would be fetched for each of them.
+            flat[path] = place_leaf(spec, place(spec), self.reader(spec), together=True)
+            done += prod(spec.shape) * spec.dtype.itemsize
             if progress is not None:
                 progress(done, total)
         return unflatten(flat)
@@ -124,70 +127,113 @@ class OrbaxFolder:
                     f"{list(spec.shape)}; {advice}"
                 )
 
-    def _open(self, path: str, spec: WeightSpec) -> ts.TensorStore:
-        folder = self.path / "weights" / path
-        store = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{folder}/"},
-            "fill_missing_data_reads": False,
-        }
+    def _open(self, path: str, spec: WeightSpec) -> "_StoredLeaf":
+        folder = self.path / f"weights/{path}"
+        description = folder / "zarr.json"
         try:
-            found = ts.open(store, open=True, read=True).result()
+            found = _StoredLeaf(description.read_bytes() if description.is_file() else None)
         except ValueError as error:
             raise _damaged(folder, error) from error
         shape, dtype = self.leaves[path]
-        if tuple(found.shape) != shape or found.dtype.numpy_dtype != dtype:
+        if found.shape != shape or found.dtype != dtype:
             raise CorruptCheckpointError(
                 f"{folder}: found {found.dtype.name} {list(found.shape)}, expected {dtype.name} {list(spec.shape)} by "
                 f"{MANIFEST}; convert the model again"
             )
         return found
 
-    def _reader(
-        self, path: str, stored: ts.TensorStore, spec: WeightSpec
-    ) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
-        widths = stored.chunk_layout.write_chunk.shape or ()
-        chunk = [width or n for width, n in zip(widths, spec.shape, strict=True)]
-        folder = self.path / "weights" / path
+    def reader(self, spec: WeightSpec) -> ReadBoxes:
+        """What reads boxes of a leaf: every chunk that holds any of them, once.
 
-        def read(index: tuple[slice, ...] | None) -> np.ndarray:
-            slices = index or (slice(None),) * len(spec.shape)
-            bounds = [s.indices(n)[:2] for s, n in zip(slices, spec.shape, strict=True)]
-            shard = aligned_empty(tuple(stop - start for start, stop in bounds), spec.dtype)
-            for cut in product(*(_cuts(*pair, width) for pair, width in zip(bounds, chunk, strict=True))):
-                where = tuple(slice(a - first, b - first) for (a, b), (first, _) in zip(cut, bounds, strict=True))
+        Raises:
+            CorruptCheckpointError: by the reader too; the array is damaged or another than the manifest says.
+        """
+        stored = self._open(spec.path, spec)
+        folder = f"weights/{spec.path}"
+
+        def read(boxes: list[Box]) -> list[np.ndarray]:
+            made = [aligned_empty(tuple(stop - start for start, stop in box), spec.dtype) for box in boxes]
+            for index in stored.chunks_of(boxes):
+                key = "/".join(("c", *map(str, index)))
                 try:
-                    self._verify(folder, [a // width for (a, _), width in zip(cut, chunk, strict=True)])
-                    # One at a time: each chunk in flight is held compressed, decoded and once more.
-                    shard[where] = stored[tuple(slice(*pair) for pair in cut)].read().result()
-                except (ValueError, OSError) as error:
-                    raise _damaged(folder, error) from error
-            return shard
+                    values = stored.decode(key, index, self._chunk(f"{folder}/{key}"))
+                except ValueError as error:
+                    raise _damaged(self.path / folder, error) from error
+                chunk = stored.box(index)
+                for box, part in zip(boxes, made, strict=True):
+                    common = overlap(box, chunk)
+                    if common is not None:
+                        part[relative(common, box)] = values[relative(common, chunk)]
+            return made
 
         return read
 
-    def _verify(self, folder: Path, index: list[int]) -> None:
-        """Zarr finds a chunk that is cut short, but not one in which a bit has changed."""
-        file = folder.joinpath("c", *map(str, index))
-        if _crc32(file) != self._checksums.get(file.relative_to(self.path).as_posix()):
+    def _chunk(self, name: str) -> bytes:
+        """The bytes of a chunk. Zarr finds one that is cut short, but not one in which a bit has changed."""
+        file = self.path / name
+        try:
+            opened = open_bytes(file, self.reads)
+            content = opened.read(Runs(0, opened.size)).tobytes()
+        except CheckpointError as error:
+            raise ValueError(str(error)) from error
+        if zlib.crc32(content) != self._checksums.get(name):
             raise CorruptCheckpointError(
                 f"{file}: found another content than {MANIFEST} has the CRC-32 of; copy or convert the model again"
             )
+        return content
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_folder(self.path)
+        with local_copy(self.path, (*TOKENIZER_FILES, "config.json", "generation_config.json")) as folder:
+            return Tokenizer.from_folder(folder)
 
     def copy_tokenizer(self, folder: Path) -> None:
-        copy_tokenizer_files(self.path, folder)
+        with local_copy(self.path, TOKENIZER_FILES) as source:
+            copy_tokenizer_files(source, folder)
 
 
-def _cuts(start: int, stop: int, width: int) -> list[tuple[int, int]]:
-    """A range cut where chunks of `width` end."""
-    edges = [start, *range(start // width * width + width, stop, width), stop]
-    return list(pairwise(edges))
+class _StoredLeaf:
+    """An array in chunks, as its description says. Decodes them in a store of memory, wherever they came from.
+
+    Raises:
+        ValueError: there is no description, or it describes nothing.
+    """
+
+    def __init__(self, description: bytes | None) -> None:
+        context = ts.Context()
+        self._store = ts.KvStore.open({"driver": "memory"}, context=context).result()
+        if description is not None:
+            self._store["zarr.json"] = description
+        spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "fill_missing_data_reads": False}
+        self._array = ts.open(spec, open=True, read=True, context=context).result()
+        self.shape = tuple(self._array.shape)
+        self.dtype = jnp.dtype(self._array.dtype.numpy_dtype)
+        widths = self._array.chunk_layout.write_chunk.shape or ()
+        self._chunk = tuple(width or n for width, n in zip(widths, self.shape, strict=True))
+
+    def chunks_of(self, boxes: list[Box]) -> list[tuple[int, ...]]:
+        """Every chunk that holds any of some boxes, once."""
+        found: dict[tuple[int, ...], None] = {}
+        for box in boxes:
+            ranges = (range(a // width, -(-b // width)) for (a, b), width in zip(box, self._chunk, strict=True))
+            found |= dict.fromkeys(product(*ranges) if volume(box) else ())
+        return list(found)
+
+    def box(self, index: tuple[int, ...]) -> Box:
+        """Where a chunk lies."""
+        return tuple(
+            (i * width, min(n, (i + 1) * width)) for i, width, n in zip(index, self._chunk, self.shape, strict=True)
+        )
+
+    def decode(self, key: str, index: tuple[int, ...], content: bytes) -> np.ndarray:
+        """The values of a chunk."""
+        self._store[key] = content
+        try:
+            return self._array[tuple(slice(*pair) for pair in self.box(index))].read().result()
+        finally:
+            del self._store[key]
 
 
-def _damaged(folder: Path, error: Exception) -> CorruptCheckpointError:
+def _damaged(folder: Location, error: Exception) -> CorruptCheckpointError:
     reason = str(error).split("[source locations")[0].strip()
     return CorruptCheckpointError(
         f"{folder}: found no readable array ({reason[:200]}); copy or convert the model again"
@@ -198,8 +244,14 @@ def _crc32(file: Path) -> int:
     return zlib.crc32(np.memmap(file, np.uint8, mode="r"))
 
 
-def write_orbax(weights: Weights, folder: Path) -> None:
-    """Write weights and manifest into an existing folder."""
+def write_orbax(weights: Weights, folder: Path, *, layout: str | None = None) -> None:
+    """Write weights and manifest into an existing folder.
+
+    Args:
+        weights: where they are split over devices, chunks end where the parts of the devices end.
+        folder: where to.
+        layout: noted in the manifest.
+    """
     flat = flatten(weights)
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True, save_concurrent_gb=1)
     arguments = {path: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for path in flat}
@@ -214,4 +266,5 @@ def write_orbax(weights: Weights, folder: Path) -> None:
     leaves = {path: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for path, leaf in flat.items()}
     chunks = sorted(file for file in (folder / "weights").glob("*/c/**/*") if file.is_file())
     checksums = {file.relative_to(folder).as_posix(): _crc32(file) for file in chunks}
-    write_object(folder / MANIFEST, {"format_version": FORMAT_VERSION, "leaves": leaves, "crc32": checksums})
+    split = {} if layout is None else {"layout": layout}
+    write_object(folder / MANIFEST, {"format_version": FORMAT_VERSION, **split, "leaves": leaves, "crc32": checksums})

@@ -4,17 +4,19 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ...backends.errors import UsageError
 from ..config import ModelConfig
-from ..decoder import Weights, flatten, init_weights
+from ..decoder import Weights, flatten, init_weights, unflatten, weight_specs
 from ..errors import ModelNotFoundError, TokenizerError
 from ..tokenizer import Tokenizer
-from .base import OnBytes, Place
+from .base import OnBytes, Place, first_device
 from .hf_folder import copy_tokenizer_files
 from .json_file import read_object
+from .shards import placed_as
 
 PREFIX: Final = "random:"
 _CONFIGS: Final = Path(__file__).parents[1] / "configs"
@@ -75,11 +77,20 @@ class RandomCheckpoint:
         place: Place | None = None,
         progress: OnBytes | None = None,
     ) -> Weights:
-        weights = init_weights(config, seed=self.seed, dtype=jnp.dtype(dtype), place=place)
+        weights = self._made(config, jnp.dtype(dtype), place or first_device)
         if progress is not None:
             total = sum(leaf.nbytes for leaf in flatten(weights).values())
             progress(total, total)
         return weights
+
+    def _made(self, config: ModelConfig, dtype: jnp.dtype, place: Place) -> Weights:
+        placed = {path: placed_as(spec, place(spec)) for path, spec in weight_specs(config, dtype).items()}
+
+        def make() -> Weights:
+            made = flatten(init_weights(config, seed=self.seed, dtype=dtype))
+            return unflatten({path: placed[path].arrange(leaf) for path, leaf in made.items()})
+
+        return jax.jit(make, out_shardings=unflatten({path: each.sharding for path, each in placed.items()}))()
 
     def tokenizer(self) -> Tokenizer:
         if self._config_path.parent == _CONFIGS:

@@ -17,7 +17,9 @@ import numpy as np
 
 from ..errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
 from .base import TensorInfo
+from .byte_files import ByteFile, Location, ReadCount, open_bytes
 from .json_file import parse_object, read_object
+from .runs import Box, Runs, runs_of, whole
 
 MAX_HEADER: Final = 100_000_000  # bytes; the limit of the reference implementation
 MAX_DIMENSIONS: Final = 16
@@ -43,39 +45,43 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """One file: its tensors' names, types and shapes, and their bytes through a memory map."""
+    """One file: its tensors' names, types and shapes, and their bytes in ranges."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location, reads: ReadCount | None = None) -> None:
         self.path = path
-        try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                prefix = file.read(8)
-                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-                if not 2 <= length <= min(MAX_HEADER, size - 8):
-                    raise CorruptCheckpointError(
-                        f"{path}: found a header of {length} bytes in a file of {size}, expected 2 to "
-                        f"{max(0, min(MAX_HEADER, size - 8))}; the file is truncated or not safetensors, fetch it again"
-                    )
-                text = file.read(length)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        header = parse_object(text, source=f"{path}: header")
+        file = open_bytes(path, ReadCount())  # headers are not counted with the tensors
+        size = file.size
+        prefix = file.read(Runs(0, 8)).tobytes() if size >= 8 else b""
+        length = struct.unpack("<Q", prefix)[0] if prefix else 0
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise CorruptCheckpointError(
+                f"{path}: found a header of {length} bytes in a file of {size}, expected 2 to "
+                f"{max(0, min(MAX_HEADER, size - 8))}; the file is truncated or not safetensors, fetch it again"
+            )
+        header = parse_object(file.read(Runs(8, length)).tobytes(), source=f"{path}: header")
         header.pop("__metadata__", None)
         entries = [self._entry(name, fields, 8 + length, size) for name, fields in header.items()]
         self._check_layout(entries, 8 + length, size)
         self.entries = {entry.info.name: entry for entry in entries}
+        self._reads = ReadCount() if reads is None else reads
 
     @cached_property
-    def _map(self) -> np.ndarray:
-        return np.asarray(np.memmap(self.path, np.uint8, mode="r"))
+    def _file(self) -> ByteFile:
+        return open_bytes(self.path, self._reads)
 
-    def array(self, name: str) -> np.ndarray:
-        """A tensor as a view of the file; types without a float are given as bytes."""
+    def runs(self, name: str, start: int, stop: int, within: Box = ()) -> Runs:
+        """Where rows of a tensor of whole bytes lie."""
         entry = self.entries[name]
-        raw = self._map[entry.start : entry.stop]
-        dtype = FLOATS.get(entry.info.dtype)
-        return raw.reshape(-1) if dtype is None else raw.view(dtype).reshape(entry.info.shape)
+        shape = entry.info.shape
+        box = ((start, stop), *(within or whole(shape[1:])))
+        return runs_of(shape, _BITS[entry.info.dtype] // 8, box, entry.start)
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        """Rows of a tensor; types of one byte that are no float are given as bytes."""
+        info = self.entries[name].info
+        shape = (stop - start, *(b - a for a, b in within or whole(info.shape[1:])))
+        raw = self._file.read(self.runs(name, start, stop, within))
+        return raw.view(FLOATS.get(info.dtype, np.dtype(np.uint8))).reshape(shape)
 
     def _entry(self, name: str, fields: object, data_start: int, size: int) -> _Entry:
         where = f"{self.path}: tensor {name[:100]!r}"
@@ -147,13 +153,15 @@ class SafetensorsTensors:
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        return self._files[name].array(name)[start:stop]
+    @property
+    def local(self) -> bool:
+        return all(isinstance(file.path, Path) for file in self._files.values())
 
-    def raw(self, name: str) -> np.ndarray:
-        """The bytes of a tensor, in its shape where it has one byte per value."""
-        found = self._files[name].array(name)
-        return found.reshape(self.infos[name].shape) if found.dtype == np.uint8 else found
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        return self._files[name].read_rows(name, start, stop, within)
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+        return self._files[name].runs(name, start, stop, within).nbytes
 
     def nbytes(self, name: str) -> int:
         """Stored bytes of a tensor."""
@@ -161,20 +169,23 @@ class SafetensorsTensors:
         return entry.stop - entry.start
 
 
-def open_folder(folder: Path) -> SafetensorsTensors:
+def open_folder(folder: Location, reads: ReadCount | None = None) -> SafetensorsTensors:
     """The tensors of a Hugging Face folder: model.safetensors, or the shards that an index lists.
+
+    Args:
+        folder: what holds the files.
+        reads: counts what is read of tensors.
 
     Raises:
         CheckpointError: there are none, or a shard is missing.
         CorruptCheckpointError: a file or the index is damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _open_shards(folder, index)
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return SafetensorsTensors([SafetensorsFile(single)])
-    others = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
+    names = {path.name for path in folder.iterdir()}
+    if "model.safetensors.index.json" in names:
+        return _open_shards(folder, folder / "model.safetensors.index.json", names, reads)
+    if "model.safetensors" in names:
+        return SafetensorsTensors([SafetensorsFile(folder / "model.safetensors", reads)])
+    others = sorted(name for name in names if name.endswith((".bin", ".pth", ".pt")))
     found = f"found {others[0]}, which is not read" if others else "found neither"
     raise CheckpointError(
         f"{folder}: {found}, expected model.safetensors or model.safetensors.index.json; fetch the safetensors files, "
@@ -182,17 +193,17 @@ def open_folder(folder: Path) -> SafetensorsTensors:
     )
 
 
-def _open_shards(folder: Path, index: Path) -> SafetensorsTensors:
+def _open_shards(folder: Location, index: Location, there: set[str], reads: ReadCount | None) -> SafetensorsTensors:
     weight_map: Any = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(_is_plain_name(name) for name in weight_map.values()):
         raise CorruptCheckpointError(f"{index}: weight_map: expected tensor names with names of files in this folder")
     names = sorted(set(weight_map.values()))
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if name not in there]
     if absent:
         raise CheckpointError(
             f"{index}: found no {absent[0]} in the folder, expected {len(names)} shards; fetch the rest"
         )
-    files = {name: SafetensorsFile(folder / name) for name in names}
+    files = {name: SafetensorsFile(folder / name, reads) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in files[name].entries:
             raise CorruptCheckpointError(

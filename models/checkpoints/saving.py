@@ -34,6 +34,7 @@ def save(
     dtype: DTypeLike | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: str | None = None,
     progress: OnBytes | None = None,
 ) -> None:
     """Write weights with the configuration and tokenizer of the checkpoint that they came from.
@@ -47,6 +48,7 @@ def save(
         dtype: to convert to; as the weights are by default.
         overwrite: replace what is at the destination.
         max_shard_bytes: size of a safetensors shard.
+        layout: for orbax, whose parts the weights lie in.
         progress: called with bytes written and their sum; once, at the end, for orbax.
 
     Raises:
@@ -64,7 +66,7 @@ def save(
         else:
             if target is not None:
                 weights = jax.tree.map(lambda leaf: leaf.astype(target), weights)
-            write_orbax(weights, folder)
+            write_orbax(weights, folder, layout=layout)
             if progress is not None:
                 total = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
                 progress(total, total)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from distaff.models.checkpoints import assemble
 from distaff.models.checkpoints.hf_folder import HFFolder
+from distaff.models.checkpoints.runs import Box
 from distaff.models.decoder import WeightSpec, flatten
 from distaff.models.errors import ExtraTensorError, MissingTensorError, ShapeMismatchError
 from distaff.models.families import config_from_hf
@@ -78,9 +79,9 @@ def test_a_shard_reads_its_own_rows_alone(tiny_folder: Callable[..., Path], monk
     asked: list[tuple[str, int, int]] = []
     read = checkpoint.tensors.read_rows
 
-    def noted(name: str, start: int, stop: int) -> np.ndarray:
+    def noted(name: str, start: int, stop: int, *within: Box) -> np.ndarray:
         asked.append((name, start, stop))
-        return read(name, start, stop)
+        return read(name, start, stop, *within)
 
     monkeypatch.setattr(checkpoint.tensors, "read_rows", noted)
     config = config_from_hf(checkpoint.hf_config)

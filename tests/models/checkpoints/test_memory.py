@@ -119,6 +119,6 @@ def test_saving(sharded: Path, tmp_path: Path, format: str) -> None:
 @pytest.mark.slow
 def test_loading_smollm2(tmp_path: Path) -> None:
     path = resolve_model("smollm2-135m-instruct", offline=False)
-    found = _measure("load", path, tmp_path)
+    found = _measure("load", Path(str(path)), tmp_path)
     assert found["weights"] == 538_060_032
     _check(found)

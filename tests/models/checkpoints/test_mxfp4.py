@@ -77,7 +77,7 @@ def test_loads_blocks_and_scales_as_one_tensor(quantised: Callable[[], Path]) ->
     checkpoint = HFFolder(quantised())
     flat = flatten(checkpoint.load_weights(config_from_hf(checkpoint.hf_config), dtype="float32"))
     assert checkpoint.stored_dtype.name == "bfloat16"
-    stored = load_file(checkpoint.path / "model.safetensors")
+    stored = load_file(f"{checkpoint.path}/model.safetensors")
     name = "model.layers.1.mlp.experts.gate_up_proj"
     both = dequantize(stored[f"{name}_blocks"], stored[f"{name}_scales"])  # [E, 2F, D], gate and up in turn
     (path,) = [path for path in flat if path.endswith("1.mlp.experts.gate")]

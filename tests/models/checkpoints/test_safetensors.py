@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from distaff.models.checkpoints.byte_files import ReadCount
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.checkpoints.safetensors import SafetensorsFile, open_folder
 from distaff.models.errors import CheckpointError, CorruptCheckpointError, UnsupportedQuantizationError
@@ -36,13 +37,18 @@ def _write(path: Path, header: object, data: bytes) -> Path:
     return path
 
 
-def test_reads_views_of_the_file(small: Path) -> None:
-    file = SafetensorsFile(small)
-    np.testing.assert_array_equal(file.array("a"), np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert file.array("c").dtype == ml_dtypes.bfloat16 and file.array("c").tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert file.array("d").shape == (0, 3)
-    assert not file.array("a").flags.owndata and not file.array("a").flags.writeable
+def test_reads_boxes_of_rows(small: Path) -> None:
+    reads = ReadCount()
+    file = SafetensorsFile(small, reads)
+    np.testing.assert_array_equal(file.read_rows("a", 0, 2), np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert file.read_rows("c", 1, 3).dtype == ml_dtypes.bfloat16 and file.read_rows("c", 1, 3).tolist() == [
+        [2, 3],
+        [4, 5],
+    ]
+    assert file.read_rows("c", 0, 4, ((1, 2),)).tolist() == [[1], [3], [5], [7]]
+    assert file.read_rows("d", 0, 0).shape == (0, 3)
     assert file.entries["b"].info.dtype == "F16"
+    assert (reads.wanted, reads.read, reads.requests) == (24 + 16 + 8,) * 2 + (1 + 2 + 4,)
 
 
 _ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -137,7 +143,8 @@ def test_changed_bytes_raise_nothing_but_checkpoint_errors(small: Path, data: st
     except CheckpointError as error:
         message = str(error)
     else:
-        assert sum(file.array(name).nbytes for name in file.entries) < len(content)
+        infos = [entry.info for entry in file.entries.values() if entry.info.readable and entry.info.shape]
+        assert sum(file.read_rows(info.name, 0, info.shape[0]).nbytes for info in infos) < len(content)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

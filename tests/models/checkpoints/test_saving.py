@@ -78,7 +78,8 @@ def test_the_long_way_round_with_a_real_model(tmp_path: Path) -> None:
         for name, leaf in flatten(checkpoint.load_weights(config, dtype="float32")).items():
             np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
     params = SamplingParams(max_tokens=24, temperature=0)
-    answers = [LLM(path).generate("The three longest rivers are", params) for path in (source, tmp_path / "folder")]
+    folders = (str(source), str(tmp_path / "folder"))
+    answers = [LLM(folder).generate("The three longest rivers are", params) for folder in folders]
     assert answers[0].token_ids == answers[1].token_ids and len(answers[0].token_ids) >= 16
 
 

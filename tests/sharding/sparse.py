@@ -1,0 +1,44 @@
+"""Checkpoints of the size of large models, in files that are holes but for their headers."""
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from distaff.models.checkpoints import shipped_configs
+
+
+def sparse_llama(folder: Path, name: str, num_files: int) -> Path:
+    """A shipped Llama in bfloat16 as safetensors with an index, under the names that the hub has."""
+    config: dict[str, Any] = json.loads(shipped_configs()[name].read_text())
+    width, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    keys = config["num_key_value_heads"] * (width // config["num_attention_heads"])
+    shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocab, width]}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}self_attn.{x}_proj.weight": [width, width] for x in "qo"}
+        shapes |= {f"{layer}self_attn.{x}_proj.weight": [keys, width] for x in "kv"}
+        shapes |= {f"{layer}mlp.{x}_proj.weight": [inner, width] for x in ("gate", "up")}
+        shapes |= {f"{layer}mlp.down_proj.weight": [width, inner]}
+        shapes |= {f"{layer}{x}_layernorm.weight": [width] for x in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": [width], "lm_head.weight": [vocab, width]}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    names = list(shapes)
+    weight_map: dict[str, str] = {}
+    for number in range(num_files):
+        file = f"model-{number + 1:05}-of-{num_files:05}.safetensors"
+        held = names[number * len(names) // num_files : (number + 1) * len(names) // num_files]
+        at, header = 0, dict[str, object]()
+        for each in held:
+            size = 2 * prod(shapes[each])
+            header[each] = {"dtype": "BF16", "shape": shapes[each], "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header).encode()
+        with (folder / file).open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            stream.truncate(8 + len(text) + at)
+        weight_map |= dict.fromkeys(held, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder

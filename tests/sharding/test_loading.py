@@ -1,0 +1,110 @@
+"""What each process reads of a checkpoint of 141 GB, and that it is what the plan says."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distaff.backends.reference import ReferenceBackend
+from distaff.models.checkpoints import open_checkpoint
+from distaff.models.checkpoints.assemble import leaf_plans
+from distaff.models.checkpoints.hf_folder import HFFolder
+from distaff.models.decoder import flatten
+from distaff.models.families import config_from_hf
+from distaff.sharding.arrange import arranged
+from distaff.sharding.backend import shard_backends
+from distaff.sharding.footprint import footprint
+from distaff.sharding.loading import load_plan, staging_bytes, stored_boxes
+from distaff.sharding.parsing import parse_layout
+
+from .sparse import sparse_llama
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> HFFolder:
+    """Llama-3.1-70B: 723 tensors in 30 files."""
+    return HFFolder(sparse_llama(tmp_path_factory.mktemp("sparse") / "model", "llama-3.1-70b", 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "per_process"),
+    [
+        ("tensor=16", 4),
+        ("stage=4,tensor=4", 4),
+        pytest.param("tensor=16", 1, marks=pytest.mark.slow),
+        pytest.param("tensor-2d:tensor=8,tensor2=8", 4, marks=pytest.mark.slow),
+        pytest.param("sequence=4,tensor=4", 4, marks=pytest.mark.slow),
+        pytest.param("attention-ff:tensor=8,tensor2=2", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_every_process_reads_its_share_of_a_70b_checkpoint(large: HFFolder, text: str, per_process: int) -> None:
+    config = config_from_hf(large.hf_config)
+    layout = parse_layout(text, num_devices=16)
+    held = footprint(config, layout, jnp.bfloat16)
+    positions = range(layout.num_devices - per_process, layout.num_devices)
+    plan = load_plan(large.tensors, config, layout, jnp.bfloat16, positions=positions)
+    assert plan.held == per_process * held.weights
+    assert abs(plan.read / plan.share - 1) <= 0.02 and plan.read <= plan.held
+    if not text.startswith("attention-ff"):  # there two devices hold the same heads, which are read once
+        # The footprint knows nothing of files.
+        once = per_process * (held.weights - held.kv_copies - held.padding)
+        assert once <= plan.read * 1.02 and plan.read <= once + per_process * held.kv_copies
+    assert large.reads.read == 0
+
+
+@pytest.mark.parametrize(("text", "position"), [("tensor=16", 5), ("stage=4,tensor=4", 15)])
+def test_a_device_reads_what_was_planned_and_nothing_else(large: HFFolder, text: str, position: int) -> None:
+    """One of the layers; the kernel's own count of bytes read is the witness."""
+    config = config_from_hf(large.hf_config)
+    layout = parse_layout(text, num_devices=16)
+    where = arranged(config, layout, jnp.bfloat16)
+    large.reads.clear()
+    planned = expected = 0
+    before = _read_by_this_process()
+    for leaf in leaf_plans(large.tensors, config, dtype=jnp.bfloat16, source="sparse"):
+        (box,) = stored_boxes(where[leaf.spec.path], leaf.spec.shape, layout, [position])
+        if leaf.spec.axes[0] == "layers":
+            box = ((box[0][0], box[0][0] + 1), *box[1:])
+        elif "vocab" in leaf.spec.axes:
+            box = ((box[0][0], box[0][0] + 512), *box[1:])
+        planned += leaf.planned([box])
+        (made,) = leaf.read([box])
+        expected += made.nbytes
+    counted = _read_by_this_process() - before
+    assert planned == large.reads.wanted == large.reads.read == expected
+    assert abs(counted / expected - 1) < 0.001
+
+
+def _read_by_this_process() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"])
+
+
+@pytest.mark.parametrize("text", ["tensor=4", "tensor-2d:tensor=3,tensor2=2", "data=2,tensor=2"])
+def test_weights_lie_where_they_did_before(text: str) -> None:
+    """Loading straight to each device's part gives what arranging whole weights gives, KV heads twice and the
+    vocabulary padded; whatever is held several times is read once."""
+    checkpoint: Any = open_checkpoint(GOLDEN / ("smollm2" if "3" in text else "llama31"))
+    config = config_from_hf(checkpoint.hf_config)
+    backend = shard_backends(ReferenceBackend(), config, text, jnp.float32)[-1]
+    whole = flatten(backend.prepare_params(checkpoint.load_weights(config, dtype=jnp.float32)))
+    checkpoint.reads.clear()
+    loaded = checkpoint.load_weights(config, dtype=jnp.float32, place=backend.place)
+    for path, leaf in flatten(backend.prepare_params(loaded)).items():
+        assert isinstance(leaf, jax.Array) and leaf.sharding == whole[path].sharding
+        np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
+    assert checkpoint.reads.read == sum(
+        checkpoint.tensors.planned(name, 0, info.shape[0]) for name, info in checkpoint.tensors.infos.items()
+    )
+
+
+def test_memory_for_loading_is_known_beforehand(large: HFFolder) -> None:
+    config = config_from_hf(large.hf_config)
+    layout = parse_layout("tensor=16", num_devices=16)
+    plan = load_plan(large.tensors, config, layout, jnp.bfloat16, positions=[0])
+    assert plan.staging <= staging_bytes(config, layout, jnp.bfloat16) < 2.4e9  # of 8.8e9 that the device holds
