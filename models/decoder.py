@@ -20,6 +20,7 @@ from .kv_cache import KVCache, RaggedBatch
 from .layers import Einsum, Embedding, Machine, Norm, ParamFactory
 from .mlp import Mlp
 from .moe import Moe
+from .placement import Held
 
 Weights = dict[str, PyTree]
 """Nested dict of arrays, addressed by dotted paths such as `segments.0.layers.1.attention.q.weight`."""
@@ -106,25 +107,23 @@ class Layer(nnx.Module):
 class Stack(nnx.Module):
     """A segment's layers: one module for each position of the block, weights stacked over repeats."""
 
-    def __init__(
-        self, segment: Segment, sites: tuple[CacheSite, ...], residual_scale: float, new: ParamFactory
-    ) -> None:
-        self.sites = sites
-        self.repeats = segment.repeats
+    def __init__(self, segment: Segment, residual_scale: float, new: ParamFactory) -> None:
         new = ParamFactory(new.rngs, new.dtype, new.sizes, stack=segment.repeats)
         self.layers = nnx.List([Layer(layer, residual_scale, new) for layer in segment.block])
 
-    def __call__(self, state: State, positions: Positions, machine: Machine) -> State:
+    def __call__(self, state: State, held: Held, positions: Positions, machine: Machine) -> State:
         graph, stacked = nnx.split(self.layers)
 
         def body(state: State, weights: PyTree, repeat: Int[Array, ""]) -> State:
-            weights = machine.placement.weights(weights)
-            for layer, site in zip(nnx.merge(graph, weights), self.sites, strict=True):
-                state = layer(state, site, repeat, positions, machine)
-            return state
+            def run(state: State) -> State:
+                whole = machine.placement.weights(weights)
+                for layer, site in zip(nnx.merge(graph, whole), held.sites, strict=True):
+                    state = layer(state, site, repeat, positions, machine)
+                return state
 
-        here = self.repeats // machine.placement.parts("layers")
-        return machine.backend.layer_loop(body, state, stacked, here)
+            return run(state) if held.active is None else jax.lax.cond(held.active(repeat), run, lambda s: s, state)
+
+        return machine.backend.layer_loop(body, state, stacked, held.repeats)
 
 
 class Decoder(nnx.Module):
@@ -140,12 +139,7 @@ class Decoder(nnx.Module):
         self.project_out = Einsum("TD,ID->TI", new) if narrow else None
         offset = config.learned_positions
         self.positions = None if offset is None else Embedding("SD", new.sized(S=config.max_positions + offset))
-        self.segments = nnx.List(
-            [
-                Stack(segment, sites, config.residual_scale, new)
-                for segment, sites in zip(config.segments, config.cache_sites, strict=True)
-            ]
-        )
+        self.segments = nnx.List([Stack(segment, config.residual_scale, new) for segment in config.segments])
         self.final_norm = None if config.final_norm is None else Norm(config.final_norm, "D", new)
         self.unembedder = None if config.tied else Embedding("VI" if narrow else "VD", new)
 
@@ -166,8 +160,8 @@ class Decoder(nnx.Module):
         def run(state: State, batch: RaggedBatch) -> State:
             where = machine.placement.constrain(batch.positions(), "attended")
             positions = Positions(batch.indices(), {r: rope.rotation(r, where) for r in ropes if r is not None})
-            for stack in self.segments:
-                state = stack(state, positions, machine)
+            for number, stack in enumerate(self.segments):
+                state = stack(state, machine.placement.held(config, number), positions, machine)
             return state
 
         x, cache = machine.placement.run_layers(run, (x, cache), batch)

@@ -8,15 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..backends.base import PyTree
+from .config import CacheSite, ModelConfig
 
 State = TypeVar("State")
 
 Apply = Callable[[Array, Array, Array], Array]
 """x [R D], experts [R A], weights [R A] -> [R D]: the weighted sum, for each of any R tokens, of those of its experts
 that are here. Experts are numbered from the first one that is here."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is here of a segment.
+
+    Args:
+        repeats: of its block.
+        sites: where its layers lie in the cache that is here.
+        active: which of the repeats are computed here, the others being there to give all devices the same shapes;
+            None: all.
+    """
+
+    repeats: int
+    sites: tuple[CacheSite, ...]
+    active: Callable[[Int[Array, ""]], Bool[Array, ""]] | None = None
 
 
 @runtime_checkable
@@ -86,6 +103,10 @@ class Placement(Protocol):
         """The placement of what a mixture computes beside its experts, from the same tokens."""
         ...
 
+    def held(self, config: ModelConfig, segment: int) -> Held:
+        """What is here of one of config.segments."""
+        ...
+
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         """Runs the layers: `run(state, batch)` applies those held here. A pipeline calls it once per microbatch."""
         ...
@@ -129,6 +150,9 @@ class OneDevice:
     @property
     def beside_experts(self) -> Placement:
         return self
+
+    def held(self, config: ModelConfig, segment: int) -> Held:
+        return Held(config.segments[segment].repeats, config.cache_sites[segment])
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         return run(state, batch)

@@ -14,6 +14,7 @@ from ..models.checkpoints.runs import Box
 from ..models.config import ModelConfig
 from ..models.decoder import WeightSpec, weight_specs
 from .layout import Axes, Layout
+from .stages import Stages
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,13 @@ class Arranged:
 
 def arranged(config: ModelConfig, layout: Layout, dtype: DTypeLike) -> Mapping[str, Arranged]:
     """Every leaf of a model's weights under a layout that check_layout has accepted, by its path."""
-    return {path: _arranged(spec, layout) for path, spec in weight_specs(config, dtype).items()}
+    stages = Stages(config, layout.parts("layers"))
+    return {path: _arranged(spec, layout, stages) for path, spec in weight_specs(config, dtype).items()}
 
 
 def kv_copies(num_kv_heads: int, layout: Layout) -> int:
     """How often a KV head is held where there are more parts than heads: query heads of two devices share it."""
-    return lcm(num_kv_heads, layout.parts("kv_heads")) // num_kv_heads
+    return lcm(num_kv_heads, layout.parts("cache_heads")) // num_kv_heads
 
 
 def padded_vocab(vocab_size: int, layout: Layout) -> int:
@@ -83,11 +85,17 @@ def padded_vocab(vocab_size: int, layout: Layout) -> int:
     return -(-vocab_size // parts) * parts
 
 
-def _arranged(spec: WeightSpec, layout: Layout) -> Arranged:
+def _arranged(spec: WeightSpec, layout: Layout, stages: Stages) -> Arranged:
     shape, axes, copies = list(spec.shape), [], 1
     for i, logical in enumerate(spec.axes):
         axes.append(layout.axes(logical))
-        if logical == "kv_heads":
+        if logical == "layers":
+            segment = int(spec.path.split(".")[1])
+            if segment == stages.cut:
+                shape[i] = stages.count * stages.repeats(segment)
+            else:  # held by all stages
+                axes[i] = ()
+        elif logical == "kv_heads":
             copies = kv_copies(shape[i], layout)
             shape[i] *= copies
         elif logical == "vocab":

@@ -213,7 +213,7 @@ def shard_backends(
     """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
 
     Args:
-        one_program: a single backend instead, for all replicas together.
+        one_program: a single backend instead, for all replicas together; replicas that share weights have no other.
         inner: the backend of one device.
         config, dtype: the model's.
         layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
@@ -229,7 +229,7 @@ def shard_backends(
         chosen = parse_layout(layout, num_devices=devices.count)
         check_layout(chosen, config, devices, dtype=dtype)
     unused = unused_text(chosen, devices.count)
-    if one_program:
+    if one_program or chosen.coupled:
         if chosen.replicas > 1 and chosen.axes("layers"):
             # What stages send each other takes everybody, and replicas do not decode equally many steps in a call.
             raise UnsupportedLayoutError(

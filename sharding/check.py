@@ -21,6 +21,7 @@ from .footprint import footprint
 from .layout import LOGICAL_AXES, Layout
 from .placement import MeshPlacement
 from .presets import preset
+from .stages import Stages
 
 _NEAREST = 3
 _CACHE_SHARE = 0.1  # of a device's memory must be left for the cache and for what a step holds
@@ -162,11 +163,11 @@ def _indivisible(layout: Layout, config: ModelConfig) -> LayoutError | None:
         if isinstance(mlp, MoeConfig) and mlp.num_experts % layout.parts("expert"):
             return IndivisibleError(_uneven(f"{mlp.num_experts} experts (layer {number})", layout, "expert"))
     stages = layout.parts("layers")
-    repeats = [segment.repeats for segment in config.segments]
-    if stages > 1 and (len(repeats) > 1 or repeats[0] % stages):
+    held = Stages(config, stages)
+    if stages > 1 and (held.count - 1) * held.repeats(held.cut) >= config.segments[held.cut].repeats:
         blocks = " and then ".join(f"{segment.repeats} blocks of {len(segment.block)}" for segment in config.segments)
         return IndivisibleError(
-            f"{config.num_layers} layers, that are {blocks}, do not divide into {stages} stages of equal blocks"
+            f"{config.num_layers} layers, that are {blocks}, leave some of {stages} stages without a block"
         )
     if config.embed_dim % layout.parts("embed"):
         return IndivisibleError(_uneven(f"model width {config.embed_dim}", layout, "embed"))

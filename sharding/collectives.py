@@ -18,6 +18,7 @@ from .experts import capacity_of
 from .layout import Axes, Layout
 from .pipeline import num_parts
 from .placement import MeshPlacement
+from .stages import Stages
 
 _FP32 = 4
 _LANES = 128
@@ -131,13 +132,16 @@ class _Counter:
             for layer in self.config.layers:
                 yield from self.layer(layer)
             return
-        # Each stage has an equal share of equal blocks, and works in every tick, on a part or for nothing.
+        # Each stage has the same layers in its program, and works in every tick, on a part or for nothing. Those of
+        # uneven stages that a stage leaves out are counted too.
         whole, parts = self.tokens, num_parts(self.tokens, stages)
         ticks = parts + stages - 1
         self.tokens = self.own_tokens = whole // parts
-        for layer in self.config.layers[: self.config.num_layers // stages]:
-            for sent in self.layer(layer):
-                yield replace(sent, count=sent.count * ticks)
+        held = Stages(self.config, stages)
+        for number, segment in enumerate(self.config.segments):
+            for layer in segment.block:
+                for sent in self.layer(layer):
+                    yield replace(sent, count=sent.count * ticks * held.repeats(number))
         yield Sent("to the next stage", "collective-permute", axes, self.tokens * self.embed * self.width, ticks)
         self.tokens = self.own_tokens = whole
         yield Sent("last stage's outputs", "all-reduce", axes, whole * self.embed * self.width, 1)

@@ -10,6 +10,7 @@ from ..models.config import ModelConfig
 from ..models.decoder import weight_specs
 from .arrange import arranged, kv_copies
 from .layout import Layout
+from .stages import Stages
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: D
         copied += leaf.num_bytes - own if leaf.copies > 1 else 0
         padded += leaf.num_bytes - own if leaf.copies == 1 else 0
     width = jnp.dtype(kv_dtype or dtype).itemsize
+    stages = Stages(config, layout.parts("layers"))
     heads = sum(
-        group.num_layers * group.num_kv_heads * kv_copies(group.num_kv_heads, layout) * group.head_dim
-        for group in config.cache_groups
+        layers * group.num_kv_heads * kv_copies(group.num_kv_heads, layout) * group.head_dim
+        for layers, group in zip(stages.layers_held, config.cache_groups, strict=True)
     )
-    parts = layout.parts("cache_heads") * layout.parts("layers") * layout.parts("context")
+    parts = layout.parts("cache_heads") * layout.parts("context")
     return Footprint(
         weights=sum(leaf.num_bytes for leaf in leaves.values()),
         kv_copies=copied,

@@ -1,11 +1,12 @@
 """Layers over stages: parts of a batch follow each other through them.
 
 In tick t stage s works on part t - s; what it made goes to the next stage. The first and the last ticks leave stages
-idle: with M parts and S stages, (S - 1) of M + S - 1 ticks of each stage. Parts are consecutive tokens, so a row may
+idle: with M parts and S stages, (S - 1) of M + S - 1 ticks of each stage; and every tick takes as long as the stage
+with most layers. Parts are consecutive tokens, so a row may
 lie in two of them; the first of the two is ahead at every stage, and has written its keys when the second one looks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +26,16 @@ def num_parts(num_tokens: int, stages: int) -> int:
     return next(parts for parts in range(stages, 0, -1) if num_tokens % parts == 0)
 
 
-def bubble(num_tokens: int, stages: int) -> float:
-    """The fraction of the time in which a stage waits."""
-    return (stages - 1) / (num_parts(num_tokens, stages) + stages - 1)
+def bubble(num_tokens: int, loads: Sequence[int]) -> float:
+    """The fraction of the time in which a stage waits, on the average: for the first and the last parts, and for stages
+    with more layers.
+
+    Args:
+        loads: layers of each stage.
+    """
+    stages = len(loads)
+    parts = num_parts(num_tokens, stages)
+    return 1 - parts * sum(loads) / (stages * max(loads) * (parts + stages - 1))
 
 
 def run_stages(run: Callable[[Any, Any], Any], state: State, batch: RaggedBatch, *, axis: str, stages: int) -> State:

@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from ..backends.base import PyTree
 from ..models.config import ModelConfig
-from ..models.placement import Apply, State
+from ..models.placement import Apply, Held, State
 from .arrange import kv_copies
 from .experts import capacity_of, dispatch
 from .layout import GATHERED, LOGICAL_AXES, Axes, Layout, Rules
 from .pipeline import run_stages
+from .stages import Stages
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,12 @@ class MeshPlacement:
     @property
     def beside_experts(self) -> "MeshPlacement":
         return replace(self, rules=self.rules.updated(tokens=(), routed=())) if self.rules["routed"] else self
+
+    def held(self, config: ModelConfig, segment: int) -> Held:
+        axes = self.rules["layers"]
+        if not axes:
+            return Held(config.segments[segment].repeats, config.cache_sites[segment])
+        return Stages(config, self._size(axes)).held(segment, jax.lax.axis_index(axes))
 
     def run_layers(self, run: Callable[[State, PyTree], State], state: State, batch: PyTree) -> State:
         axes = self.rules["layers"]

@@ -13,6 +13,7 @@ from .collectives import Sent, StepShape, neighbours, predict, replica_groups
 from .footprint import footprint
 from .layout import Layout
 from .pipeline import bubble
+from .stages import Stages
 
 Totals = dict[tuple[str, frozenset[frozenset[int]]], tuple[int, int]]
 """Operation and the devices that take part together -> how many there are, and the bytes of all of them."""
@@ -24,6 +25,7 @@ _TOLERANCE = 0.01
 def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batch: int, tokens: int) -> dict[str, Any]:
     """Where everything lies, and what a decode step of `batch` rows and a prefill step of `tokens` tokens send."""
     held = footprint(config, layout, dtype)
+    stages = Stages(config, layout.parts("layers"))
     shapes = {"decode_sends": StepShape(batch), "prefill_sends": StepShape(1, tokens)}
     return {
         "layout": str(layout),
@@ -36,8 +38,9 @@ def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batc
         "kv_copies": held.kv_copies,
         "padding": held.padding,
         "cache_token": held.cache_token,
-        "decode_bubble": bubble(batch, layout.parts("layers")),
-        "prefill_bubble": bubble(tokens, layout.parts("layers")),
+        "stage_layers": list(stages.loads),
+        "decode_bubble": bubble(batch, stages.loads),
+        "prefill_bubble": bubble(tokens, stages.loads),
         **{name: _sends(predict(config, layout, shape, dtype), layout) for name, shape in shapes.items()},
     }
 

@@ -21,6 +21,7 @@ from .errors import UnsupportedLayoutError
 from .exchange import ExchangeBackend
 from .layout import Layout
 from .placement import MeshPlacement
+from .stages import Stages
 
 WHOLE = PartitionSpec()
 
@@ -99,9 +100,10 @@ class ShardedModel:
     def cache_part(self, group: CacheGroup) -> CacheGroup:
         """What one device holds of a group."""
         heads = group.num_kv_heads * kv_copies(group.num_kv_heads, self.layout)
+        stages = Stages(self.config, self.layout.parts("layers"))
         return replace(
             group,
-            num_layers=group.num_layers // self.layout.parts("layers"),
+            num_layers=stages.layers_held[self.config.cache_groups.index(group)],
             num_kv_heads=heads // self.layout.parts("cache_heads"),
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from distaff.backends.base import AttentionSpec, Backend, CacheGroup, RaggedIndex
+from distaff.backends.base import AttentionSpec, Backend, CacheGroup, PyTree, RaggedIndex
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.shared_pages import shared_pages
 from distaff.backends.tpu.backend import TpuBackend
@@ -18,13 +19,14 @@ from distaff.sharding.context import ContextBackend
 from distaff.sharding.exchange import ExchangeBackend
 from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.wrapped import Wrapped
 
 PAGE, PAGES, HEADS, KV_HEADS, WIDTH = 16, 12, 8, 4, 16
 GROUP = CacheGroup(num_layers=2, num_kv_heads=KV_HEADS, head_dim=WIDTH)
 CHIP = ReferenceBackend()
 
 
-def batch(lens: list[int], cached: list[int], num_tokens: int) -> tuple[tuple[Array, ...], RaggedIndex]:
+def batch(lens: list[int], cached: list[int], num_tokens: int) -> tuple[tuple[Array, Array, Array], RaggedIndex]:
     """Random queries, keys and values; rows of so many tokens, behind so many that are cached; then padding."""
     draw = np.random.default_rng(len(lens)).normal
     q = draw(size=(num_tokens, HEADS, WIDTH)).astype(np.float32)
@@ -38,13 +40,13 @@ def batch(lens: list[int], cached: list[int], num_tokens: int) -> tuple[tuple[Ar
     )
 
 
-def filled(cached: list[int]) -> tuple[tuple[Array, ...], RaggedIndex]:
+def filled(cached: list[int]) -> tuple[tuple[Array, Array, Array], RaggedIndex]:
     """What has been cached before: whole prompts of those lengths."""
     return batch(cached, [0] * len(cached), 96)
 
 
-def attended(backend: Backend, spec: AttentionSpec, sinks: Array | None, lens: list[int], cached: list[int],
-             num_tokens: int, first: Backend) -> Array:  # fmt: skip
+def attended(backend: Any, spec: AttentionSpec, sinks: Array | None, lens: list[int], cached: list[int],
+             num_tokens: int, first: Any) -> Array:  # fmt: skip
     cache = backend.allocate_cache(GROUP, num_pages=PAGES, page_size=PAGE, dtype=jnp.float32)
     layer = jnp.int32(1)
     before, index = filled(cached)
@@ -81,15 +83,15 @@ def sinks_of(wanted: bool) -> Array | None:
     return jnp.linspace(-1, 2, HEADS) if wanted else None
 
 
-def split_tokens(backend: ContextBackend | ExchangeBackend) -> Backend:
-    """The backend, fed with each device's own tokens: what a sharded step does around it."""
+class OwnTokens(Wrapped):
+    """A backend fed with each device's own tokens: what a sharded step does around it."""
 
-    class OwnTokens(type(backend)):
-        def ragged_attention(self, q, k, v, *rest):  # noqa: ANN001, ANN002, ANN202
-            parts = [own_part(x, 4, 0) for x in (q, k, v)]
-            return super().ragged_attention(*parts, *rest)
-
-    return OwnTokens(**{name: getattr(backend, name) for name in backend.__dataclass_fields__})
+    def ragged_attention(
+        self, q: Array, k: Array, v: Array, cache: PyTree, layer: Array, index: RaggedIndex, spec: AttentionSpec,
+        sinks: Array | None = None,
+    ) -> tuple[Array, PyTree]:  # fmt: skip
+        q, k, v = (own_part(x, 4, 0) for x in (q, k, v))
+        return self.inner.ragged_attention(q, k, v, cache, layer, index, spec, sinks)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_keys_go_round_a_ring(spec: str, rows: str) -> None:
     expected = attended(CHIP, attention, sinks_of(with_sinks), lens, cached, num_tokens, CHIP)
     whole = ContextBackend(CHIP, ("sequence",), 4)
     split = ContextBackend(CHIP, ("sequence",), 4, split=num_tokens > 4)
-    backend = split_tokens(split) if split.split else split
+    backend: Any = OwnTokens(cast(Backend, split)) if split.split else split
 
     def run() -> Array:
         return attended(backend, attention, sinks_of(with_sinks), lens, cached, num_tokens, whole)
@@ -121,7 +123,7 @@ def test_heads_are_exchanged_for_tokens(rows: str) -> None:
     expected = attended(CHIP, attention, sinks_of(with_sinks), lens, cached, num_tokens, CHIP)
     whole = ExchangeBackend(OneShare(), ("sequence",), 4)
     split = ExchangeBackend(OneShare(), ("sequence",), 4, split=num_tokens > 4)
-    backend = split_tokens(split) if split.split else split
+    backend: Any = OwnTokens(cast(Backend, split)) if split.split else split
 
     def run() -> Array:
         return attended(backend, attention, sinks_of(with_sinks), lens, cached, num_tokens, whole)
@@ -133,7 +135,7 @@ def test_heads_are_exchanged_for_tokens(rows: str) -> None:
 class OneShare(ReferenceBackend):
     """Has a quarter of the heads in its cache."""
 
-    def allocate_cache(self, group: CacheGroup, **how) -> Array:  # noqa: ANN003
+    def allocate_cache(self, group: CacheGroup, **how: Any) -> Array:
         one = CacheGroup(group.num_layers, group.num_kv_heads // 4, group.head_dim)
         return super().allocate_cache(one, **how)
 
@@ -148,13 +150,12 @@ def test_a_tpus_pages_are_shared(spec: str) -> None:
     lens, cached, num_tokens = ROWS["decode"]
     attention, with_sinks = SPECS[spec][0], True
     attention = AttentionSpec(attention.scale, None if attention.window is None else attention.window * 2)
-    attended_by = {}
+    attended_by: dict[type, Array] = {}
     for backend in (CHIP, ContextBackend(chip, ("sequence",), 2, pages=pages)):
 
-        def run(backend: Backend = backend) -> Array:
-            cache = backend.allocate_cache(GROUP, num_pages=PAGES, page_size=2 * PAGE, dtype=jnp.float32)
+        def run(whole: Any = backend) -> Array:
+            cache = whole.allocate_cache(GROUP, num_pages=PAGES, page_size=2 * PAGE, dtype=jnp.float32)
             before, index = filled(cached)
-            whole = backend if backend is CHIP else ContextBackend(chip, ("sequence",), 2, pages=pages)
             _, cache = whole.ragged_attention(*before, cache, jnp.int32(1), index, attention)
             now, index = batch(lens, cached, num_tokens)
             return whole.ragged_attention(*now, cache, jnp.int32(1), index, attention, sinks_of(with_sinks))[0]
