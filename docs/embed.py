@@ -1,5 +1,5 @@
 """Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`,
-and the tables behind `<!-- table: sampling parameters -->` and `<!-- table: layouts -->`.
+and the tables behind `<!-- table: sampling parameters -->`, `<!-- table: layouts -->` and `<!-- table: prompts -->`.
 
 .venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- (?P<kind>help|file): (?P<what>.*?) -->\n```\w*\n)(?P<body>.*?)(```\n)", re.DOTALL)
 
-_TABLE = re.compile(r"(<!-- table: (?P<what>sampling parameters|layouts) -->\n)(?:\|.*\n)*")
+_TABLE = re.compile(r"(<!-- table: (?P<what>sampling parameters|layouts|prompts) -->\n)(?:\|.*\n)*")
 
 
 def documents() -> list[Path]:
@@ -24,9 +24,8 @@ def documents() -> list[Path]:
 def embedded(text: str) -> str:
     """A document's text with its blocks filled."""
     text = _BLOCK.sub(lambda block: block[1] + _content(block["kind"], block["what"]) + block[5], text)
-    return _TABLE.sub(
-        lambda table: table[1] + (_layouts if table["what"] == "layouts" else _sampling_parameters)(), text
-    )
+    tables = {"layouts": _layouts, "prompts": _prompts, "sampling parameters": _sampling_parameters}
+    return _TABLE.sub(lambda table: table[1] + tables[table["what"]](), text)
 
 
 def _content(kind: str, what: str) -> str:
@@ -82,6 +81,37 @@ def _layouts() -> str:
             held = f"{report['weights'] / 2**30:.2f} GiB", f"{report['cache_token'] / 1024:g} KiB"
             cells = (model, f"`{layout}`", *held, str(sums), str(others), f"{sent / 2**20:.2f} MiB")
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _prompts() -> str:
+    """What a published model's steps with prompts send, by the formulas."""
+    import json
+
+    from distaff.models.checkpoints import shipped_configs
+    from distaff.models.families import config_from_hf
+    from distaff.sharding.parsing import parse_layout
+    from distaff.sharding.report import layout_report
+
+    layouts = ("tensor=8", "tensor-scatter:tensor=8", "weight-gathered:tensor=8", "sequence=8", "sequence=4,tensor=2",
+               "sequence-alltoall:sequence=8", "sequence-alltoall:sequence=4,tensor=2")  # fmt: skip
+    config = config_from_hf(json.loads(shipped_configs()["llama-3.1-8b"].read_text()))
+    lines = [
+        "| model | layout | weights on a device | 2,048 tokens | 32,768 tokens | more, if a part is cached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layout in layouts:
+        cells: list[str] = []
+        for tokens in (2048, 32768):
+            report = layout_report(config, parse_layout(layout, num_devices=16), "bfloat16", batch=1, tokens=tokens)
+            sums = {
+                when: sum(each["link_bytes"] for each in report["prefill_sends"] if each["when"] in when) / 2**20
+                for when in (("", "greedy"), ("cached",))
+            }
+            held = f"{report['weights'] / 2**30:.2f} GiB"
+            cells.append(f"{sums['', 'greedy']:.0f} MiB")
+            later = f"{sums[('cached',)] / tokens * 1024:.0f} KiB a token" if sums[("cached",)] else "nothing"
+        lines.append(f"| {' | '.join(('llama-3.1-8b', f'`{layout}`', held, *cells, later))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -68,7 +68,8 @@ def show(
     \b
     --json prints one object:
       layout, devices, mesh, rules, prefill, tensors (path, shape, axes, spec, part, bytes), weights,
-      kv_copies, padding, cache_token (bytes on each device), stage_layers (how many each stage of a
+      kv_copies, padding, cache_token (bytes on each device), staging (most bytes of host memory that
+      loading takes beside the weights), stage_layers (how many each stage of a
       pipeline computes), decode_bubble and prefill_bubble (the part of a step for which a stage
       waits, on the average), decode_sends and prefill_sends (what, op,
       axes, count, bytes of each, link_bytes: what a device sends in all of them; when: with which
