@@ -66,11 +66,15 @@ class Copies:
         """Asks for an item's pages. Each call of what it returns asks for one of `parts` parts of them.
 
         Vector stores and the start of a copy keep their order, so copies that shall cost no time stand between stores.
+        Where the kernel drives the matrix units, pages so few that each would stand alone are left to the last call.
         """
-        left = iter(range(self.shape.block_pages))
+        count = self.shape.block_pages
+        late = self.shape.by_hand and count <= parts
+        left, calls = iter(range(count)), iter(range(parts))
 
         def some() -> None:
-            for page in islice(left, -(-self.shape.block_pages // parts)):
+            share = count * (next(calls) == parts - 1) if late else -(-count // parts)
+            for page in islice(left, share):
                 pl.when(page < item.pages)(partial(lambda page: self._page(item, page).start(), page))
 
         return some
