@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from ..backends.base import PyTree
 from . import rope
 from .attention import Attention, Positions
 from .config import CacheSite, LayerConfig, MlpConfig, ModelConfig, Segment
+from .expert_load import count_load
 from .kv_cache import KVCache, RaggedBatch
 from .layers import Einsum, Embedding, Machine, Norm, ParamFactory
 from .mlp import Mlp
@@ -64,7 +65,7 @@ class Layer(nnx.Module):
         self, state: State, site: CacheSite, repeat: Int[Array, ""], positions: Positions, machine: Machine
     ) -> State:
         x, cache = state
-        written = cache[site.group]
+        written, load = cache[site.group], None
 
         def attend(y: Array) -> Array:
             nonlocal written
@@ -74,7 +75,14 @@ class Layer(nnx.Module):
 
         # A mixture sends its tokens where their experts are.
         mlp_tokens = "fed" if isinstance(self.mlp, Mlp) else "routed"
-        mlp = partial(self.mlp, machine=machine)
+
+        def mlp(y: Array) -> Array:
+            nonlocal load
+            if isinstance(self.mlp, Mlp):
+                return self.mlp(y, machine)
+            y, load = self.mlp(y, machine)
+            return y
+
         if self.config.parallel:
             assert self.attention_norm is not None
             own = self.attention_norm(x, machine)
@@ -85,7 +93,10 @@ class Layer(nnx.Module):
         else:
             x = self._branch(x, attend, "attended", self.attention_norm, self.attention_post_norm, machine)
             x = self._branch(x, mlp, mlp_tokens, self.mlp_norm, self.mlp_post_norm, machine)
-        return x, (*cache[: site.group], written, *cache[site.group + 1 :])
+        cache = (*cache[: site.group], written, *cache[site.group + 1 :])
+        if load is not None:
+            cache = count_load(cache, load, site, repeat)
+        return x, cache
 
     def _branch(
         self,

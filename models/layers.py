@@ -56,12 +56,14 @@ class ParamFactory:
 class Machine:
     """What runs the maths and where: the two contracts that every layer is called with.
 
-    `rows` counts the first tokens that matter, the others being padding (None: all of them).
+    `rows` counts the first tokens that matter, the others being padding (None: all of them). With `counts_load` the
+    cache ends with what each layer's experts have had to do, to be counted further (models.expert_load).
     """
 
     backend: Backend
     placement: Placement
     rows: Int[Array, ""] | None = None
+    counts_load: bool = False
 
 
 class Einsum(nnx.Module):

@@ -82,14 +82,17 @@ class Moe(nnx.Module):
         self.shared = Mlp(config.shared, new) if config.shared is not None else None
         self.shared_gate = Einsum("TD,OD->TO", new.sized(O=1)) if config.shared_gate else None
 
-    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
+    def __call__(
+        self, x: Float[Array, "T D"], machine: Machine
+    ) -> tuple[Float[Array, "T_own D"], Int[Array, "E_and_1"] | None]:
+        """The layer's output, and its load where that is counted: tokens of each expert, and those that had to wait."""
         with jax.named_scope("router"):
             correction = None if self.correction is None else self.correction.get_value()
             weights, experts = route(self.router(x, machine), self.config, correction)
         with jax.named_scope("experts"):
             apply = partial(self._apply, machine)
             held = self.experts.count
-            y, _ = machine.placement.dispatch(apply, x, experts, weights, held=held, rows=machine.rows)
+            y, late = machine.placement.dispatch(apply, x, experts, weights, held=held, rows=machine.rows)
         if self.shared is not None:
             beside = replace(machine, placement=machine.placement.beside_experts)
             shared = self.shared(x, beside)
@@ -97,7 +100,17 @@ class Moe(nnx.Module):
                 gate = jax.nn.sigmoid(self.shared_gate(x, beside))
                 shared *= beside.placement.constrain(gate, "tokens", None)
             y += shared
-        return y
+        return y, self._load(experts, late, machine) if machine.counts_load else None
+
+    def _load(
+        self, experts: Int[Array, "T top_k"], late: Int[Array, ""] | int, machine: Machine
+    ) -> Int[Array, "E_and_1"]:
+        """Of the tokens that are here; padding does not count."""
+        place = machine.placement.offset("routed", len(experts)) + jnp.arange(len(experts))
+        real = True if machine.rows is None else (place < machine.rows)[:, None]
+        chosen = jnp.where(real, experts, self.config.num_experts).reshape(-1)
+        counts = jnp.bincount(chosen, length=self.config.num_experts + 1).astype(jnp.int32)
+        return counts.at[-1].set(late)
 
     def _apply(
         self, machine: Machine, x: Float[Array, "R D"], local: Int[Array, "R A"], weights: Float[Array, "R A"]

@@ -18,6 +18,7 @@ from ..backends.base import Backend
 from ..backends.errors import UnsupportedError
 from .config import ModelConfig
 from .decoder import Decoder, Weights, bind
+from .expert_load import taken_load, with_load
 from .kv_cache import KVCache, RaggedBatch
 from .layers import Machine
 from .logprobs import TokenLogprobs, token_logprobs
@@ -71,7 +72,9 @@ class StepOutput:
     """What a step leaves.
 
     `tokens` are those drawn behind each of a row's last C tokens, for each of the steps (-1 for steps left out since
-    all rows had ended); `num_accepted` of the C hold. `logits` [B, C, V] where the step was asked for them.
+    all rows had ended); `num_accepted` of the C hold. `logits` [B, C, V] where the step was asked for them, and so
+    `expert_load`: how many tokens chose each expert of each layer, and how many of them had to wait for a further round
+    of a dispatch.
     """
 
     tokens: Int[Array, "B C_or_steps"]
@@ -79,6 +82,7 @@ class StepOutput:
     logprobs: TokenLogprobs
     prompt: PromptOutput | None
     logits: Float[Array, "B C V"] | None
+    expert_load: Int[Array, "1 L E_and_1"] | None = None
 
 
 type Loop = tuple[Int[Array, ""], Bool[Array, "B"], tuple[Int[Array, "B K"], TokenLogprobs], KVCache, RowState]
@@ -95,6 +99,7 @@ class Step:
         num_candidates: C; the last C tokens of each row are verified (1: just continued).
         prompt: also report on every token of the prompt.
         return_logits: also return the logits.
+        expert_load: also count the load of experts.
     """
 
     __name__: ClassVar[str] = "step"  # what profiles and dumps call the program
@@ -108,6 +113,7 @@ class Step:
     num_candidates: int = 1
     prompt: bool = False
     return_logits: bool = False
+    expert_load: bool = False
 
     def __call__(
         self, weights: Weights, cache: KVCache, state: RowState, batch: StepBatch
@@ -115,12 +121,20 @@ class Step:
         """Runs the step; cache and state come back with what it wrote.
 
         Raises:
-            UnsupportedError: the batch names adapters.
+            UnsupportedError: the batch names adapters; the load of experts is asked of a pipeline.
         """
         if batch.adapter_ids is not None:
             raise UnsupportedError("adapter_ids: this model holds no adapters; leave the field out")
         run = self._loop if self.decode else self._once
-        return run(bind(self.config, weights), cache, state, batch)
+        decoder = bind(self.config, weights)
+        if not self.expert_load:
+            return run(decoder, cache, state, batch)
+        if self.placement.parts("layers") > 1:
+            raise UnsupportedError("expert_load: a pipeline does not count it; leave it out, or use another layout")
+        output, cache, state = run(decoder, with_load(self.config, cache), state, batch)
+        cache, load = taken_load(self.config, cache)
+        # Where tokens are routed, each device has counted its own.
+        return replace(output, expert_load=self.placement.reduce(load, "routed")[None]), cache, state
 
     def _once(
         self, decoder: Decoder, cache: KVCache, state: RowState, batch: StepBatch
@@ -131,7 +145,7 @@ class Step:
         count = batch.query_starts[-1] if whole else None
         mine = count is not None and self.placement.parts("tokens") == 1
         backend = self.backend.with_rows(count) if mine else self.backend
-        hidden, cache = decoder(ragged, cache, Machine(backend, self.placement, count))
+        hidden, cache = decoder(ragged, cache, Machine(backend, self.placement, count, self.expert_load))
 
         num_rows, num_candidates = ragged.logit_indices.shape
         used = (batch.slots < state.history.shape[0]).sum() * num_candidates

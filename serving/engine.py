@@ -341,6 +341,9 @@ class Engine:
             return
         now = self._clock()
         self._failures = 0
+        load = ticket.expert_load()
+        if load is not None:
+            self.metrics.chose_experts(load)
         first = 0
         for index, row in enumerate(ticket.plan.rows):
             live = self._live.get(row.sequence)

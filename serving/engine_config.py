@@ -23,6 +23,7 @@ class EngineConfig:
         fixed_chunk: cuts prompts at multiples of this many positions only; None cuts anywhere.
         prefix_cache: whether prompts share the pages of what they begin with.
         aging: seconds of waiting that raise a request by one priority.
+        expert_load: count how often each expert of a mixture is chosen; the counts are read with each step's tokens.
 
     Raises:
         InvalidParameterError: a value is out of range.
@@ -40,6 +41,7 @@ class EngineConfig:
     fixed_chunk: int | None = None
     prefix_cache: bool = True
     aging: float = 10.0
+    expert_load: bool = False
 
     def __post_init__(self) -> None:
         for field, low in (("max_batch", 1), ("max_step_tokens", 1), ("max_decode_steps", 1)):

@@ -16,6 +16,7 @@ from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
 from ..models.config import ModelConfig
 from ..models.decoder import Weights
 from ..models.errors import TokenizerError
+from ..models.expert_load import num_experts
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
 from ..sharding.backend import ShardedBackend, shard_backends
@@ -281,6 +282,8 @@ def _built[P: Programs](
 ) -> tuple[Callable[[Device], Engine], P]:
     """What makes an engine on a device, and the device."""
     types = jnp.dtype(dtype)
+    if engine_config.expert_load and not num_experts(config):
+        raise InvalidParameterError("expert_load", True, f"False, since {config.family} has no experts")
     backend.check(config.cache_groups, dtype=types, kv_dtype=types, page_size=backend.page_size)
     context = engine_config.context or config.max_positions
     if context > config.max_positions:
@@ -321,6 +324,7 @@ def _built[P: Programs](
         buckets=plan_buckets(sizes, max_batch=max_batch, max_step_tokens=chunk, one_size=one_shape),
         max_steps=engine_config.max_decode_steps,
         replicas=replicas,
+        expert_load=engine_config.expert_load,
         on_compile=count_compile,
     )
 

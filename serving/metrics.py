@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from .expert_load import ExpertLoad
 from .plan import Plan
 
 _GROWTH = 1.04
@@ -143,6 +146,8 @@ class Metrics:
         """Scheduling, preparing and post-processing of a step, which the device may hide."""
         self.step_device = Histogram()
         """From the later of a step's dispatch and the last step's end to its end."""
+        self.experts: ExpertLoad | None = None
+        """Of a mixture, where the engine was asked to count it."""
         self.step_wait = Histogram()
         """What the host stood still for the device."""
 
@@ -214,6 +219,12 @@ class Metrics:
         self.step_device.add(device)
         self.step_wait.add(wait)
 
+    def chose_experts(self, load: np.ndarray) -> None:
+        """What Ticket.expert_load says of a step."""
+        if self.experts is None:
+            self.experts = ExpertLoad(*load.shape)
+        self.experts.add(load)
+
     def levels(self, *, waiting: int, running: int, pages_used: int) -> None:
         """Where things stand, after every change of a step and when the engine falls idle."""
         self.waiting, self.running, self.pages_used = waiting, running, pages_used
@@ -226,9 +237,10 @@ class Metrics:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything, as JSON knows it; histograms and phases are objects of their own."""
-        values = {name: value for name, value in vars(self).items() if not isinstance(value, Histogram | Phase)}
+        kinds = Histogram | Phase | ExpertLoad
+        values = {name: value for name, value in vars(self).items() if not isinstance(value, kinds)}
         values["outcomes"] = dict(self.outcomes)
-        parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, Histogram | Phase)}
+        parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, kinds)}
         return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}
 
 

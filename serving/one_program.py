@@ -124,6 +124,9 @@ class OneProgram(Replicas):
             self._fail_waiting(self._dead)
             self._device.close()
 
+    def __enter__(self) -> "OneProgram":
+        return self
+
     def _serve(self) -> None:
         while self._dead is None:
             self._wake.clear()

@@ -36,6 +36,7 @@ class Programs:
         buckets: what to compile for, smallest first.
         max_steps: most decode steps in one call.
         replicas: copies of the model, each with slots, pages and rows of its own, behind each other in every array.
+        expert_load: whether steps count the load of experts.
         on_compile: called before each compilation with whether that is unexpected, since `warm_up` has ended.
 
     A program is compiled when it is first used, unless `warm_up` did that before.
@@ -55,6 +56,7 @@ class Programs:
         buckets: Sequence[Bucket],
         max_steps: int,
         replicas: int = 1,
+        expert_load: bool = False,
         on_compile: Callable[[bool], None] = lambda unexpected: None,
     ) -> None:
         self.groups = config.cache_groups
@@ -62,6 +64,7 @@ class Programs:
         self.page_size, self.num_pages = page_size, num_pages
         self.max_steps = max_steps
         self.replicas = replicas
+        self._expert_load = expert_load
         self._config = config
         self._backend = backend
         self._dtype = dtype
@@ -171,6 +174,7 @@ class Programs:
             max_steps=self.max_steps if name.kind == "decode" else 1,
             prompt=name.kind == "prompt",
             decode=name.kind == "decode",
+            expert_load=self._expert_load,
         )
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._weights)
         num_rows = times * name.num_rows

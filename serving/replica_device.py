@@ -67,6 +67,10 @@ class Whole:
     def prompt(self) -> Any:
         return jax.tree.map(np.asarray, self._output.prompt)
 
+    @cached_property
+    def expert_load(self) -> Any:
+        return jax.tree.map(np.asarray, self._output.expert_load)
+
 
 class Part:
     """One replica's part of a StepOutput, to be read once it has been dispatched."""
@@ -90,6 +94,10 @@ class Part:
     @property
     def prompt(self) -> Any:
         return self._of("prompt")
+
+    @property
+    def expert_load(self) -> Any:
+        return self._of("expert_load")
 
     def _of(self, name: str) -> Any:
         assert self._whole is not None, "a step is read that was not dispatched"

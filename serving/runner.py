@@ -27,6 +27,9 @@ class Output(Protocol):
     @property
     def prompt(self) -> Any: ...
 
+    @property
+    def expert_load(self) -> Any: ...
+
 
 @runtime_checkable
 class Device(Protocol):
@@ -92,6 +95,12 @@ class Ticket:
             self._logprobs = jax.tree.map(np.asarray, self._output.logprobs)
         of, at = self._logprobs, (row, step)
         return TokenLogprob.of(token, of.chosen[at].item(), of.rank[at].item(), of.top_ids[at], of.top[at], num_top)
+
+    def expert_load(self) -> np.ndarray | None:
+        """How many tokens chose each expert of each layer, and at the end how many waited [L, E + 1]; None where that
+        is not counted."""
+        load = self._output.expert_load
+        return None if load is None else np.asarray(load).sum(axis=0)
 
     def prompt(self) -> PromptOutput:
         """What the step tells about prompts, as numpy arrays."""

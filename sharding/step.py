@@ -142,7 +142,7 @@ class ShardedModel:
         rows: Any = self.batch_spec
         width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
         prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
-        outputs: Any = StepOutput(rows, rows, rows, prompt, rows)
+        outputs: Any = StepOutput(rows, rows, rows, prompt, rows, rows)
 
         def of_replica(weights: PyTree, cache: PyTree, state: RowState, batch: StepBatch) -> PyTree:
             # Replicas may run differently many decode steps: each has its number.

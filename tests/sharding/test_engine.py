@@ -13,6 +13,7 @@ import pytest
 from distaff.backends.base import Backend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
+from distaff.models.config import MoeConfig
 from distaff.serving.cache_size import page_bytes
 from distaff.serving.engine_config import EngineConfig
 from distaff.serving.llm import LLM, build_engine, build_one_program
@@ -21,6 +22,7 @@ from distaff.serving.results import Completion
 from distaff.serving.types import Request, SamplingParams
 from distaff.sharding.backend import shard_backends
 from distaff.sharding.errors import IndivisibleError
+from distaff.sharding.parsing import layout_yaml, parse_layout
 
 from .tiny import tiny
 
@@ -66,7 +68,7 @@ EVERY = (
     *("sequence=4", "sequence=2,tensor=2", "stage=2,tensor=2", "data=2,tensor=2", "replica:data=3"),
     *("tensor-2d:tensor=2,tensor2=2", "sequence-alltoall:sequence=2,tensor=2", "weight-gathered:tensor=4"),
 )
-IN_CI = {("llama31", "tensor=4"), ("llama31", "sequence=2,tensor=2"), ("qwen3_moe", "weight-gathered:tensor=4")}
+IN_CI = {("llama31", "tensor=4"), ("llama31", "sequence=2,tensor=2")}
 MIXTURES = ("expert=4", "expert:expert=2,tensor=2")
 
 
@@ -120,6 +122,37 @@ def test_replicas_in_one_program_give_the_tokens_of_one_device(case: str, text: 
     assert len(set(got)) > 3 and got == long_on_one_device(case)
     assert program.metrics.preemptions > 0 or case != "llama31"
     assert program.metrics.prefix_hit_tokens > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("text", ["expert=4", "expert:data=2,expert=2,tensor=2"])
+def test_the_load_of_experts_is_that_of_one_device(text: str, tmp_path: Path) -> None:
+    """With small buffers, so that tokens have to wait for further rounds."""
+    settings = replace(SETTINGS, expert_load=True)
+    found: list[dict[str, Any]] = []
+    small = tmp_path / "small.yaml"
+    small.write_text(layout_yaml(parse_layout(text, num_devices=8)).replace("capacity: 1.25", "capacity: 0.3"))
+    for layout in (None, str(small)):
+        config, weights = tiny("qwen3_moe")
+        backend: Backend = ReferenceBackend()
+        if layout is not None:
+            backend = shard_backends(backend, config, layout, jnp.dtype(jnp.float32), one_program=True)[0]
+        several = layout is not None and "data" in text
+        engine = build_one_program(config, weights, backend, settings) if several else build_engine(
+            config, weights, backend, settings
+        )  # fmt: skip
+        metrics = engine.metrics
+        got = served("qwen3_moe", engine if isinstance(engine, Replicas) else Replicas([engine]))
+        assert got == on_one_device("qwen3_moe")
+        assert metrics.experts is not None
+        found.append(metrics.experts.snapshot())
+        tokens = metrics.prefill.tokens + metrics.decode.tokens
+        mixture = config.layers[0].mlp
+        assert isinstance(mixture, MoeConfig)
+        assert found[-1]["chosen"] == tokens * mixture.top_k * config.num_layers
+    if "data" not in text:  # replicas share less of the prompts
+        assert found[0]["layers"] == found[1]["layers"]
+    assert found[0]["waited"] == 0 < found[1]["waited"]
 
 
 @pytest.mark.slow

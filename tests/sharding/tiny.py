@@ -19,7 +19,7 @@ EVEN: dict[str, dict[str, object]] = {
     "gemma3": {"num_attention_heads": 4, "num_hidden_layers": 6, "layer_types": None},
     "gpt_oss": {"num_attention_heads": 8, "num_local_experts": 4, "num_hidden_layers": 4, "layer_types": None,
                 "intermediate_size": 16},
-    "olmo2": {"num_hidden_layers": 2},
+    "olmo2": {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32},
     "smollm2": {},
 }  # fmt: skip
 
