@@ -71,7 +71,7 @@ def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, 
         # Five layers with a window and one without: stages of three and two, and the last layer on the second one.
         pytest.param("gemma3", "stage=2", marks=pytest.mark.slow),
         pytest.param("gemma3", "sequence=4,tensor=2", marks=pytest.mark.slow),
-        pytest.param("gpt_oss", "sequence=4", marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "sequence=4", marks=pytest.mark.soak),
         pytest.param("gpt_oss", "sequence-alltoall:sequence=2,tensor=2", marks=pytest.mark.slow),
         pytest.param("qwen3_moe", "weight-gathered:tensor=4", marks=pytest.mark.slow),
         *(
