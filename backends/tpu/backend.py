@@ -1,6 +1,6 @@
 """The backend of TPUs: attention in Pallas kernels over paged keys and values, everything else by XLA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from .. import ragged_attention
-from ..base import AttentionSpec, CacheGroup, Capabilities, MemoryInfo, PyTree, RaggedIndex
+from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..hardware import chip
 from ..reference import ReferenceBackend
 from .cache import KV_DTYPES, PAGE_SIZES, allocate_tpu_cache
 from .compiler_options import compiler_options
 from .decode import MAX_QUERIES, check_decode, decode_attention
+from .expert_weights import ExpertLayer, with_whole_experts
 from .flash import flash_attention
 from .generations import attached_generation
+from .grouped import grouped_matmul
 from .prefill import check_prefill, prefill_attention
 
 _MIN_BUCKET = 16
@@ -69,7 +71,7 @@ class TpuBackend(ReferenceBackend):
             "ragged_attention (prefill)": f"{how}: prefill_attention",
             "dense_attention": f"{how}: flash_attention",
             "linear": "XLA",
-            "grouped_linear": "XLA (ragged dot)",
+            "grouped_linear": f"{how}: grouped_matmul",
             "embed": "XLA",
         }
 
@@ -104,6 +106,21 @@ class TpuBackend(ReferenceBackend):
             return leaf.reshape(*leaf.shape[:-2], -1) if names[-2:] == ("o", "weight") else leaf
 
         return jax.tree_util.tree_map_with_path(flat, params)
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        """By the kernel, or by XLA where rows are too wide for it; rows behind the last group come out arbitrary."""
+        stack, layer = (weight.stack, weight.layer) if isinstance(weight, ExpertLayer) else (weight[None], jnp.int32(0))
+        try:
+            return grouped_matmul(x, stack, layer, group_sizes, generation=self.target, interpret=self.interpret)
+        except UnsupportedError:
+            return super().grouped_linear(x, stack[layer], group_sizes)
+
+    def layer_loop(
+        self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
+    ) -> Carry:
+        return with_whole_experts(super().layer_loop, body, carry, stacked, length)
 
     def ragged_attention(
         self,

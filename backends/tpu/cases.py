@@ -15,6 +15,9 @@ from .decode import DecodeBlocks, decode_attention
 from .decode_work import decode_work
 from .flash import flash_attention
 from .flash_work import flash_work
+from .grouped import grouped_matmul
+from .grouped_plan import GroupedBlocks
+from .grouped_work import grouped_work
 from .prefill import prefill_attention
 from .prefill_plan import PrefillBlocks
 from .prefill_work import prefill_work
@@ -136,6 +139,43 @@ def flash(
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             generation=generation,
+            blocks=sizes,
+        ),
+    )
+
+
+def grouped(
+    *,
+    generation: str,
+    num_rows: int,
+    num_experts: int,
+    num_inputs: int,
+    num_outputs: int,
+    dtype: str = "bfloat16",
+    blocks: Mapping[str, int] | None = None,
+) -> Case:
+    """`grouped_matmul` of rows that chose their experts by lot."""
+    sizes = None if blocks is None else GroupedBlocks(**blocks)
+    groups = np.random.default_rng(0).multinomial(num_rows, [1 / num_experts] * num_experts)
+
+    def function(x: Any, weight: Any, layer: Any, group_sizes: Any) -> Any:
+        return grouped_matmul(x, weight, layer, group_sizes, generation=generation, blocks=sizes)
+
+    return Case(
+        function,
+        (
+            jax.ShapeDtypeStruct((num_rows, num_inputs), jnp.dtype(dtype)),
+            jax.ShapeDtypeStruct((_LAYERS, num_experts, num_outputs, num_inputs), jnp.dtype(dtype)),
+            np.int32(0),
+            groups.astype(np.int32),
+        ),
+        work=grouped_work(
+            groups.tolist(),
+            num_rows=num_rows,
+            num_inputs=num_inputs,
+            num_outputs=num_outputs,
+            generation=generation,
+            dtype=dtype,
             blocks=sizes,
         ),
     )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from .cache import KV_DTYPES, PAGE_SIZES, ScaledPages, pages_of
-from .prefill_kernel import behind, front, prefill_kernel, write_scratch
+from .prefill_kernel import behind, front, prefill_kernel, shifted, write_scratch
 from .prefill_plan import (
     GENERATIONS,
     TILE_ALIGNMENT,
@@ -130,7 +130,8 @@ def prefill_attention(
     """Attention for the rows with more than `limit` queries, as Backend.ragged_attention describes.
 
     Args:
-        mask: not supported.
+        mask: which of its own row's new tokens each token sees, itself included, before or behind it; None: those up to
+            itself. It sees all that were there before; a window holds in any case.
         out: where the results go; other rows' tokens keep what they have. None: zeros.
 
     Returns:
@@ -139,8 +140,6 @@ def prefill_attention(
     Raises:
         UnsupportedError: something that the kernel does not have.
     """
-    if mask is not None:
-        raise UnsupportedError("TPU prefill attention: a mask of its own for each token, supported is the causal one")
     num_tokens, num_heads, head_dim = q.shape
     num_rows, pages_per_row = index.page_table.shape
     pages = pages_of(cache)
@@ -164,6 +163,8 @@ def prefill_attention(
         spec=spec,
         generation=generation,
         blocks=blocks,
+        causal=mask is None,
+        extra_mask=mask is not None,
         sinks=sinks is not None,
         return_lse=return_lse,
     )
@@ -172,7 +173,9 @@ def prefill_attention(
         q = (q.astype(jnp.float32) * jnp.repeat(scales[0], plan.groups)[:, None]).astype(q.dtype)
     padded = -(-num_tokens // TILE_ALIGNMENT) * TILE_ALIGNMENT + plan.blocks.queries
     operands = [in_hbm(x) for x in (into_windows(plan, q, padded), _new(plan, k, v, scales, padded), pages)]
-    in_specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * 3
+    if mask is not None:
+        operands.append(in_hbm(shifted(plan, mask, index, padded)))
+    in_specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * len(operands)
     if sinks is not None:
         operands.append(sinks.astype(jnp.float32))
         in_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float
 
+from ..base import RaggedIndex
+from ..reference import TokenPlaces
 from .cache import LANES
 from .prefill_plan import TILE_ALIGNMENT, PrefillPlan
 from .prefill_walk import Walk
@@ -22,6 +25,8 @@ class PagedRows:
         layer: i32[1] in SMEM, as are page_table [B * pages_per_row], query_starts [B + 1] and kv_lens [B].
         new: new keys and values [2, front + tokens + behind, lanes] in HBM: token t in row `front` + t.
         cache: pages [L, P, 2 * page, lanes] in HBM.
+        mask: which of its row's new keys each token sees, fp32 [tokens, S] in HBM, as `shifted` lays it out; None is
+            all up to itself.
     """
 
     plan: PrefillPlan
@@ -35,6 +40,7 @@ class PagedRows:
     kv_lens: Any
     new: Any
     cache: Any
+    mask: Any | None = None
 
     def queries(self, row: Any) -> tuple[Any, Any]:
         return self.query_starts[row], self.query_starts[row + 1]
@@ -47,7 +53,15 @@ class PagedRows:
         return end - begin > self.limit
 
     def visible(self, row: Any, tile_start: Any, key: Any, query: Any) -> Any | None:
-        return None
+        if self.mask is None:
+            return None
+        keys, here = self.plan.blocks.keys, self.ref["mask"]
+        begin, end = self.queries(row)
+        first = key[0, 0] - (self.kv_len(row) - (end - begin)) // keys * keys
+        lanes = pl.ds(pl.multiple_of(jnp.maximum(first, 0), LANES), keys)
+        rows = pl.ds(pl.multiple_of(tile_start, TILE_ALIGNMENT), self.plan.blocks.queries)
+        pltpu.sync_copy(self.mask.at[rows, lanes], here)
+        return (here[...].T > 0) | (first < 0)
 
     # Pages that are there
 
@@ -232,6 +246,22 @@ def behind(plan: PrefillPlan) -> int:
     return plan.blocks.keys + TILE_ALIGNMENT
 
 
+def shifted(
+    plan: PrefillPlan, mask: Bool[Array, "T queries"], index: RaggedIndex, padded: int
+) -> Float[Array, "tokens S"]:
+    """A mask whose columns begin where the chunk begins that has a row's first new key; ones for keys before that.
+
+    So each chunk of keys finds its part at a multiple of its size.
+    """
+    keys, num_tokens = plan.blocks.keys, mask.shape[0]
+    tokens = TokenPlaces.of(num_tokens, index)
+    most = min(num_tokens, index.max_query_len or num_tokens)
+    columns = jnp.arange((-(-most // keys) + 1) * keys)
+    new = columns - ((tokens.position - tokens.offset) % keys)[:, None]
+    seen = jnp.take_along_axis(mask, jnp.clip(new, 0, mask.shape[1] - 1), axis=1) & (new < mask.shape[1])
+    return jnp.pad((seen | (new < 0)).astype(jnp.float32), ((0, padded - num_tokens), (0, 0)))
+
+
 def write_scratch(plan: PrefillPlan) -> dict[str, Any]:
     """What PagedRows needs beside the walk's scratch."""
     keys = plan.blocks.keys + TILE_ALIGNMENT
@@ -242,6 +272,7 @@ def write_scratch(plan: PrefillPlan) -> dict[str, Any]:
         "new_arrived": pltpu.SemaphoreType.DMA(()),
         "page_moved": pltpu.SemaphoreType.DMA(()),
         "whole_moved": pltpu.SemaphoreType.DMA(()),
+        **({"mask": pltpu.VMEM((plan.blocks.queries, plan.blocks.keys), jnp.float32)} if plan.extra_mask else {}),
     }
 
 
@@ -255,12 +286,14 @@ def prefill_kernel(
     limit: int,
     pages_per_row: int,
 ) -> None:
-    """Operands q, new, cache, [sinks]; results out, cache, [lse]; scratch."""
+    """Operands q, new, cache, [mask], [sinks]; results out, cache, [lse]; scratch."""
     q, new, _, *rest = refs
+    mask = rest.pop(0) if plan.extra_mask else None
     sinks = rest.pop(0) if plan.sinks else None
     out, cache = rest.pop(0), rest.pop(0)
     lse = rest.pop(0) if plan.return_lse else None
     (ref,) = rest
     num_rows = kv_lens.shape[0]
-    rows = PagedRows(plan, ref, num_rows, limit, pages_per_row, layer, page_table, query_starts, kv_lens, new, cache)
+    table = (pages_per_row, layer, page_table, query_starts, kv_lens)
+    rows = PagedRows(plan, ref, num_rows, limit, *table, new, cache, mask)
     Walk(plan, ref, rows, q, out, lse, sinks).run()

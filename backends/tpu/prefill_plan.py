@@ -55,6 +55,8 @@ class PrefillBlocks:
         matrix_sums: whether the matrix unit adds up the weights of a query (by rows of ones below the values), not the
             vector unit.
         vmem_mib: what the kernel may take of a core's VMEM.
+        ordered: whether a head waits for the one before it (prefill_step.py), and 16-bit weights are kept as 32-bit
+            words, in whole registers: fewer numbers are in registers at once.
     """
 
     queries: int
@@ -63,11 +65,12 @@ class PrefillBlocks:
     buffers: int
     matrix_sums: bool
     vmem_mib: int
+    ordered: bool = False
 
     @classmethod
     def of(cls, kernel: str, generation: str) -> "PrefillBlocks":
         sizes = block_sizes(kernel, generation)
-        return cls(**{**sizes, "matrix_sums": bool(sizes["matrix_sums"])})
+        return cls(**{**sizes, **{name: bool(sizes[name]) for name in ("matrix_sums", "ordered")}})
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,10 @@ class PrefillPlan:
         return self.head_dim + (SUBLANES if self.blocks.matrix_sums else 0)
 
     @property
+    def weight_words(self) -> bool:
+        return self.blocks.ordered and jnp.dtype(self.dtype).itemsize == 2
+
+    @property
     def pages(self) -> int:
         """Pages of a chunk."""
         return self.blocks.keys // self.page
@@ -159,7 +166,9 @@ class PrefillPlan:
             "kv": vmem((self.blocks.buffers, self.pages, 2 * self.page, self.lanes), self.kv_dtype),
             "scores": vmem((heads, keys, queries), fp32),
             "tops": vmem((heads, SUBLANES, queries), fp32),
-            "weights": vmem((heads, keys, queries), self.dtype),
+            "weights": vmem((heads, keys // 2, queries), jnp.int32)
+            if self.weight_words
+            else vmem((heads, keys, queries), self.dtype),
             "shrink": vmem((heads, SUBLANES, queries), fp32),
             "values": vmem((2, self.kv_heads, self.value_rows, keys), self.dtype),
             "bias": vmem((keys, queries), fp32),

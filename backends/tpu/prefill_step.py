@@ -5,6 +5,11 @@ registers, and nothing is ever broadcast or reduced across lanes. Values are tra
 fills the whole width of the matrix unit. That unit multiplies keys and queries of one piece (`_score`) and values and
 weights of the piece two before it (`_add`), while the vector unit exponentiates the piece between them (`_weigh`). The
 stages meet in VMEM and never within one body, so that the compiler may place them side by side.
+
+The compiler starts whatever has its operands, and keeps results until the matrix unit wants them, in registers that it
+does not have. Where blocks say `ordered`, a head's weights and shrunk sums wait for numbers of the heads before and of
+its own product: they are raised to a floor which lies below them anyway, and which of two floors it is depends on those
+numbers, as far as the compiler can tell.
 """
 
 import math
@@ -14,11 +19,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from .cache import LANES
 from .prefill_plan import EMPTY, LOWEST, SUBLANES, PrefillPlan
 
 LOG2_E = math.log2(math.e)
+_NO_SUM = 1.2345e-33
+_WAITED_FOR = 11 / 16
+"""Share of a head's weights that the next head waits for."""
+_FLOORS = (-3.2e38, -3.1e38)  # below EMPTY
 _BOTH_LAST = (((1,), (1,)), ((), ()))
 _AS_MATRICES = (((1,), (0,)), ((), ()))
 
@@ -57,26 +67,47 @@ class Step:
     def run(self) -> None:
         plan, ref = self.plan, self.ref
         sharing = plan.heads // plan.kv_heads
+        waited: list[tuple[jax.Array, jax.Array]] = []
         for of_group in range(plan.kv_heads):
             kv_head = self.group * plan.heads // plan.groups + of_group
             key, value = self._keys_and_values(kv_head)
             for i in range(of_group * sharing, (of_group + 1) * sharing):
-                self._add(i, ref["values"][0, of_group])
-                self._weigh(i)
+                product = self._add(i, ref["values"][0, of_group])
+                waited.append(self._weigh(i, self._floor(waited, product)))
                 self._score(i, key)
             held = slice(0, plan.head_dim)
             ref["values"][0, of_group, held] = ref["values"][1, of_group, held]
             ref["values"][1, of_group, held] = self._turned(kv_head, value)
 
-    def _add(self, i: int, value: jax.Array) -> None:
-        ref, rows = self.ref, (self.plan.value_rows, self.plan.blocks.queries)
-        before = jnp.where(self.added_first, 0.0, _by_sublanes(ref["sums"][self.added + i])) * ref["shrink"][i]
-        ref["sums"][self.added + i] = before.reshape(rows) + _dot(value, ref["weights"][i], _AS_MATRICES)
+    def _add(self, i: int, value: jax.Array) -> jax.Array:
+        """Returns the first rows of the product."""
+        plan, ref, rows = self.plan, self.ref, (self.plan.value_rows, self.plan.blocks.queries)
+        weights = ref["weights"][i]
+        product = _dot(value, pltpu.bitcast(weights, plan.dtype) if plan.weight_words else weights, _AS_MATRICES)
+        shrink = ref["shrink"][i]
+        if plan.blocks.ordered:
+            shrink = jnp.maximum(shrink, jnp.where(product[:SUBLANES] == _NO_SUM, -1.0, -2.0))
+        before = jnp.where(self.added_first, 0.0, _by_sublanes(ref["sums"][self.added + i])) * shrink
+        ref["sums"][self.added + i] = before.reshape(rows) + product
+        return product[:SUBLANES]
 
-    def _weigh(self, i: int) -> None:
+    def _floor(self, waited: list[tuple[jax.Array, jax.Array]], product: jax.Array) -> jax.Array | None:
+        """A number below all maxima that is there when a head's product is, and what was `waited` for."""
+        if not waited or not self.plan.blocks.ordered:
+            return None
+        number = waited[-1][0]
+        if len(waited) > 1:
+            number = jnp.minimum(number, waited[-2][1])
+        number = jnp.where(product == _NO_SUM, 0.0, number)
+        return jnp.where(number < 0, _FLOORS[1], _FLOORS[0])
+
+    def _weigh(self, i: int, floor: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Returns one of the later weights of each query, and what its sums shrink by."""
         plan, ref, at = self.plan, self.ref, self.weighed + i
-        before = jnp.where(self.weighed_first, EMPTY, ref["tops_so_far"][at])
-        top = jnp.maximum(jnp.maximum(before, LOWEST), jnp.max(ref["tops"][i], axis=0, keepdims=True))
+        before, tops = jnp.where(self.weighed_first, EMPTY, ref["tops_so_far"][at]), ref["tops"][i]
+        if floor is not None:
+            before, tops = jnp.maximum(before, floor), jnp.maximum(tops, floor)
+        top = jnp.maximum(jnp.maximum(before, LOWEST), jnp.max(tops, axis=0, keepdims=True))
         ref["tops_so_far"][at] = top
         shrink = jnp.exp2(before - top)
         ref["shrink"][i] = shrink
@@ -84,7 +115,9 @@ class Step:
         if not plan.blocks.matrix_sums:
             held = jnp.where(self.weighed_first, 0.0, ref["weights_so_far"][at])
             ref["weights_so_far"][at] = held * shrink + jnp.sum(weights, axis=0)
-        ref["weights"][i] = weights.reshape(plan.blocks.keys, plan.blocks.queries).astype(plan.dtype)
+        rounded = weights.reshape(plan.blocks.keys, plan.blocks.queries).astype(plan.dtype)
+        ref["weights"][i] = pltpu.bitcast(rounded, jnp.int32) if plan.weight_words else rounded
+        return weights[int(_WAITED_FOR * weights.shape[0])], shrink
 
     def _score(self, i: int, key: jax.Array) -> None:
         plan, ref = self.plan, self.ref

@@ -22,7 +22,7 @@ from distaff.backends.tpu.prefill_plan import PrefillBlocks
 from .conftest import LAYER, Heads, Step, unpacked
 
 ROWS, TOKENS, MOST = 4, 320, 300
-BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=3, matrix_sums=True, vmem_mib=100)
+BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=3, matrix_sums=True, vmem_mib=100, ordered=True)
 VECTOR = PrefillBlocks(queries=128, keys=128, heads=2, buffers=2, matrix_sums=False, vmem_mib=100)
 
 
@@ -193,6 +193,49 @@ def flash_agrees(causal: bool, window: int | None, cap: float | None, ends: list
     want = np.einsum("BNTS,BSH->BTNH", weights / total[..., None], np.asarray(v[:, :, 0], np.float64))
     assert np.abs(out - want).max() <= 1e-5
     assert np.abs(lse - np.moveaxis(np.log(total), 1, 2)).max() <= 1e-5
+
+
+@cache
+def masked(window: int | None) -> Callable[..., Any]:
+    spec = AttentionSpec(0.125, window)
+    return jax.jit(partial(prefill_attention, spec=spec, generation="v6e", blocks=BLOCKS, interpret=True, limit=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 100])
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_tokens_see_what_their_mask_says_of_the_new_ones_and_all_that_was_there(window: int | None, seed: int) -> None:
+    """Drawn masks, later tokens among the seen; narrower than the longest row, whose last tokens nobody sees."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (int(new + old), int(new)) for new, old in zip(rng.integers(2, 150, 2), rng.integers(0, 140, 2), strict=True)
+    ]
+    rows = [*rows, (30, 1), (0, 0)]
+    heads = Heads(4, 2, 64)
+    step = Step.drawn(
+        heads, rows, page=16, width=-(-MOST // 16), seed=seed, dtype="float32", kv_dtype="float32",
+        max_query_len=None, num_tokens=TOKENS,
+    )  # fmt: skip
+    mask = rng.random((TOKENS, 100)) < 0.5
+    mask[:, 0] = True
+    out, pages = masked(window)(
+        step.q, step.k, step.v, step.pages, jnp.int32(LAYER), step.index, mask=jnp.asarray(mask)
+    )
+    stored, begin = unpacked(pages, heads), 0
+    for row, (length, new) in enumerate(rows[:2]):
+        keys, values = np.moveaxis(stored[LAYER, step.table[row]].reshape(-1, 2, 2, 64)[:length], 1, 0).repeat(2, 2)
+        scores = np.einsum("TNH,SNH->NTS", np.asarray(step.q[begin : begin + new], np.float64), keys) * 0.125
+        own = np.pad(mask[begin : begin + new], ((0, 0), (0, max(0, new - 100))))[:, :new]
+        seen = np.concatenate([np.ones((new, length - new), bool), own], axis=1)
+        if window is not None:
+            seen &= np.arange(length) > np.arange(length - new, length)[:, None] - window
+        weights = np.where(seen, np.exp(scores), 0)
+        total = weights.sum(axis=-1, keepdims=True)
+        want = np.einsum("NTS,SNH->TNH", weights / np.where(total > 0, total, 1), values)
+        np.testing.assert_allclose(out[begin : begin + new], want, rtol=0, atol=1e-5)
+        begin += new
+    assert not np.asarray(out)[begin:].any()
 
 
 MASKS = [(True, None, None), (True, 70, 3.0), (False, None, 5.0), (False, 33, None)]
