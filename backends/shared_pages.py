@@ -103,6 +103,10 @@ def shared_pages(backend: Backend) -> SharedPages | None:
         from .tpu.shared_pages import TpuPages
 
         return TpuPages.of(backend)
+    if backend.name == "gpu":
+        from .gpu.shared_pages import GpuPages
+
+        return GpuPages.of(backend)
     return None
 
 

@@ -22,6 +22,7 @@ from .stages import Stages
 
 _FP32 = 4
 _LANES = 128
+_TILE_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,9 @@ class _Counter:
         for summed, group in groupby(tokens, axes.__contains__):
             along = tuple(group)
             if summed:
-                yield Sent(what, "reduce-scatter", along, num_bytes, 1)
+                # Of what would leave less than a tile's rows on each device XLA makes a sum, and cuts it.
+                op = "all-reduce" if self.own_tokens < _TILE_ROWS else "reduce-scatter"
+                yield Sent(what, op, along, num_bytes, 1)
             num_bytes //= self.layout.size(along)
         rest = tuple(axis for axis in axes if axis not in tokens)
         if rest:

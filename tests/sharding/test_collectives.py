@@ -204,6 +204,7 @@ RARELY = [
     ("sequence=4,tensor=2", "v6e:2x4", DECODE),
     ("sequence-alltoall:sequence=2,tensor=4", "v5e:2x4", DECODE),
     ("weight-gathered:tensor=8", "v5e:2x4", PREFILL),
+    ("attention-data:data=4,tensor=2", "v6e:2x4", DECODE),
     ("attention-data:data=4,tensor=2", "v6e:2x4", StepShape(8)),
     ("attention-data:data=4,tensor=2", "v6e:2x4", PREFILL),
 ]

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from distaff.backends.base import AttentionSpec, Backend, CacheGroup, PyTree, RaggedIndex
+from distaff.backends.gpu.backend import GpuBackend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.shared_pages import shared_pages
 from distaff.backends.tpu.backend import TpuBackend
@@ -79,6 +80,14 @@ ROWS = {
 }
 
 
+IN_CI: dict[tuple[str, str], Any] = {
+    ("window", "chunks and a decode row"): (),
+    ("soft cap and sinks", "a row over three devices"): pytest.mark.slow,
+    ("soft cap and sinks", "decode"): pytest.mark.slow,
+    ("plain", "prompts"): pytest.mark.slow,
+}
+
+
 def sinks_of(wanted: bool) -> Array | None:
     return jnp.linspace(-1, 2, HEADS) if wanted else None
 
@@ -96,10 +105,7 @@ class OwnTokens(Wrapped):
 
 @pytest.mark.parametrize(
     ("spec", "rows"),
-    [
-        pytest.param(*pair, marks=[] if pair == ("window", "chunks and a decode row") else pytest.mark.slow)
-        for pair in product(SPECS, ROWS)
-    ],
+    [pytest.param(*pair, marks=IN_CI.get(pair, pytest.mark.soak)) for pair in product(SPECS, ROWS)],
 )
 def test_keys_go_round_a_ring(spec: str, rows: str) -> None:
     lens, cached, num_tokens = ROWS[rows]
@@ -140,11 +146,20 @@ class OneShare(ReferenceBackend):
         return super().allocate_cache(one, **how)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", ["plain", "window of pages", "window"])
-def test_a_tpus_pages_are_shared(spec: str) -> None:
+@pytest.mark.parametrize(
+    ("chip", "spec"),
+    [
+        pytest.param("tpu", "window of pages", marks=pytest.mark.slow),
+        pytest.param("gpu", "window of pages", marks=pytest.mark.slow),
+        *(pytest.param(chip, spec, marks=pytest.mark.soak) for chip in ("tpu", "gpu") for spec in ("plain", "window")),
+    ],
+)
+def test_a_chips_pages_are_shared(chip: str, spec: str) -> None:
     """The decode kernel, interpreted, attends to a share and tells its log-sum-exps."""
-    chip = TpuBackend(generation="v6e", interpret=True)
+    check_chip(TpuBackend(generation="v6e", interpret=True) if chip == "tpu" else GpuBackend(interpret=True), spec)
+
+
+def check_chip(chip: Backend, spec: str) -> None:
     pages = shared_pages(chip)
     assert pages is not None
     lens, cached, num_tokens = ROWS["decode"]
