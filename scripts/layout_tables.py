@@ -43,6 +43,9 @@ def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
     extra = [f"{size_text(report[key])} of {what}" for key, what in _EXTRA.items() if report[key]]
     held = f"{size_text(report['weights'])} of weights{f' ({", ".join(extra)})' if extra else ''}"
     typer.echo(f"\neach device holds {held}, and {size_text(report['cache_token'])} of KV cache for each token")
+    typer.echo(f"loading takes at most {size_text(report['staging'])} of host memory beside that, from local files")
+    if len(report["stage_layers"]) > 1:
+        typer.echo(f"stages compute {', '.join(map(str, report['stage_layers']))} layers")
     for title, key, idle in (
         ("a decode step", "decode_sends", report["decode_bubble"]),
         ("a prefill step", "prefill_sends", report["prefill_bubble"]),
