@@ -10,7 +10,7 @@ from distaff.backends.compiler.libtpu import libtpu_version
 from distaff.backends.kernel_budgets import budgets
 from distaff.scripts.kernel_rows import KernelRow, figures, kernel_rows
 
-SAMPLE = {("decode", "v6e", "B64 ctx4096 page16 bf16"), ("flash", "tpu7x", "T4096 bf16")}
+SAMPLE = {("decode", "v6e", "B64 ctx4096 page16 bf16")}
 """What is compiled even where there is little time."""
 
 SLOW = {
