@@ -1,7 +1,7 @@
 """Does a layout fit a model and the devices? If not: why, with the numbers, and what would."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import lcm, log2
 
@@ -213,7 +213,7 @@ def _not_built(layout: Layout, config: ModelConfig) -> LayoutError | None:
 
 def _attended(layout: Layout, config: ModelConfig) -> LayoutError | None:
     """Whether attention finds keys and values of the tokens that each device has."""
-    size = max(layout.num_devices, 1)
+    size, layout = layout.num_devices, replace(layout, prefill_from=0)
     for prefill in (False, True):
         placement = MeshPlacement.of(layout, config, num_tokens=size, decode=not prefill)
         context, exchanged, attended = placement.rules["context"], placement.exchanged, placement.attended

@@ -71,6 +71,7 @@ class Layout:
             them along fewer axes, each layer's are gathered along the others when it is computed.
         capacity: of routed tokens, how many a device sends to each other one at once, as a multiple of what it would
             send if experts were chosen evenly; what is left goes in further rounds. None: as many as there can be.
+        prefill_from: the tokens of a step from which on `prefill` holds; smaller steps are split as decode steps are.
     """
 
     preset: str
@@ -78,6 +79,7 @@ class Layout:
     rules: Rules
     prefill: Rules = Rules()
     capacity: float | None = None
+    prefill_from: int = 0
 
     @classmethod
     def of(
@@ -87,12 +89,13 @@ class Layout:
         rules: Rules,
         prefill: Rules | None = None,
         capacity: float | None = None,
+        prefill_from: int = 0,
     ) -> "Layout":
         """A layout from sizes in any order.
 
         Raises:
             LayoutSyntaxError: an axis, logical or of the mesh, that does not exist; a size below 1; weights that
-                prefill would split otherwise; a capacity of nothing.
+                prefill would split otherwise; a capacity of nothing; fewer than no tokens.
         """
         prefill = prefill or Rules()
         for name, size in sizes.items():
@@ -109,6 +112,8 @@ class Layout:
                 )
         if capacity is not None and capacity <= 0:
             raise LayoutSyntaxError(f"layout: capacity {capacity}, expected a number above 0")
+        if prefill_from < 0:
+            raise LayoutSyntaxError(f"layout: prefill_from {prefill_from}, expected a number of tokens")
         for logical, axes in prefill.table:
             if logical not in (*GATHERED, "tokens", "routed"):
                 raise LayoutSyntaxError(f"layout: prefill splits {logical} otherwise, and it is stored once")
@@ -118,7 +123,7 @@ class Layout:
                     f"{list(rules[logical])}, and can be gathered along some of these alone"
                 )
         mesh = tuple((axis, sizes[axis]) for axis in MESH_AXES if sizes.get(axis, 1) > 1)
-        return cls(preset, mesh, rules, prefill, capacity)
+        return cls(preset, mesh, rules, prefill, capacity, prefill_from)
 
     def __str__(self) -> str:
         """As `parse_layout` reads it; custom tables print their mesh alone."""

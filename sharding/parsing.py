@@ -51,6 +51,8 @@ def layout_yaml(layout: Layout) -> str:
     kept: dict[str, Any] = {"mesh": dict(layout.mesh), **{k: v for k, v in written.items() if v}}
     if layout.capacity is not None:
         kept["capacity"] = layout.capacity
+    if layout.prefill_from:
+        kept["prefill_from"] = layout.prefill_from
     return yaml.safe_dump(kept, sort_keys=False)
 
 
@@ -92,11 +94,11 @@ def _from_file(path: Path) -> Layout:
         read: Any = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise LayoutSyntaxError(f"layout {str(path)!r} cannot be read: {error}") from error
-    known = {"mesh", "rules", "prefill", "capacity"}
+    known = {"mesh", "rules", "prefill", "capacity", "prefill_from"}
     if not isinstance(read, Mapping) or not set(read) <= known or not _is_table(read.get("mesh"), int):
         raise LayoutSyntaxError(
             f"layout {str(path)!r}: expected `mesh:` with a size for each axis ({', '.join(MESH_AXES)}), then `rules:` "
-            "and perhaps `prefill:` with a list of mesh axes for each logical axis, and `capacity:`"
+            "and perhaps `prefill:` with a list of mesh axes for each logical axis, `capacity:` and `prefill_from:`"
         )
     tables: list[Rules] = []
     for name in ("rules", "prefill"):
@@ -108,7 +110,10 @@ def _from_file(path: Path) -> Layout:
     capacity = read.get("capacity")
     if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, int | float)):
         raise LayoutSyntaxError(f"layout {str(path)!r}: capacity {capacity!r}, expected a number, or nothing")
-    layout = Layout.of("custom", read["mesh"], tables[0], tables[1], capacity)
+    least = read.get("prefill_from", 0)
+    if isinstance(least, bool) or not isinstance(least, int):
+        raise LayoutSyntaxError(f"layout {str(path)!r}: prefill_from {least!r}, expected a number of tokens")
+    layout = Layout.of("custom", read["mesh"], tables[0], tables[1], capacity, least)
     used = [axis for rules in tables for _, axes in rules.table for axis in axes]
     _check_axes(str(path), layout, ("data", *dict.fromkeys(used)))
     return layout

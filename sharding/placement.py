@@ -52,8 +52,9 @@ class MeshPlacement:
     def of(cls, layout: Layout, config: ModelConfig, *, num_tokens: int, decode: bool) -> "MeshPlacement":
         """The placement of one step. Where tokens do not split evenly they stay whole, and a prompt's step is split
         as a decode step is."""
+        prefill = not decode and num_tokens >= layout.prefill_from
         stored = {logical: layout.axes(logical) for logical in LOGICAL_AXES}
-        table = {logical: layout.axes(logical, prefill=not decode) for logical in LOGICAL_AXES}
+        table = {logical: layout.axes(logical, prefill=prefill) for logical in LOGICAL_AXES}
         if num_tokens % layout.size(table["tokens"]):
             table = stored | {"tokens": (), "routed": ()}
         gathered = {
@@ -127,7 +128,7 @@ class MeshPlacement:
                 return variable
             for axis, each in enumerate(logical):
                 if self.gathered[each]:
-                    value = jax.lax.all_gather(value, self.gathered[each], axis=axis, tiled=True)
+                    value = jax.lax.all_gather(jnp.asarray(value), self.gathered[each], axis=axis, tiled=True)
             return variable.replace(value)
 
         return jax.tree.map(whole, layers, is_leaf=lambda node: isinstance(node, nnx.Variable))

@@ -12,6 +12,7 @@ from distaff.models.config import ModelConfig
 from distaff.models.families import config_from_hf
 from distaff.sharding.arrange import arranged
 from distaff.sharding.check import Devices, candidates, check_layout, choose_layout, problem
+from distaff.sharding.collectives import StepShape, predict
 from distaff.sharding.errors import (
     AxisClashError,
     DevicesError,
@@ -170,9 +171,23 @@ def test_a_mesh_takes_no_more_devices_than_there_are() -> None:
         make_mesh(parse_layout("tensor=16", num_devices=16))
 
 
+def test_steps_with_few_tokens_gather_no_weights(tmp_path: Path) -> None:
+    gathered = parse_layout("weight-gathered:tensor=8", num_devices=8)
+    (tmp_path / "a.yaml").write_text(layout_yaml(replace(gathered, prefill_from=4096)))
+    layout = parse_layout(str(tmp_path / "a.yaml"), num_devices=8)
+    assert layout.prefill_from == 4096
+    for tokens, weights, sums in ((2048, 0, 65), (4096, 7 * 32, 1)):
+        sent = predict(LLAMA_8B, layout, StepShape(1, tokens), "bfloat16")
+        assert sum(each.count for each in sent if each.what.startswith("weights: ")) == weights
+        assert sum(each.count for each in sent if each.op == "all-reduce" and not each.when) == sums
+    (tmp_path / "a.yaml").write_text("mesh: {tensor: 2}\nprefill_from: many\n")
+    with pytest.raises(LayoutSyntaxError, match="prefill_from"):
+        parse_layout(str(tmp_path / "a.yaml"), num_devices=8)
+
+
 def test_the_page_of_layouts_has_every_preset() -> None:
     page = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
     for name, preset in PRESETS.items():
         axes = ", ".join(("data", *preset.axes))
         assert f"| `{name}` | {axes} | {preset.about} | {preset.use} |" in page
-    assert page.split("## Presets")[1].count("\n| `") == len(PRESETS)
+    assert page.split("## Presets")[1].split("\n## ")[0].count("\n| `") == len(PRESETS)
