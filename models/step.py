@@ -143,8 +143,9 @@ class Step:
         # A pipeline cuts the batch: there are no first rows then.
         whole = self.placement.parts("layers") == 1
         count = batch.query_starts[-1] if whole else None
-        mine = count is not None and self.placement.parts("tokens") == 1
-        backend = self.backend.with_rows(count) if mine else self.backend
+        backend = self.backend
+        if count is not None and self.placement.parts("tokens") == 1:
+            backend = backend.with_rows(count)
         hidden, cache = decoder(ragged, cache, Machine(backend, self.placement, count, self.expert_load))
 
         num_rows, num_candidates = ragged.logit_indices.shape

@@ -15,21 +15,26 @@ from .bench_tables import print_reports
 from .options import (
     Backend,
     Context,
+    Coordinator,
     Debug,
     Deterministic,
     Devices,
     Dtype,
+    Host,
+    Hosts,
+    HostTimeout,
     Json,
     KVMemory,
     Layout,
     MaxBatch,
+    NumHosts,
     Offline,
     parse_size,
 )
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
-from .startup import prepare_layout, warn_unused
+from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
 
 if TYPE_CHECKING:
     from ..serving import LLM, Request
@@ -105,7 +110,13 @@ def bench_offline(
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
     backend: Backend = "auto",
     layout: Layout = None,
+    one_program: Annotated[
+        bool, typer.Option("--one-program", help="Replicas of the layout step together instead of on their own.")
+    ] = False,
     devices: Devices = None,
+    expert_load: Annotated[
+        bool, typer.Option("--expert-load", help="Count how often each expert of a mixture is chosen.")
+    ] = False,
     policy: Annotated[
         Policy, typer.Option("--policy", help="When waiting requests may start; all compares the three.")
     ] = Policy.CONTINUOUS,
@@ -129,6 +140,11 @@ def bench_offline(
             metavar="ttft:MS,tpot:MS",
         ),
     ] = None,
+    hosts: Hosts = None,
+    coordinator: Coordinator = None,
+    num_hosts: NumHosts = None,
+    host: Host = None,
+    host_timeout: HostTimeout = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -154,7 +170,7 @@ def bench_offline(
       itl_ms, request_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
       tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
       padding_waste, prefix_hit_rate, preemptions, compiles, unexpected_compiles, goodput,
-      limits, load_s, warm_up_s
+      limits, load_s, warm_up_s; with --expert-load experts (chosen, waited, uneven, most_uneven, layers)
     With --policy all these are those of the first one, and "policies" lists such an object of each.
     """
     with reporting(debug):
@@ -169,8 +185,13 @@ def bench_offline(
             "context": context,
             "deterministic": deterministic or None,
             "layout": layout,
+            "one_program": one_program or None,
+            "expert_load": expert_load or None,
         }
         prepare_layout(layout, devices)
+        options["hosts"] = read_hosts(hosts, coordinator, num_hosts, host, host_timeout, layout)
+        if options["hosts"] is not None:
+            keep_stdout()
         from ..serving.measurement import Goodput
         from ..serving.workload import read_workload, uniform_workload
 
@@ -189,6 +210,8 @@ def bench_offline(
             reports = [run.report(policy)]
         else:
             reports = [run.report(each) for each in Policy if each is not Policy.ALL]
+        if host:
+            return  # host 0 prints
         if json:
             print_json({**reports[0], "policies": reports} if policy is Policy.ALL else reports[0])
         else:
@@ -215,6 +238,9 @@ class _Run:
         started = time.perf_counter()
         llm = self._load(policy)
         loaded = time.perf_counter()
+        if llm.follows:
+            llm.follow()
+            return {}
         try:
             items = self.workload(llm)
             llm.engine.warm_up()
@@ -222,6 +248,7 @@ class _Run:
             warm = time.perf_counter()
             self.limits = self.limits or measure_limits(llm.backend, self.options["dtype"])
             measured = [run_round(llm.engine, self._requests(items, f"round {n}")) for n in range(self.rounds)]
+            experts = llm.engine.metrics.experts
         finally:
             llm.close()
         num_bytes = 4 if self.options["dtype"] == Dtype.FLOAT32 else 2
@@ -240,6 +267,7 @@ class _Run:
                 goodput=self.goodput,
             ),
             "limits": asdict(self.limits),
+            **({} if experts is None else {"experts": experts.snapshot()}),
             "load_s": loaded - started,
             "warm_up_s": warm - loaded,
         }

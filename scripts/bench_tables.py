@@ -54,6 +54,14 @@ def _goodput(report: Report) -> str:
     return f"{report['goodput']['requests_per_s']:.2f} requests/s ({report['goodput']['share']:.0%})"
 
 
+def _experts(report: Report) -> str:
+    if "experts" not in report:
+        return ""
+    load = report["experts"]
+    waited = f"; {load['waited']} waited for a further round" if load["waited"] else ""
+    return f"the most chosen has {load['uneven']:.1f}x the mean (at worst {load['most_uneven']:.1f}x){waited}"
+
+
 _ROWS: Mapping[str, Callable[[Report], str]] = {
     "output tokens/s": lambda report: f"{report['output_tokens_per_s']:.1f}",
     "all tokens/s": lambda report: f"{report['total_tokens_per_s']:.1f}",
@@ -72,5 +80,6 @@ _ROWS: Mapping[str, Callable[[Report], str]] = {
     "prefix hits": lambda report: f"{report['prefix_hit_rate']:.0%} of prompt tokens",
     "preemptions": lambda report: str(report["preemptions"]),
     "compiles": lambda report: f"{report['compiles']} ({report['unexpected_compiles']} unexpected)",
+    "experts": _experts,
     "load, warm-up": lambda report: f"{report['load_s']:.1f} s, {report['warm_up_s']:.1f} s",
 }

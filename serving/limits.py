@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..backends.base import Backend
+from ..sharding.backend import ShardedBackend
 
 _TARGET_SECONDS = 0.02  # long enough that starting a program does not count
 _START_SIZE, _MAX_SIZE = 1024, 8192
@@ -33,8 +34,13 @@ class MachineLimits:
 def measure_limits(backend: Backend, dtype: DTypeLike, *, num_bytes: int = 2**29) -> MachineLimits:
     """Times reading `num_bytes` of memory, and square matmuls in `dtype` and fp32 by XLA and by the backend.
 
-    The faster arithmetic counts: a backend is free to compute bf16 weights in fp32. Takes a second or two.
+    The faster arithmetic counts: a backend is free to compute bf16 weights in fp32. Takes a second or two. Of several
+    devices one is measured, and counts as often as there are; those that share a host's memory are one machine.
     """
+    if isinstance(backend, ShardedBackend):
+        one = measure_limits(backend.inner, dtype, num_bytes=num_bytes)
+        times = 1 if backend.inner.memory().shared else backend.layout.num_devices
+        return MachineLimits(one.bytes_per_s * times, one.flops_per_s * times)
     dtypes = {jnp.dtype(dtype), jnp.dtype(jnp.float32)}
     return MachineLimits(
         bytes_per_s=_read_rate(num_bytes),
