@@ -26,7 +26,8 @@ class LoadPlan:
     """Bytes of one process.
 
     Args:
-        read: asked of the files.
+        read: of the files, unwanted ones between ranges of remote files included.
+        requests: how many reads that takes.
         share: of its part of the weights as they are stored, each part once: copies, on several of its devices or of KV
             heads, are read once.
         held: on its devices.
@@ -34,6 +35,7 @@ class LoadPlan:
     """
 
     read: int
+    requests: int
     share: float
     held: int
     staging: int
@@ -61,21 +63,23 @@ def load_plan(
     """
     where = arranged(config, layout, dtype)
     positions = tuple(positions)
-    read = held = staging = 0
+    read = requests = held = staging = 0
     share = 0.0
     for leaf in leaf_plans(tensors, config, dtype=dtype, source=source):
         each = where[leaf.spec.path]
         boxes = stored_boxes(each, leaf.spec.shape, layout, positions)
         whole = [(0, size) for size in leaf.spec.shape]
-        stored = leaf.planned([tuple(whole)]) / prod(leaf.spec.shape)
+        stored = leaf.cost([tuple(whole)]).wanted / prod(leaf.spec.shape)
         share += stored * sum(map(volume, boxes))
         held += each.num_bytes * len(positions)
         groups = [[box] for box in boxes] if tensors.local else [boxes]
         for group in groups:
-            read += leaf.planned(group)
+            cost = leaf.cost(group)
+            read += cost.read
+            requests += cost.requests
             buffers = leaf.spec.dtype.itemsize * sum(map(volume, group))
             staging = max(staging, buffers + leaf.staging(group))
-    return LoadPlan(read, share, held, staging)
+    return LoadPlan(read, requests, share, held, staging)
 
 
 def split_for(layout: Layout, devices: Sequence[Any], dtype: DTypeLike = "bfloat16") -> Split:

@@ -12,6 +12,7 @@ from .check import Devices
 from .collectives import Sent, StepShape, neighbours, predict, replica_groups
 from .footprint import footprint
 from .layout import Layout
+from .loading import staging_bytes
 from .pipeline import bubble
 from .stages import Stages
 
@@ -37,6 +38,7 @@ def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batc
         "weights": held.weights,
         "kv_copies": held.kv_copies,
         "padding": held.padding,
+        "staging": staging_bytes(config, layout, dtype),
         "cache_token": held.cache_token,
         "stage_layers": list(stages.loads),
         "decode_bubble": bubble(batch, stages.loads),

@@ -15,9 +15,10 @@ from ..decoder import Weights, WeightSpec, unflatten, weight_specs
 from ..errors import ExtraTensorError, MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
 from ..families import family_named
 from .base import NamedTensors, OnBytes, Place, TensorInfo, first_device
+from .byte_files import MAX_WASTE, REQUEST_BYTES, ReadCount
 from .pieces import Piece, pieces_of, tensor_shape
 from .region import Entry
-from .runs import Box, volume, whole
+from .runs import Box, Runs, coalesced, cut, volume, whole
 from .shards import aligned_empty, groups_of, place_leaf, relative
 
 BLOCK_BYTES = 8 * 2**20  # of float32: small against any model, large against the cost of a read
@@ -96,9 +97,16 @@ class LeafPlan:
             reading.fill([(made[i][within], bounds) for i, within, bounds in reading.targets])
         return made
 
-    def planned(self, boxes: list[Box]) -> int:
-        """Bytes that `read` asks the files for. Reads nothing."""
-        return sum(reading.planned() for reading in self._readings(boxes))
+    def cost(self, boxes: list[Box]) -> ReadCount:
+        """What `read` takes, by arithmetic: of remote files, what their ranges become where they are read at once."""
+        count = ReadCount()
+        for reading in self._readings(boxes):
+            for runs in reading.planned():
+                ranges = None if self.tensors.local else coalesced(runs, MAX_WASTE)
+                count.wanted += runs.nbytes
+                count.read += runs.nbytes if ranges is None else sum(stop - start for start, stop in ranges)
+                count.requests += runs.count if ranges is None else sum(1 for _ in cut(ranges, REQUEST_BYTES))
+        return count
 
     def staging(self, boxes: list[Box]) -> int:
         """Most bytes that `read` holds of what it has read before that lies in the boxes' buffers."""
@@ -162,8 +170,8 @@ class Reading:
                     target = part[low - bounds[0][0] : high - bounds[0][0]]
                     self._copy(target, view[low - start : high - start], bounds[1:], fine)
 
-    def planned(self) -> int:
-        """Bytes that the files are asked for."""
+    def planned(self) -> list[Runs]:
+        """The byte ranges that the files are asked for."""
         fine = self._fine()
         return self.tensors.planned(self.piece.name, *self._rows(*self.bounds[0], fine), self.entry.box(fine)[1:])
 

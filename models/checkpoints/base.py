@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec
 from .byte_files import Location
-from .runs import Box
+from .runs import Box, Runs
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -94,8 +94,8 @@ class NamedTensors(Protocol):
         """
         ...
 
-    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
-        """How many bytes `read_rows` would ask its files for. Reads nothing."""
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
+        """The byte ranges that `read_rows` would ask its files for. Reads nothing."""
         ...
 
 

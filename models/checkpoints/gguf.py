@@ -126,7 +126,7 @@ class _Mapped:
 
     info: TensorInfo
     read: Callable[[int, int, Box], np.ndarray]
-    planned: Callable[[int, int, Box], int]
+    planned: Callable[[int, int, Box], list[Runs]]
 
 
 class GGUFTensors:
@@ -152,7 +152,7 @@ class GGUFTensors:
     def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
         return self._mapped[name].read(start, stop, within or whole(self._infos[name].shape[1:]))
 
-    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
         return self._mapped[name].planned(start, stop, within or whole(self._infos[name].shape[1:]))
 
     def _map(self, rules: tuple[Rule, ...]) -> dict[str, _Mapped]:
@@ -206,7 +206,7 @@ class GGUFTensors:
         return _Mapped(
             info,
             lambda *rows: self._file.read_rows(name, *rows),
-            lambda *rows: self._file.runs(name, *rows).nbytes,
+            lambda *rows: [self._file.runs(name, *rows)],
         )
 
     def _expert(self, hf: str, name: str, expert: int) -> _Mapped:
@@ -215,7 +215,7 @@ class GGUFTensors:
         return _Mapped(
             info,
             lambda *rows: self._file.read_rows(name, *rows, expert=expert),
-            lambda *rows: self._file.runs(name, *rows, expert=expert).nbytes,
+            lambda *rows: [self._file.runs(name, *rows, expert=expert)],
         )
 
     def _heads_in_order(self, hf: str, name: str) -> _Mapped:
@@ -238,9 +238,9 @@ class GGUFTensors:
             ordered = rows.reshape(last - head, width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
             return ordered[start - head * width : stop - head * width]
 
-        def planned(start: int, stop: int, within: Box) -> int:
+        def planned(start: int, stop: int, within: Box) -> list[Runs]:
             head, last = heads_of(start, stop)
-            return self._file.runs(name, head * width, last * width, within).nbytes
+            return [self._file.runs(name, head * width, last * width, within)]
 
         return _Mapped(info, read, planned)
 
@@ -266,8 +266,8 @@ class GGUFTensors:
             first, last = within[-1]
             return both[..., first % 2 : first % 2 + last - first]
 
-        def planned(start: int, stop: int, within: Box) -> int:
-            return sum(self._file.runs(name, start, stop, stored(within)).nbytes for name in (gate, up))
+        def planned(start: int, stop: int, within: Box) -> list[Runs]:
+            return [self._file.runs(name, start, stop, stored(within)) for name in (gate, up)]
 
         return _Mapped(self._info(hf, gate, (shape[0], *shape[2:], 2 * shape[1])), read, planned)
 

@@ -54,12 +54,13 @@ def resolve_model(
         ModelNotFoundError: nothing of that name is known or on disk.
         HubError: it could not be fetched; the message says what to do.
     """
+    never = offline is True  # HF_HUB_OFFLINE is about the hub, not about URLs
     offline = is_offline() if offline is None else offline
     if model.startswith(PREFIX):
         random_config_path(model)
         return Path(model)
     if is_url(model):
-        if offline and not model.startswith(("memory:", "file:")):
+        if never and not model.startswith(("memory:", "file:")):
             raise HubError(f"{model}: found a URL, expected a folder or a cached model because of --offline")
         return RemotePath(model)
     path = Path(model).expanduser()

@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from ..errors import MissingTensorError, ShapeMismatchError
 from .base import TensorInfo
-from .runs import Box, whole
+from .runs import Box, Runs, whole
 from .safetensors import SafetensorsTensors
 
 VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -87,7 +87,7 @@ class Mxfp4Tensors:
             made[i] = dequantize(blocks[i], scales[i])
         return made[..., first - columns : last - columns].swapaxes(-1, -2)
 
-    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
         if name in self._stored.infos:
             return self._stored.planned(name, start, stop, within)
         _, box, _ = self._stored_box(name, within)

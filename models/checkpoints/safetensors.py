@@ -160,8 +160,8 @@ class SafetensorsTensors:
     def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
         return self._files[name].read_rows(name, start, stop, within)
 
-    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> int:
-        return self._files[name].runs(name, start, stop, within).nbytes
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
+        return [self._files[name].runs(name, start, stop, within)]
 
     def nbytes(self, name: str) -> int:
         """Stored bytes of a tensor."""

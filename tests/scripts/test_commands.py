@@ -124,6 +124,23 @@ def test_a_failure_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_convert_cuts_for_a_layout(start: Start, tiny_model: Path) -> None:
+    """Without four devices: virtual ones hold the parts while they are written."""
+    made = start("convert", str(tiny_model), "cut", "--to", "orbax", "--layout", "tensor=2")
+    assert made.returncode == 0, made.stderr
+    answers = []
+    for where in ([str(tiny_model)], ["cut"], ["cut", "--layout", "tensor=2", "--devices", "2"]):
+        done = start("generate", "-m", *where, "-p", "Hello", "--temperature", "0", "--max-tokens", "8", "--json")
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["token_ids"])
+    assert answers[0] == answers[1] == answers[2]
+    refused = start("convert", str(tiny_model), "none", "--to", "safetensors", "--layout", "tensor=2")
+    assert refused.returncode == 2 and "write orbax" in refused.stderr
+    alone = start("convert", str(tiny_model), "none", "--to", "orbax", "--layout", "tensor")
+    assert alone.returncode == 2 and "such as tensor=4" in alone.stderr
+
+
+@pytest.mark.slow
 def test_convert_keeps_the_answers(start: Start, tiny_model: Path, tmp_path: Path) -> None:
     made = start("convert", str(tiny_model), "orbax", "--to", "orbax", "--json")
     assert made.returncode == 0, made.stderr

@@ -9,18 +9,30 @@ from typing import Any
 from distaff.models.checkpoints import shipped_configs
 
 
-def sparse_llama(folder: Path, name: str, num_files: int) -> Path:
-    """A shipped Llama in bfloat16 as safetensors with an index, under the names that the hub has."""
+def sparse_model(folder: Path, name: str, num_files: int) -> Path:
+    """A shipped Llama or Qwen3 mixture in bfloat16 as safetensors with an index, under the names that the hub has."""
     config: dict[str, Any] = json.loads(shipped_configs()[name].read_text())
     width, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    keys = config["num_key_value_heads"] * (width // config["num_attention_heads"])
+    head = config.get("head_dim", width // config["num_attention_heads"])
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    experts = config.get("num_experts")
     shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocab, width]}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
-        shapes |= {f"{layer}self_attn.{x}_proj.weight": [width, width] for x in "qo"}
+        shapes |= {
+            f"{layer}self_attn.q_proj.weight": [queries, width],
+            f"{layer}self_attn.o_proj.weight": [width, queries],
+        }
         shapes |= {f"{layer}self_attn.{x}_proj.weight": [keys, width] for x in "kv"}
-        shapes |= {f"{layer}mlp.{x}_proj.weight": [inner, width] for x in ("gate", "up")}
-        shapes |= {f"{layer}mlp.down_proj.weight": [width, inner]}
+        blocks = [f"{layer}mlp."]
+        if experts is not None:
+            inner = config["moe_intermediate_size"]
+            blocks = [f"{layer}mlp.experts.{n}." for n in range(experts)]
+            shapes |= {f"{layer}mlp.gate.weight": [experts, width]}
+            shapes |= {f"{layer}self_attn.{x}_norm.weight": [head] for x in "qk"}
+        for block in blocks:
+            shapes |= {f"{block}{x}_proj.weight": [inner, width] for x in ("gate", "up")}
+            shapes |= {f"{block}down_proj.weight": [width, inner]}
         shapes |= {f"{layer}{x}_layernorm.weight": [width] for x in ("input", "post_attention")}
     shapes |= {"model.norm.weight": [width], "lm_head.weight": [vocab, width]}
     folder.mkdir()

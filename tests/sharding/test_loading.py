@@ -20,7 +20,7 @@ from distaff.sharding.footprint import footprint
 from distaff.sharding.loading import load_plan, staging_bytes, stored_boxes
 from distaff.sharding.parsing import parse_layout
 
-from .sparse import sparse_llama
+from .sparse import sparse_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> HFFolder:
     """Llama-3.1-70B: 723 tensors in 30 files."""
-    return HFFolder(sparse_llama(tmp_path_factory.mktemp("sparse") / "model", "llama-3.1-70b", 30))
+    return HFFolder(sparse_model(tmp_path_factory.mktemp("sparse") / "model", "llama-3.1-70b", 30))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,19 @@ def test_every_process_reads_its_share_of_a_70b_checkpoint(large: HFFolder, text
     assert large.reads.read == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["expert=8", "expert:expert=4,tensor=2", "tensor=4"])
+def test_every_process_reads_its_share_of_a_mixture(tmp_path: Path, text: str) -> None:
+    """Qwen3-30B-A3B: 18,867 tensors, of which a process needs every layer's own experts."""
+    folder = HFFolder(sparse_model(tmp_path / "model", "qwen3-30b-a3b", 16))
+    config = config_from_hf(folder.hf_config)
+    layout = parse_layout(text, num_devices=8)
+    held = footprint(config, layout, jnp.bfloat16)
+    plan = load_plan(folder.tensors, config, layout, jnp.bfloat16, positions=[layout.num_devices - 1])
+    assert plan.held == held.weights and plan.read == plan.share
+    assert abs(plan.read / (held.weights - held.padding) - 1) <= 0.02
+
+
 @pytest.mark.parametrize(("text", "position"), [("tensor=16", 5), ("stage=4,tensor=4", 15)])
 def test_a_device_reads_what_was_planned_and_nothing_else(large: HFFolder, text: str, position: int) -> None:
     """One of the layers; the kernel's own count of bytes read is the witness."""
@@ -72,7 +85,7 @@ def test_a_device_reads_what_was_planned_and_nothing_else(large: HFFolder, text:
             box = ((box[0][0], box[0][0] + 1), *box[1:])
         elif "vocab" in leaf.spec.axes:
             box = ((box[0][0], box[0][0] + 512), *box[1:])
-        planned += leaf.planned([box])
+        planned += leaf.cost([box]).wanted
         (made,) = leaf.read([box])
         expected += made.nbytes
     counted = _read_by_this_process() - before
@@ -99,8 +112,21 @@ def test_weights_lie_where_they_did_before(text: str) -> None:
         assert isinstance(leaf, jax.Array) and leaf.sharding == whole[path].sharding
         np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
     assert checkpoint.reads.read == sum(
-        checkpoint.tensors.planned(name, 0, info.shape[0]) for name, info in checkpoint.tensors.infos.items()
+        checkpoint.tensors.planned(name, 0, info.shape[0])[0].nbytes for name, info in checkpoint.tensors.infos.items()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["tensor=16", "stage=4,tensor=4", "tensor-2d:tensor=8,tensor2=2"])
+def test_remote_reads_waste_little(large: HFFolder, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Four processes of four devices. Columns of a matrix are one request for each row: files that are cut for the
+    layout (distaff convert --layout) are what a bucket should hold."""
+    config = config_from_hf(large.hf_config)
+    layout = parse_layout(text, num_devices=16)
+    monkeypatch.setattr(type(large.tensors), "local", False)
+    plan = load_plan(large.tensors, config, layout, jnp.bfloat16, positions=range(4))
+    assert 0.999 < plan.read / plan.share <= 1.15
+    assert plan.requests == {"stage=4,tensor=4": 4247}.get(text, 1_248_447)
 
 
 def test_memory_for_loading_is_known_beforehand(large: HFFolder) -> None:

@@ -41,8 +41,13 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 checkpoint = open_checkpoint(Path(path))
 config = config_from_hf(checkpoint.hf_config)
-weights = checkpoint.load_weights(config, dtype="float32")
-if task != "load":
+place = None
+if task.startswith("load:"):
+    from distaff.backends.reference import ReferenceBackend
+    from distaff.sharding.backend import shard_backends
+    place = shard_backends(ReferenceBackend(), config, task.removeprefix("load:"), "float32")[0].place
+weights = checkpoint.load_weights(config, dtype="float32", place=place)
+if not task.startswith("load"):
     save(weights, config=config, source=checkpoint, destination=Path(out), format=task)
 done.set()
 peak = max(peak, anonymous())
@@ -98,6 +103,13 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_loading_a_sharded_folder(sharded: Path, tmp_path: Path) -> None:
     _check(_measure("load", sharded, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tensor=4", "tensor-2d:tensor=2,tensor2=4"])
+def test_loading_parts(sharded: Path, tmp_path: Path, layout: str) -> None:
+    """Eight virtual devices have this process's memory: parts and a block are all that is held."""
+    _check(_measure(f"load:{layout}", sharded, tmp_path))
 
 
 def test_loading_gguf(sharded: Path, tmp_path: Path) -> None:
