@@ -33,6 +33,11 @@ GEMMA3 = SMOLLM2 | {
     "rope_local_base_freq": 10000.0,
 }  # fmt: skip
 """Windows beside full attention, an odd head width."""
+MIXTRAL = SMOLLM2 | {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 5, "num_experts_per_tok": 2,
+    "sliding_window": None, "tie_word_embeddings": False,
+}  # fmt: skip
+"""Experts."""
 
 
 def tokens(hf: dict[str, Any], backend: Backend) -> list[list[int]]:
@@ -49,7 +54,7 @@ def tokens(hf: dict[str, Any], backend: Backend) -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hf", [SMOLLM2, GEMMA3], ids=["smollm2", "gemma3"])
+@pytest.mark.parametrize("hf", [SMOLLM2, GEMMA3, MIXTRAL], ids=["smollm2", "gemma3", "mixtral"])
 def test_tokens_are_those_of_the_reference(hf: dict[str, Any]) -> None:
     got = tokens(hf, INTERPRETED)
     assert got == tokens(hf, ReferenceBackend()) and all(len(answer) == 10 for answer in got)
