@@ -132,6 +132,7 @@ def flash(
     return Case(
         function,
         _new(length, num_q_heads, num_kv_heads, head_dim),
+        compiler_options=compiler_options(generation),
         work=flash_work(
             length,
             length,
