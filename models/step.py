@@ -125,7 +125,8 @@ class Step:
         """
         if batch.adapter_ids is not None:
             raise UnsupportedError("adapter_ids: this model holds no adapters; leave the field out")
-        run = self._loop if self.decode else self._once
+        # Replicas that share weights all have to be there for each step: one of them then, with rows or without.
+        run = self._loop if self.decode and self.placement.parts("replicas") == 1 else self._once
         decoder = bind(self.config, weights)
         if not self.expert_load:
             return run(decoder, cache, state, batch)

@@ -139,7 +139,9 @@ class MeshPlacement:
 
     def parts(self, logical: str) -> int:
         axes = self.rules[logical]
-        return self._size((*self.replicas, *axes) if logical == "tokens" else axes)
+        if logical in ("tokens", "replicas"):
+            axes = (*self.replicas, *axes)
+        return self._size(axes)
 
     def dispatch(
         self,

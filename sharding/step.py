@@ -138,6 +138,10 @@ class ShardedModel:
             batch: only whether its leaves are scalars is looked at.
         """
         placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
+        if step.max_steps > 1 and self.layout.coupled:
+            raise UnsupportedLayoutError(
+                f"layout {self.layout}: {step.max_steps} decode steps in a call; replicas that share weights run one"
+            )
         placed = replace(step, backend=self.backend_of(placement), placement=placement)
         rows: Any = self.batch_spec
         width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
