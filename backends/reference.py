@@ -155,7 +155,7 @@ class ReferenceBackend:
         return jax.device_get(tree)
 
     def memory(self) -> MemoryInfo:
-        stats = jax.devices()[0].memory_stats()
+        stats = jax.local_devices()[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))
         page = os.sysconf("SC_PAGE_SIZE")

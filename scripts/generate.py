@@ -14,14 +14,19 @@ from .options import (
     ENGINE,
     Backend,
     Context,
+    Coordinator,
     Debug,
     Deterministic,
     Devices,
     Dtype,
+    Host,
+    Hosts,
+    HostTimeout,
     Json,
     KVMemory,
     Layout,
     MaxBatch,
+    NumHosts,
     Offline,
     parse_size,
 )
@@ -29,7 +34,7 @@ from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import prepare_layout, warn_unused
+from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
 
 if TYPE_CHECKING:
     from ..serving import LLM, Completion, Generation, SamplingParams
@@ -90,6 +95,11 @@ def generate(
         bool,
         typer.Option("--no-prefix-cache", help="Compute the prompt for each answer again.", rich_help_panel=ENGINE),
     ] = False,
+    hosts: Hosts = None,
+    coordinator: Coordinator = None,
+    num_hosts: NumHosts = None,
+    host: Host = None,
+    host_timeout: HostTimeout = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -152,6 +162,10 @@ def generate(
         if no_prefix_cache:
             engine["prefix_cache"] = False
         prepare_layout(layout, devices)
+        joined = read_hosts(hosts, coordinator, num_hosts, host, host_timeout, layout)
+        if joined is not None:
+            keep_stdout()
+            engine["hosts"] = joined
         from ..serving import LLM, SamplingParams
 
         params = SamplingParams(**chosen)
@@ -159,6 +173,10 @@ def generate(
         with ProgressDisplay(model) as display:
             llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display, **engine)
             warn_unused(llm, layout)
+            if llm.follows:
+                display.close()
+                llm.follow()
+                return
             generation = _begin(llm, text, params, chat=chat, system=system)
             completion = _write(generation, params.n, display, as_json=json)
         if not json:

@@ -56,6 +56,40 @@ Devices = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+HOSTS = "Several hosts"
+"""Title of the options that say which hosts work together."""
+
+Hosts = Annotated[
+    str | None,
+    typer.Option(
+        "--hosts",
+        help="auto: read which hosts there are from Cloud TPU or Kubernetes.",
+        metavar="auto",
+        rich_help_panel=HOSTS,
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator", help="Where host 0 listens for the others.", metavar="HOST:PORT", rich_help_panel=HOSTS
+    ),
+]
+NumHosts = Annotated[
+    int | None, typer.Option("--num-hosts", help="How many there are.", metavar="N", rich_help_panel=HOSTS)
+]
+Host = Annotated[
+    int | None,
+    typer.Option("--host", help="Which one this is, from 0, which prints.", metavar="I", rich_help_panel=HOSTS),
+]
+HostTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--host-timeout",
+        help="Seconds for all to come, and to notice that one is gone. [default: 60]",
+        metavar="S",
+        rich_help_panel=HOSTS,
+    ),
+]
 MaxBatch = Annotated[
     int | None,
     typer.Option(

@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..backends.errors import UsageError
+from ..backends.errors import InvalidParameterError, UsageError
 
 if TYPE_CHECKING:
     from ..serving import LLM
+    from ..sharding.multihost import Hosts
 
 _GOOGLE = "0x1ae0"  # PCI vendor
 
@@ -38,6 +39,48 @@ def prepare_layout(layout: str | None, devices: int | None) -> None:
     if devices is not None and layout is None:
         raise UsageError(f"--devices {devices} needs --layout, which says what goes where: --layout auto, for instance")
     prepare_devices(devices)
+
+
+def read_hosts(
+    hosts: str | None,
+    coordinator: str | None,
+    num_hosts: int | None,
+    host: int | None,
+    timeout: float | None,
+    layout: str | None,
+) -> "Hosts | None":
+    """The hosts that --hosts, --coordinator, --num-hosts, --host and --host-timeout name; None where none of them is
+    given.
+
+    Raises:
+        UsageError: some are missing, or there is no layout.
+        InvalidParameterError: one of them is out of range.
+    """
+    given = {"--coordinator": coordinator, "--num-hosts": num_hosts, "--host": host}
+    if hosts is None and timeout is None and all(value is None for value in given.values()):
+        return None
+    if hosts not in (None, "auto"):
+        raise InvalidParameterError("--hosts", hosts, "auto, or --coordinator, --num-hosts and --host instead")
+    if layout is None:
+        raise UsageError("several hosts need --layout, which says what goes where: --layout auto, for instance")
+    from ..sharding.multihost import DEFAULT_TIMEOUT, Hosts
+    from ..sharding.multihost_detect import detect_hosts
+
+    seconds = DEFAULT_TIMEOUT if timeout is None else timeout
+    if hosts == "auto":
+        return detect_hosts(coordinator=coordinator, count=num_hosts, index=host, timeout=seconds)
+    missing = [flag for flag, value in given.items() if value is None]
+    if coordinator is None or num_hosts is None or host is None:
+        raise UsageError(f"several hosts: {', '.join(missing)} missing; give it, or --hosts auto")
+    return Hosts(coordinator, num_hosts, host, seconds)
+
+
+def keep_stdout() -> None:
+    """Leaves stdout to Python: what libraries write there (JAX's collectives of the CPU do) goes to stderr."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def warn_unused(llm: "LLM", layout: str | None) -> None:

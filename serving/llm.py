@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import jax
 import jax.numpy as jnp
 
 from ..backends.base import Backend
 from ..backends.compile_cache import enable_compile_cache
-from ..backends.errors import InvalidParameterError
+from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
 from ..models.config import ModelConfig
@@ -20,6 +22,7 @@ from ..models.expert_load import num_experts
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
 from ..sharding.backend import ShardedBackend, shard_backends
+from ..sharding.multihost import Hosts, check_spread
 from .bad_words import spellings
 from .buckets import plan_buckets
 from .cache_size import cache_pages
@@ -27,6 +30,9 @@ from .engine import Engine
 from .engine_config import EngineConfig
 from .errors import EmptyPromptError
 from .generation import Generation
+from .host_device import FollowingDevice, LeadingDevice
+from .host_join import join
+from .host_link import Link
 from .metrics import Metrics
 from .one_program import OneProgram
 from .programs import Programs
@@ -48,6 +54,8 @@ class LLM:
         dtype: "float32" or "bfloat16", of weights, activations and cache.
         backend: what runs it; "auto" picks.
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
+        hosts: the hosts whose devices the layout uses together (docs/multihost.md); None is this one alone. Each makes
+            the same LLM; those that `follows` is true of call `follow`.
         one_program: replicas of the layout step together, in one program; otherwise each is an engine of its own.
         offline: True never touches the network; None follows HF_HUB_OFFLINE.
         on_progress: called as work goes on.
@@ -68,6 +76,7 @@ class LLM:
         dtype: str = "float32",
         backend: str = "auto",
         layout: str | None = None,
+        hosts: Hosts | None = None,
         one_program: bool = False,
         offline: bool | None = None,
         on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -76,6 +85,26 @@ class LLM:
         if dtype not in ("float32", "bfloat16"):
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
         engine_config = EngineConfig(**config)
+        self._link = None if hosts is None else join(hosts)
+        self._following: FollowingDevice | None = None
+        try:
+            self._load(model, dtype, backend, layout, one_program, offline, on_progress, engine_config)
+        except Exception as error:
+            if self._link is not None:
+                self._link.fail(error)
+            raise
+
+    def _load(
+        self,
+        model: str | Path,
+        dtype: str,
+        backend: str,
+        layout: str | None,
+        one_program: bool,
+        offline: bool | None,
+        on_progress: Callable[[Progress], None],
+        engine_config: EngineConfig,
+    ) -> None:
         self.backend = select_backend(backend)
         enable_compile_cache(cache_dir() / "jax")
         start = time.perf_counter()
@@ -91,6 +120,8 @@ class LLM:
             sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=one_program)
         if sharded:
             self.backend = sharded[0]
+        if self._link is not None:
+            self._check_hosts(self._link, str(model), dtype, layout, engine_config)
         self.backend.check(
             self.config.cache_groups,
             dtype=jnp.dtype(dtype),
@@ -112,8 +143,12 @@ class LLM:
                 place=None if replica is None else replica.place,
                 progress=report("load"),
             )
-            several = replica is not None and replica.layout.replicas > 1
-            engine = (build_one_program if several else build_engine)(
+            build: Callable[..., Engine | OneProgram] = build_engine
+            if replica is not None and replica.layout.replicas > 1:
+                build = build_one_program
+            elif self._link is not None:
+                build = partial(build_engine, link=self._link, on_device=self._on_device)
+            engine = build(
                 self.config,
                 weights,
                 replica or self.backend,
@@ -193,9 +228,37 @@ class LLM:
         requests = [self._request(text, None, kind=Kind.EMBED, pooling=pooling) for text in texts]
         return [result for result in self.engine.generate(requests) if isinstance(result, Embedding)]
 
+    @property
+    def follows(self) -> bool:
+        """Whether this is one of several hosts, and not the one that takes requests: `follow` is all it can do."""
+        return self._following is not None
+
+    def follow(self) -> None:
+        """On a host that `follows`: computes what host 0 plans, until that closes its LLM.
+
+        Raises:
+            HostsError: a host was lost, or the others failed.
+        """
+        if self._following is None:
+            raise UsageError("follow() is for hosts other than the first of several; this one takes requests")
+        self._following.follow()
+
     def close(self) -> None:
-        """Ends what runs, and lets go of weights and cache."""
+        """Ends what runs, and lets go of weights and cache; on host 0 of several the others' `follow` returns."""
         self.engine.close()
+
+    def _check_hosts(self, link: Link, model: str, dtype: str, layout: str | None, engine_config: EngineConfig) -> None:
+        """Refuses hosts that were started differently, and layouts that do not spread over all of them."""
+        options = {name: str(value) for name, value in asdict(engine_config).items()}
+        link.agree(
+            {"model": Path(model).name, "dtype": dtype, "backend": self.backend.name, "layout": layout, **options}
+        )
+        if not isinstance(self.backend, ShardedBackend):
+            raise UsageError("hosts: several hosts need a layout that uses their devices, such as tensor=8 or auto")
+        check_spread(self.backend.layout, link.hosts, jax.devices())
+
+    def _on_device(self, device: Device) -> None:
+        self._following = device if isinstance(device, FollowingDevice) else None
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams | None, **fields: Any) -> Request:
         params = params or SamplingParams()
@@ -225,6 +288,8 @@ def build_engine(
     tokenizer: Tokenizer | None = None,
     metrics: Metrics | None = None,
     on_compile: Callable[[int], None] = lambda number: None,
+    link: Link | None = None,
+    on_device: Callable[[Device], None] = lambda device: None,
 ) -> Engine:
     """An engine over a model on one device.
 
@@ -232,6 +297,8 @@ def build_engine(
         weights: in the checkpoint's form, consumed.
         metrics: of several engines together; None: its own.
         on_compile: called as the compilation of a program begins, with its number from 1.
+        link: the other hosts whose devices `backend` has too; each builds the same engine.
+        on_device: called with what the engine runs on.
 
     Raises:
         UnsupportedError: the backend has no kernel for the model.
@@ -239,9 +306,13 @@ def build_engine(
         CacheTooSmallError: the memory does not hold one text.
     """
     make, programs = _built(
-        Programs, 1, config, weights, backend, engine_config, dtype, eos_ids, tokenizer, metrics, on_compile
+        Programs, 1, config, weights, backend, engine_config, dtype, eos_ids, tokenizer, metrics, on_compile, link
     )
-    return make(programs)
+    device: Device = programs
+    if link is not None:
+        device = (LeadingDevice if link.hosts.leads else FollowingDevice)(programs, link)
+    on_device(device)
+    return make(device)
 
 
 def build_one_program(
@@ -279,6 +350,7 @@ def _built[P: Programs](
     tokenizer: Tokenizer | None,
     metrics: Metrics | None,
     on_compile: Callable[[int], None],
+    link: Link | None = None,
 ) -> tuple[Callable[[Device], Engine], P]:
     """What makes an engine on a device, and the device."""
     types = jnp.dtype(dtype)
@@ -305,6 +377,8 @@ def _built[P: Programs](
         chunk=chunk,
         memory=engine_config.kv_memory,
     )
+    if link is not None:
+        num_pages = link.smallest(num_pages)
     counted = metrics or Metrics(max_batch=max_batch, num_pages=sum(num_pages))
 
     def count_compile(unexpected: bool) -> None:

@@ -247,8 +247,9 @@ def shard_backends(
 
 
 def _memory_of(mesh: Mesh) -> MemoryInfo | None:
-    """Of the first device of a mesh, where it says."""
-    stats = mesh.devices.flat[0].memory_stats()
+    """Of this process's first device of a mesh, where it says."""
+    local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    stats = local[0].memory_stats() if local else None
     if not stats or "bytes_limit" not in stats:
         return None
     return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))

@@ -1,0 +1,44 @@
+"""One of several local hosts: serves six requests, prints their tokens, and goes on until it is ended.
+
+Arguments: which host, how many there are, the port of host 0, devices of this process, layout, "once" or "on".
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[4]}"
+
+from distaff.serving.engine_config import EngineConfig
+from distaff.serving.llm import LLM
+from distaff.serving.results import Completion
+from distaff.serving.types import Request, SamplingParams
+from distaff.sharding.multihost import Hosts
+
+MODEL = Path(__file__).parent.parent / "golden" / "llama31"
+TIMEOUT = 16.0
+
+
+def main(index: int, count: int, port: int, layout: str, mode: str) -> None:
+    hosts = Hosts(f"127.0.0.1:{port}", count, index, TIMEOUT) if count > 1 else None
+    # One shape for every step: few programs, since processes compile each for itself.
+    settings = {"context": 64, "max_batch": 3, "max_step_tokens": 16, "deterministic": True}
+    assert EngineConfig(**settings)
+    llm = LLM(MODEL, backend="reference", layout=layout, hosts=hosts, **settings)
+    if llm.follows:
+        llm.follow()
+        return
+    ids = [(7 * i * i + 3 * i) % 90 for i in range(60)]
+    prompts = [ids[:20], ids[:33], ids[40:43], ids[:25], ids[:33], ids[7:24]]
+    params = SamplingParams(max_tokens=8, temperature=0)
+    while True:
+        results = llm.engine.generate([Request(tuple(prompt), params) for prompt in prompts])
+        print(json.dumps([result.token_ids for result in results if isinstance(result, Completion)]), flush=True)
+        if mode == "once":
+            break
+    llm.close()
+
+
+main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5], sys.argv[6])

@@ -1,0 +1,84 @@
+"""Local processes as hosts: the tokens of one process, and an end with a message when one is killed."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distaff.sharding.multihost import free_port
+
+WORKER = Path(__file__).parent / "host_process.py"
+TIMEOUT = 16.0
+"""As in host_process.py."""
+
+
+@contextmanager
+def started(count: int, devices: int, layout: str, mode: str = "on") -> Iterator[list[Any]]:
+    port = free_port()
+    arguments = [str(devices), layout, mode]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(i), str(count), str(port), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def tokens_of(process: Any) -> list[list[int]]:
+    """The next answers; libraries write to stdout too."""
+    for line in process.stdout:
+        if line.startswith("[["):
+            return json.loads(line)
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[int]]:
+    with started(1, 1, "data=1", "once") as (process,):
+        tokens = tokens_of(process)
+    assert len({tuple(each) for each in tokens}) > 3 and all(len(each) == 8 for each in tokens)
+    return tokens
+
+
+@pytest.mark.slow
+def test_two_hosts_serve_as_one_and_end_together(alone: list[list[int]]) -> None:
+    with started(2, 1, "tensor=2", "once") as processes:
+        assert tokens_of(processes[0]) == alone
+        assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "layout", "victim"), [(4, "stage=2,tensor=2", 2), (2, "tensor=2", 0)], ids=["another", "host 0"]
+)
+def test_a_killed_host_ends_the_others_with_its_name(
+    alone: list[list[int]], count: int, layout: str, victim: int
+) -> None:
+    with started(count, 1, layout) as processes:
+        assert tokens_of(processes[0]) == alone
+        processes[victim].kill()
+        killed = time.monotonic()
+        others = [process for process in processes if process is not processes[victim]]
+        codes, told = [], []
+        for process in others:
+            told.append(process.communicate(timeout=TIMEOUT)[1])
+            codes.append(process.returncode)
+        assert time.monotonic() - killed < TIMEOUT
+        assert codes == [1] * len(others), told
+        name = f"host {victim} of {count} (127.0.0.1"
+        assert all(name in text and "was lost" in text for text in told), told
