@@ -147,6 +147,7 @@ class SafetensorsTensors:
                         "expected it once; fetch the folder again"
                     )
                 self._files[name] = file
+        self._local = all(isinstance(file.path, Path) for file in files)
         self._infos = {name: file.entries[name].info for name, file in self._files.items()}
 
     @property
@@ -155,7 +156,7 @@ class SafetensorsTensors:
 
     @property
     def local(self) -> bool:
-        return all(isinstance(file.path, Path) for file in self._files.values())
+        return self._local
 
     def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
         return self._files[name].read_rows(name, start, stop, within)
