@@ -21,7 +21,9 @@ ADDRESSES = ["127.0.0.1:1", "10.0.0.2"]
 def test_a_message_is_what_was_sent() -> None:
     sent = {"a": [1, 2.5, None, "é", True], "b": (np.arange(6, dtype=np.int32).reshape(2, 3), np.bool_(True)), "c": {}}
     buffer = bytearray(encode("step", sent) + encode("beat"))
-    name, got = decode(buffer) or ("", None)
+    first = decode(buffer)
+    assert first is not None
+    name, got = first
     assert name == "step" and got["a"] == sent["a"] and got["c"] == {} and isinstance(got["b"], tuple)
     assert got["b"][0].dtype == np.int32 and got["b"][0].tolist() == [[0, 1, 2], [3, 4, 5]] and got["b"][1].shape == ()
     assert decode(buffer) == ("beat", None) and not buffer
