@@ -210,7 +210,7 @@ def bench_offline(
             reports = [run.report(policy)]
         else:
             reports = [run.report(each) for each in Policy if each is not Policy.ALL]
-        if host:
+        if options["hosts"] is not None and options["hosts"].index:
             return  # host 0 prints
         if json:
             print_json({**reports[0], "policies": reports} if policy is Policy.ALL else reports[0])

