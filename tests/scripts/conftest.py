@@ -77,6 +77,8 @@ class FakeLLM:
     messages: list[Sequence[Mapping[str, str]]]
     failure: BaseException | None
     tokenizer: FakeTokenizer | None = FakeTokenizer()
+    follows = False
+    followed = 0
 
     def __init__(self, model: str, *, on_progress: Callable[[Progress], None], **arguments: Any) -> None:
         self.made.append({"model": model, **arguments})
@@ -87,6 +89,9 @@ class FakeLLM:
             raise self.failure
         self.asked.append(params)
         return FakeGeneration([ord(letter) for letter in prompt] if isinstance(prompt, str) else prompt, params)
+
+    def follow(self) -> None:
+        type(self).followed += 1
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         self.messages.append(messages)

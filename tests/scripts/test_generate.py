@@ -96,6 +96,14 @@ def test_zero_is_a_value(distaff: Run, llm: "type[FakeLLM]") -> None:
     assert llm.asked == [SamplingParams(temperature=0, seed=0, logprobs=0)]
 
 
+def test_a_host_that_follows_writes_nothing(
+    distaff: Run, llm: "type[FakeLLM]", capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "follows", True)
+    assert distaff("generate", "-m", "m", "-p", "abc", "--json") == 0
+    assert capsys.readouterr().out == "" and llm.followed == 1 and not llm.asked
+
+
 def test_the_context_may_be_the_only_limit(distaff: Run, llm: "type[FakeLLM]") -> None:
     assert distaff("generate", "-m", "m", "-p", "abc", "--max-tokens", "max") == 0
     assert llm.asked == [SamplingParams(max_tokens=None)]
