@@ -68,7 +68,7 @@ def test_messages_arrive_in_order_and_hosts_agree(pair: Pair) -> None:
     for number in range(100):
         leader.send("n", number)
     assert [other.receive() for _ in range(100)] == [("n", number) for number in range(100)]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool:
         answer = pool.submit(other.smallest, (3, 9))
         assert leader.smallest((5, 7)) == (3, 7) == answer.result()
         pool.submit(other.agree, {"layout": "tensor=2"})
