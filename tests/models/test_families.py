@@ -16,7 +16,17 @@ from ..golden.harness import BF16_RATIO, CASES, FP32_BOUND, GOLDEN, MAX_TOKENS, 
 MIN_COMPARED = 16
 
 
-@pytest.fixture(scope="module", params=CASES)
+VARIANTS = (
+    "gemma3_published", "llama32", "llama_bias", "llama_dynamic", "llama_linear", "llama_yarn", "opt_350m", "opt_gelu",
+    "phi3_longrope", "qwen25", "qwen3_moe_mixed", "smollm2",
+)  # fmt: skip
+"""Of families that have another case: slow tests."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, marks=pytest.mark.slow if case in VARIANTS else ()) for case in CASES],
+)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(GOLDEN / request.param)
 

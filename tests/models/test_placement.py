@@ -60,7 +60,7 @@ def inputs(groups: int, vocab_size: int) -> tuple[RowState, StepBatch]:
     ("case", "logical"),
     [
         pytest.param("qwen2_moe", TENSOR, marks=pytest.mark.slow),
-        ("gpt_oss", TENSOR),
+        pytest.param("gpt_oss", TENSOR, marks=pytest.mark.slow),
         pytest.param("gpt_oss", ("expert",), marks=pytest.mark.slow),
         pytest.param("glm4_moe", ("expert",), marks=pytest.mark.slow),
         pytest.param("olmo2", TENSOR, marks=pytest.mark.slow),

@@ -180,7 +180,7 @@ FEATURES: dict[str, Row] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[:2]), SIZES[2]])
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("scale", [0.3, 4.0])
 def test_each_parameter_draws_the_token_that_numpy_draws(size: int, feature: str, scale: float) -> None:
@@ -322,7 +322,8 @@ def test_a_refused_logit_of_zero_is_out() -> None:
     assert abs((drawn == 1).mean() - 1 / (1 + np.e)) < 0.03
 
 
-@pytest.mark.parametrize("size", [300, *(pytest.param(size, marks=pytest.mark.slow) for size in (5, 5003))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
 def test_empty_rows_change_nothing_and_do_no_harm(size: int) -> None:
     rows = stack([{**FEATURES["all cuts"], "seeds": [i, 0], "num_logprobs": 3} for i in range(3)], size)
     state = RowState(jnp.zeros((3, LENGTH), jnp.int32), jax.tree.map(jnp.asarray, rows))

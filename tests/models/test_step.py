@@ -109,7 +109,7 @@ def draw_one_by_one(model: Model, text: list[int], count: int, **fields: object)
     return drawn
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_right_guesses_are_accepted_and_wrong_ones_end_the_run(model: Model, temperature: float) -> None:
     """Verifying k guesses in one step gives the tokens that k + 1 single steps give."""
     (text,) = texts(model, 9)
@@ -124,6 +124,7 @@ def test_right_guesses_are_accepted_and_wrong_ones_end_the_run(model: Model, tem
     assert int(bad.num_accepted[0]) == 2 and bad.tokens[0, :2].tolist() == drawn[:2]
 
 
+@pytest.mark.slow
 def test_many_steps_in_one_call_draw_what_single_steps_draw(model: Model) -> None:
     many = texts(model, 9, 4, 17)
     fields = dict(temperature=1.0, num_logprobs=2)
@@ -162,6 +163,7 @@ def test_rows_that_do_not_draw_keep_their_text(model: Model) -> None:
     np.testing.assert_array_equal(after.history[1], state.history[1])
 
 
+@pytest.mark.slow
 def test_a_prompt_is_scored_and_pooled_token_by_token(model: Model) -> None:
     """Against the logits of the same positions, computed one prefix at a time."""
     many = texts(model, 6, 4)

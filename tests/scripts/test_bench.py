@@ -66,6 +66,7 @@ def test_a_shared_prefix_is_computed_once_a_round(
     assert value["prefill"]["prompt_tokens"] < 6 * 50
 
 
+@pytest.mark.slow
 def test_a_file_of_texts_and_token_ids(
     distaff: Callable[..., int], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

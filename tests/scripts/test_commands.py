@@ -109,6 +109,7 @@ def test_a_model_without_chat_template_cannot_chat(start: Start, tiny_model: Pat
     assert "the model has no chat template" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tiny_model: Path) -> None:
     closed = "import os; read, write = os.pipe(); os.dup2(write, 1); os.close(read)\n"
     done = process("generate", "-m", str(tiny_model), "-p", "x", program=closed)

@@ -11,6 +11,7 @@ from distaff.backends.compiler.report import CompileReport
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 
+@pytest.mark.slow
 def test_a_decode_step_for_a_tpu(
     distaff: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

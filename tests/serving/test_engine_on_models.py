@@ -200,6 +200,7 @@ def test_a_seed_gives_the_same_tokens_whatever_surrounds_it(
     assert tokens_of(list(engines.values())[shape % len(engines)], requests)[place] == alone
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_tokens_after_preemption(
     golden: Golden, alone: list[int], engines: dict[tuple[int, int], Engine]
 ) -> None:

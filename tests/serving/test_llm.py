@@ -99,6 +99,7 @@ def test_a_stop_text_ends_the_text_and_is_left_out(model: LLM) -> None:
     assert len(answer.token_ids) < len(CONTINUATION)
 
 
+@pytest.mark.slow
 def test_the_context_ends_a_text_that_would_outgrow_it(tmp_path: Path) -> None:
     small = LLM(model_folder(tmp_path, max_position_embeddings=PROMPT_LEN + 5))
     answer = small.stream(PROMPT, GREEDY).completion()

@@ -23,7 +23,7 @@ def llm(smollm2: Path) -> LLM:
 @pytest.mark.parametrize(
     "row",
     [
-        pytest.param(row, id=name, marks=() if name == "chat" else pytest.mark.slow)
+        pytest.param(row, id=name, marks=pytest.mark.slow)
         for row, name in zip(ROWS, ("text", "code", "japanese", "chat"), strict=True)
     ],
 )

@@ -54,7 +54,10 @@ CASES = [
     Case("bfloat16", "float32", 2, 1, 128, 16, AttentionSpec(0.1, window=1)),
     Case("bfloat16", "bfloat16", 1, 4, 256, 32, AttentionSpec(0.06)),
 ]
-SLOW = (2, 5, 6, 7, 8)
+MARKED = [
+    pytest.param(case, id=str(case), marks=pytest.mark.slow if number in (2, 5, 6, 7, 8) else ())
+    for number, case in enumerate(CASES)
+]
 
 
 def unpacked(packed: np.ndarray, layout: PageLayout) -> np.ndarray:
@@ -139,13 +142,7 @@ def row_lengths(draw: st.DrawFn) -> list[tuple[int, int]]:
     return [(before if new else 0, new) for before, new in draw(st.permutations(rows))]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=str(case), marks=pytest.mark.slow if number in SLOW else ())
-        for number, case in enumerate(CASES)
-    ],
-)
+@pytest.mark.parametrize("case", MARKED)
 @given(rows=row_lengths(), seed=st.integers(0, 2**16), shared_pages=st.integers(0, 8))
 @settings(max_examples=8, deadline=None)
 def test_attention_is_that_of_the_reference(
@@ -177,7 +174,7 @@ def test_attention_is_that_of_the_reference(
     np.testing.assert_array_equal(unpacked(np.asarray(packed), layout).astype(np.float32), plain)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", MARKED)
 @given(data=st.data())
 @settings(max_examples=6, deadline=None)
 def test_a_query_has_the_same_bits_in_any_batch(case: Case, data: st.DataObject) -> None:

@@ -45,6 +45,7 @@ CASES = [
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case is CASES[1] else pytest.mark.slow) for case in CASES], ids=str
 )
+@pytest.mark.slow
 def test_like_the_reference(case: Case) -> None:
     num_heads, num_kv_heads, head_dim = case.heads
     rng = np.random.default_rng(0)
