@@ -132,6 +132,7 @@ def test_help_has_sections(distaff: Run, capsys: Capture) -> None:
         "What is made more or less likely",
         "What comes out",
         "How it runs",
+        "Several hosts",
     ]
     assert "-h, --help" in shown.split("When it ends")[0]
     assert "--max-batch" in shown.split("How it runs")[1] and "--max-batch" not in shown.split("How it runs")[0]
