@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
+from .shared_pages import ReferencePages, SharedPages
 
 _MIN_BUCKET = 16
 _MAX_SCORES = 2**24  # fp32 scores that attention holds at once, over all rows and heads
@@ -135,6 +136,9 @@ class ReferenceBackend:
         out, _ = reference_ragged_attention(flat[0], flat[1], flat[2], cache, jnp.int32(0), index, spec, sinks)
         own = jnp.arange(size) < lengths[:, None]
         return jnp.where(own[..., None, None], out.reshape(q.shape), 0)
+
+    def shared_pages(self) -> SharedPages | None:
+        return ReferencePages()
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .base import AttentionSpec, Backend, PyTree, RaggedIndex
-from .reference import ReferenceBackend
 
 
 @runtime_checkable
@@ -95,19 +94,18 @@ class ReferencePages:
         return None
 
 
+@runtime_checkable
+class SharesPages(Protocol):
+    """A backend whose pages may be shared, or some of whose kind may."""
+
+    def shared_pages(self) -> SharedPages | None:
+        """Its form of a cache; None where nothing attends to a part of a page's positions."""
+        ...
+
+
 def shared_pages(backend: Backend) -> SharedPages | None:
     """What makes a backend's pages shareable; None if nothing does."""
-    if type(backend) is ReferenceBackend:
-        return ReferencePages()
-    if backend.name == "tpu":
-        from .tpu.shared_pages import TpuPages
-
-        return TpuPages.of(backend)
-    if backend.name == "gpu":
-        from .gpu.shared_pages import GpuPages
-
-        return GpuPages.of(backend)
-    return None
+    return backend.shared_pages() if isinstance(backend, SharesPages) else None
 
 
 def last_tokens(

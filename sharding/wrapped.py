@@ -29,7 +29,6 @@ class Wrapped:
     check = _of_inner("check")
     prepare_params = _of_inner("prepare_params")
     linear = _of_inner("linear")
-    linears = _of_inner("linears")
     grouped_linear = _of_inner("grouped_linear")
     embed = _of_inner("embed")
     layer_loop = _of_inner("layer_loop")

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
+from ..shared_pages import SharedPages
 from . import matmul
 from .attention import allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from .jit import check_jit, processor
@@ -112,6 +113,9 @@ class CpuBackend(ReferenceBackend):
         sinks: Float[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         return cpu_ragged_attention(q, k, v, cache, layer, index, spec, sinks)
+
+    def shared_pages(self) -> SharedPages | None:
+        return None  # its kernels read packed pages whole
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike

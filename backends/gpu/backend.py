@@ -21,6 +21,7 @@ from .chips import GpuChip, attached_chip, chip_named
 from .compiler_options import compiler_options
 from .dense import dense_attention
 from .pages import allocate_gpu_cache
+from .shared_pages import GpuPages
 
 PAGE_SIZES = (16, 32, 64, 128, 256)
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -133,6 +134,9 @@ class GpuBackend(ReferenceBackend):
             layer = jax.tree.map(partial(jax.lax.index_in_dim, index=number, keepdims=False), stacked)
             carry = body(carry, layer, jnp.int32(number))
         return carry
+
+    def shared_pages(self) -> GpuPages:
+        return GpuPages(self.target, self.interpret)
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike

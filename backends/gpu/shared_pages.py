@@ -1,7 +1,6 @@
 """Pages of a GPU's cache that several devices share, each a run of positions of every page."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -10,9 +9,6 @@ from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..shared_pages import last_tokens
 from .chips import GpuChip
 from .decode import decode_attention
-
-if TYPE_CHECKING:
-    from .backend import GpuBackend
 
 
 @dataclass(frozen=True)
@@ -25,11 +21,6 @@ class GpuPages:
 
     chip: GpuChip
     interpret: bool
-
-    @classmethod
-    def of(cls, backend: Any) -> "GpuPages":
-        gpu: GpuBackend = backend
-        return cls(gpu.target, gpu.interpret)
 
     def page_size(self, cache: PyTree) -> int:
         return cache.shape[4]

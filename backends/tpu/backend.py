@@ -22,6 +22,7 @@ from .flash import flash_attention
 from .generations import attached_generation
 from .grouped import grouped_matmul
 from .prefill import check_prefill, prefill_attention
+from .shared_pages import TpuPages
 
 _MIN_BUCKET = 16
 _MAX_BUCKETS = 8
@@ -149,6 +150,9 @@ class TpuBackend(ReferenceBackend):
         if lengths is None:
             return out
         return jnp.where((jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None], out, 0)
+
+    def shared_pages(self) -> TpuPages:
+        return TpuPages(self.target, self.interpret)
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike

@@ -1,7 +1,6 @@
 """Pages of a TPU's cache that several devices share, each a run of positions of every page."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -10,9 +9,6 @@ from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..shared_pages import last_tokens
 from .cache import pages_of
 from .decode import decode_attention
-
-if TYPE_CHECKING:
-    from .backend import TpuBackend
 
 
 @dataclass(frozen=True)
@@ -25,11 +21,6 @@ class TpuPages:
 
     generation: str
     interpret: bool
-
-    @classmethod
-    def of(cls, backend: Any) -> "TpuPages":
-        tpu: TpuBackend = backend
-        return cls(tpu.target, tpu.interpret)
 
     def page_size(self, cache: PyTree) -> int:
         return pages_of(cache).shape[2] // 2
