@@ -1,10 +1,11 @@
 """When each request is computed: `LLM` generates text from a model, `Engine` runs many requests at once."""
 
+from .build import build_engine
 from .engine import Engine
 from .engine_config import EngineConfig
 from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EmptyPromptError, EngineClosedError
 from .generation import Generation
-from .llm import LLM, build_engine
+from .llm import LLM
 from .types import (
     Choice,
     Completion,

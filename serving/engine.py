@@ -30,6 +30,7 @@ from .output import Output
 from .pace import Pace
 from .plan import Bucket
 from .results import Timings
+from .rounds import Rounds
 from .rows import Row, check_row, sampling_row
 from .runner import Device, Runner, Ticket
 from .scheduler import Scheduler, SchedulerConfig
@@ -112,8 +113,13 @@ class Engine:
         self._dead: DistaffError | None = None
         self._flush = False
         self._step_lock = threading.Lock()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._rounds = Rounds(
+            "distaff-engine",
+            step=self.step,
+            wait_seconds=self.scheduler.wait_seconds,
+            flush=self.flush,
+            ended=lambda: self._dead is not None,
+        )
         self.load_seconds = 0.0
 
     # Requests
@@ -128,10 +134,10 @@ class Engine:
         """
         live = self.admissible(request)
         self.adopt(live)
-        self._wake.set()
+        self._rounds.wake()
         if self._dead is not None:  # closed in between: nobody would look into the inbox
             self._fail_all(self._dead)
-        return Generation(live.outbox, lambda: None if self._thread else self._pump, lambda: self._abort(live))
+        return Generation(live.outbox, self._rounds.for_reader, lambda: self._abort(live))
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """Runs requests together; results come in their order.
@@ -155,7 +161,7 @@ class Engine:
     def flush(self) -> None:
         """Says that the input ends here: batches need not be full."""
         self._flush = True
-        self._wake.set()
+        self._rounds.wake()
 
     # Rounds
 
@@ -177,7 +183,7 @@ class Engine:
     def run(self) -> None:
         """Rounds until no request is left."""
         while self._live or self._inbox:
-            self._pump()
+            self._rounds.pump()
 
     @property
     def num_requests(self) -> int:
@@ -212,17 +218,13 @@ class Engine:
 
     def start(self) -> None:
         """Lets a thread do the rounds, until `close`."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="distaff-engine", daemon=True)
-            self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """Ends every request, the thread, and the cache. Closing again does nothing."""
         if self._dead is None:
             self._dead = EngineClosedError("the engine is closed: make a new one")
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._rounds.join()
         with self._step_lock:
             self._in_flight = None
             self._fail_all(self._dead)
@@ -233,21 +235,6 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _serve(self) -> None:
-        while self._dead is None:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(self.scheduler.wait_seconds())
-
-    def _pump(self) -> None:
-        """A round for somebody who waits for its tokens and so cannot submit more."""
-        if not self.step():
-            self._flush = True
-            self._wake.clear()
-            wait = self.scheduler.wait_seconds()
-            if wait:
-                self._wake.wait(min(wait, 0.05))
 
     # Parts of a round, for those who take several engines through one
 
@@ -396,8 +383,8 @@ class Engine:
 
     def _abort(self, live: LiveRequest) -> None:
         self._aborts.append(live)
-        self._wake.set()
-        if self._thread is None and self._step_lock.acquire(blocking=False):
+        self._rounds.wake()
+        if not self._rounds.in_thread and self._step_lock.acquire(blocking=False):
             try:
                 self.take_requests()
             finally:

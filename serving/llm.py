@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,40 +10,29 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
-from ..backends.base import Backend
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
-from ..models.config import ModelConfig
-from ..models.decoder import Weights
 from ..models.errors import TokenizerError
-from ..models.expert_load import num_experts
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
 from ..sharding.backend import ShardedBackend, shard_backends
 from ..sharding.multihost import Hosts, check_spread
 from .bad_words import spellings
-from .buckets import plan_buckets
-from .cache_size import cache_pages
+from .build import build_engine, build_one_program
 from .engine import Engine
 from .engine_config import EngineConfig
 from .errors import EmptyPromptError
 from .generation import Generation
-from .host_device import FollowingDevice, LeadingDevice
+from .host_device import FollowingDevice
 from .host_join import join
 from .host_link import Link
-from .metrics import Metrics
 from .one_program import OneProgram
-from .programs import Programs
 from .replicas import Replicas
-from .replicated import ReplicatedPrograms
 from .results import Completion, Embedding, Score
 from .runner import Device
 from .types import Kind, Progress, Request, SamplingParams
-
-_FIXED_CHUNK = 64
-"""Where prompts are cut on backends whose numbers depend on the shape of a step, to make them repeat."""
 
 
 class LLM:
@@ -88,7 +77,16 @@ class LLM:
         self._link = None if hosts is None else join(hosts)
         self._following: FollowingDevice | None = None
         try:
-            self._load(model, dtype, backend, layout, one_program, offline, on_progress, engine_config)
+            self._load(
+                model,
+                engine_config,
+                dtype=dtype,
+                backend=backend,
+                layout=layout,
+                one_program=one_program,
+                offline=offline,
+                on_progress=on_progress,
+            )
         except Exception as error:
             if self._link is not None:
                 self._link.fail(error)
@@ -97,13 +95,14 @@ class LLM:
     def _load(
         self,
         model: str | Path,
+        engine_config: EngineConfig,
+        *,
         dtype: str,
         backend: str,
         layout: str | None,
         one_program: bool,
         offline: bool | None,
         on_progress: Callable[[Progress], None],
-        engine_config: EngineConfig,
     ) -> None:
         self.backend = select_backend(backend)
         enable_compile_cache(cache_dir() / "jax")
@@ -275,139 +274,6 @@ class LLM:
             assert self._no_tokenizer is not None
             raise self._no_tokenizer
         return self.tokenizer
-
-
-def build_engine(
-    config: ModelConfig,
-    weights: Weights,
-    backend: Backend,
-    engine_config: EngineConfig,
-    *,
-    dtype: str = "float32",
-    eos_ids: frozenset[int] = frozenset(),
-    tokenizer: Tokenizer | None = None,
-    metrics: Metrics | None = None,
-    on_compile: Callable[[int], None] = lambda number: None,
-    link: Link | None = None,
-    on_device: Callable[[Device], None] = lambda device: None,
-) -> Engine:
-    """An engine over a model on one device.
-
-    Args:
-        weights: in the checkpoint's form, consumed.
-        metrics: of several engines together; None: its own.
-        on_compile: called as the compilation of a program begins, with its number from 1.
-        link: the other hosts whose devices `backend` has too; each builds the same engine.
-        on_device: called with what the engine runs on.
-
-    Raises:
-        UnsupportedError: the backend has no kernel for the model.
-        InvalidParameterError: a context longer than the model's.
-        CacheTooSmallError: the memory does not hold one text.
-    """
-    make, programs = _built(
-        Programs, 1, config, weights, backend, engine_config, dtype, eos_ids, tokenizer, metrics, on_compile, link
-    )
-    device: Device = programs
-    if link is not None:
-        device = (LeadingDevice if link.hosts.leads else FollowingDevice)(programs, link)
-    on_device(device)
-    return make(device)
-
-
-def build_one_program(
-    config: ModelConfig,
-    weights: Weights,
-    backend: Backend,
-    engine_config: EngineConfig,
-    *,
-    dtype: str = "float32",
-    eos_ids: frozenset[int] = frozenset(),
-    tokenizer: Tokenizer | None = None,
-    metrics: Metrics | None = None,
-    on_compile: Callable[[int], None] = lambda number: None,
-) -> OneProgram:
-    """As build_engine, for all replicas of the layout of a ShardedBackend; `engine_config` is that of each."""
-    assert isinstance(backend, ShardedBackend)
-    if backend.layout.coupled:  # what replicas send each other takes everybody, in every decode step
-        engine_config = replace(engine_config, max_decode_steps=1)
-    make, programs = _built(
-        ReplicatedPrograms, backend.layout.replicas, config, weights, backend, engine_config, dtype, eos_ids, tokenizer,
-        metrics, on_compile,
-    )  # fmt: skip
-    return OneProgram(programs, make)
-
-
-def _built[P: Programs](
-    kind: type[P],
-    replicas: int,
-    config: ModelConfig,
-    weights: Weights,
-    backend: Backend,
-    engine_config: EngineConfig,
-    dtype: str,
-    eos_ids: frozenset[int],
-    tokenizer: Tokenizer | None,
-    metrics: Metrics | None,
-    on_compile: Callable[[int], None],
-    link: Link | None = None,
-) -> tuple[Callable[[Device], Engine], P]:
-    """What makes an engine on a device, and the device."""
-    types = jnp.dtype(dtype)
-    if engine_config.expert_load and not num_experts(config):
-        raise InvalidParameterError("expert_load", True, f"False, since {config.family} has no experts")
-    backend.check(config.cache_groups, dtype=types, kv_dtype=types, page_size=backend.page_size)
-    context = engine_config.context or config.max_positions
-    if context > config.max_positions:
-        raise InvalidParameterError("context", context, f"at most {config.max_positions}, the model's own")
-    one_shape = engine_config.deterministic and not backend.capabilities.batch_invariant
-    if one_shape:
-        chunk = min(_FIXED_CHUNK, engine_config.max_step_tokens)
-        engine_config = replace(engine_config, fixed_chunk=chunk)
-    max_batch, page_size = engine_config.max_batch, backend.page_size
-    chunk = min(engine_config.max_step_tokens, context)
-    engine_config = replace(engine_config, context=context, max_step_tokens=chunk)
-    num_pages = cache_pages(
-        config.cache_groups,
-        backend,
-        page_size=page_size,
-        dtype=jnp.dtype(dtype),
-        max_batch=max_batch,
-        max_len=context,
-        chunk=chunk,
-        memory=engine_config.kv_memory,
-    )
-    if link is not None:
-        num_pages = link.smallest(num_pages)
-    counted = metrics or Metrics(max_batch=max_batch, num_pages=sum(num_pages))
-
-    def count_compile(unexpected: bool) -> None:
-        counted.compiled(unexpected=unexpected)
-        on_compile(counted.compiles)
-
-    sizes = backend.buckets(max(chunk, max_batch))
-    programs = kind(
-        config,
-        weights,
-        backend,
-        jnp.dtype(dtype),
-        num_slots=max_batch,
-        max_len=context,
-        page_size=page_size,
-        num_pages=num_pages,
-        buckets=plan_buckets(sizes, max_batch=max_batch, max_step_tokens=chunk, one_size=one_shape),
-        max_steps=engine_config.max_decode_steps,
-        replicas=replicas,
-        expert_load=engine_config.expert_load,
-        on_compile=count_compile,
-    )
-
-    def make(device: Device) -> Engine:
-        return Engine(
-            device, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=counted
-        )
-
-    return make, programs
 
 
 def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

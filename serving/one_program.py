@@ -21,12 +21,10 @@ from .generation import Generation
 from .live_request import LiveRequest
 from .plan import Bucket, BucketKind, Plan, smallest
 from .replica_device import ReplicaDevice, SharedDevice, Whole, emptied, widened
-from .replicas import BEGINNING, REMEMBERED, Replicas
+from .replicas import BEGINNING, Replicas
+from .rounds import Rounds
 from .runner import Device
 from .types import Request
-
-_WAITING = 0.05
-"""Most seconds that somebody who waits for its tokens sleeps between rounds."""
 
 
 class OneProgram(Replicas):
@@ -45,9 +43,14 @@ class OneProgram(Replicas):
         self._aborts: deque[LiveRequest] = deque()
         self._queue: list[LiveRequest] = []
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
         self._dead: DistaffError | None = None
+        self._rounds = Rounds(
+            "distaff-replicas",
+            step=self.step,
+            wait_seconds=self._wait_seconds,
+            flush=self.flush,
+            ended=lambda: self._dead is not None,
+        )
 
     def submit(self, request: Request) -> Generation:
         """As Engine.submit."""
@@ -55,15 +58,15 @@ class OneProgram(Replicas):
             raise self._dead
         live = self.engines[0].admissible(request)
         self._inbox.append(live)
-        self._wake.set()
+        self._rounds.wake()
         if self._dead is not None:  # closed in between: nobody would look into the inbox
             self._fail_waiting(self._dead)
-        return Generation(live.outbox, lambda: None if self._thread else self._pump, lambda: self._abort(live))
+        return Generation(live.outbox, self._rounds.for_reader, lambda: self._abort(live))
 
     def flush(self) -> None:
         """Says that the input ends here."""
         super().flush()
-        self._wake.set()
+        self._rounds.wake()
 
     def step(self) -> bool:
         """One round of all replicas; whether there was anything to do."""
@@ -107,18 +110,14 @@ class OneProgram(Replicas):
 
     def start(self) -> None:
         """Lets a thread do the rounds, until `close`."""
-        if self._thread is None:
-            self._started = True
-            self._thread = threading.Thread(target=self._serve, name="distaff-replicas", daemon=True)
-            self._thread.start()
+        self._started = True
+        self._rounds.start()
 
     def close(self) -> None:
         """Ends every request, the thread and the engines. Closing again does nothing."""
         if self._dead is None:
             self._dead = EngineClosedError("the engine is closed: make a new one")
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._rounds.join()
         with self._lock:
             super().close()
             self._fail_waiting(self._dead)
@@ -126,21 +125,6 @@ class OneProgram(Replicas):
 
     def __enter__(self) -> "OneProgram":
         return self
-
-    def _serve(self) -> None:
-        while self._dead is None:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(self._wait_seconds())
-
-    def _pump(self) -> None:
-        """A round for somebody who waits for its tokens and so cannot submit more."""
-        if not self.step():
-            self.flush()
-            self._wake.clear()
-            wait = self._wait_seconds()
-            if wait:
-                self._wake.wait(min(wait, _WAITING))
 
     def _wait_seconds(self) -> float | None:
         waits = [engine.scheduler.wait_seconds() for engine in self.engines]
@@ -187,16 +171,13 @@ class OneProgram(Replicas):
             return known - page * (loads[engine] - least), -loads[engine]
 
         best = max(room, key=value)
-        self._homes[key] = best
-        self._homes.move_to_end(key)
-        if len(self._homes) > REMEMBERED:
-            self._homes.popitem(last=False)
+        self._remember(key, best)
         return best
 
     def _abort(self, live: LiveRequest) -> None:
         self._aborts.append(live)
-        self._wake.set()
-        if self._thread is None and self._lock.acquire(blocking=False):
+        self._rounds.wake()
+        if not self._rounds.in_thread and self._lock.acquire(blocking=False):
             try:
                 self._take_requests()
             finally:

@@ -132,8 +132,12 @@ class Replicas:
         home = self._homes.get(key)
         if home is None or loads[home] - min(loads.values()) > self.config.max_batch:
             home = min(self.engines, key=lambda engine: loads[engine])
-        self._homes[key] = home
+        self._remember(key, home)
+        return home
+
+    def _remember(self, key: tuple[object, ...], engine: Engine) -> None:
+        """The engine that texts with this beginning went to last."""
+        self._homes[key] = engine
         self._homes.move_to_end(key)
         if len(self._homes) > REMEMBERED:
             self._homes.popitem(last=False)
-        return home

@@ -14,9 +14,10 @@ from distaff.backends.base import Backend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
 from distaff.models.config import MoeConfig
+from distaff.serving.build import build_engine, build_one_program
 from distaff.serving.cache_size import page_bytes
 from distaff.serving.engine_config import EngineConfig
-from distaff.serving.llm import LLM, build_engine, build_one_program
+from distaff.serving.llm import LLM
 from distaff.serving.replicas import Replicas
 from distaff.serving.results import Completion
 from distaff.serving.types import Request, SamplingParams
