@@ -278,7 +278,7 @@ def _swapped(within: Box) -> Box:
 
 
 def _pattern(name: str) -> tuple[str, dict[str, int]]:
-    """A tensor's name with its layer and expert replaced by placeholders, and those numbers."""
+    """A tensor's name as the table of names has it, without its layer and expert, and those numbers."""
     match = re.fullmatch(r"blk\.(\d+)\.([a-z_]+)\.(?:(\d+)\.)?(weight|bias)", name)
     if match is None:
         return name, {}
