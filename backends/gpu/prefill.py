@@ -43,7 +43,7 @@ def prefill_attention(
     Returns:
         out, the cache, and lse if it was given.
     """
-    blocks = blocks or prefill_blocks(chip, q.shape[-1], q.dtype)
+    blocks = blocks or prefill_blocks(chip, q.shape[-1], q.dtype, capped=spec.soft_cap is not None)
     plan = _plan(q, k, spec, blocks, min_queries)
     num_rows = index.kv_lens.shape[0]
     results = (cache, out, lse)
@@ -81,7 +81,7 @@ def dense_prefill_attention(
     """
     num_rows, row_tokens, _, head_dim = q.shape
     q, k, v = (array.reshape(num_rows * row_tokens, *array.shape[2:]) for array in (q, k, v))
-    blocks = blocks or dense_blocks(chip, head_dim, q.dtype)
+    blocks = blocks or dense_blocks(chip, head_dim, q.dtype, capped=spec.soft_cap is not None)
     plan = _plan(q, k, spec, blocks, 1)
     shape = (num_rows, row_tokens, q.shape[1])
     out, lse = pl.pallas_call(

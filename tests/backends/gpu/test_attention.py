@@ -138,8 +138,8 @@ def kernels(case: Case) -> Callable[..., tuple[jax.Array, ...]]:
         sinks: jax.Array | None,
     ) -> tuple[jax.Array, ...]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(decode, "decode_blocks", lambda *_: DecodeBlocks(case.keys, 4, 2))
-            patch.setattr(prefill, "prefill_blocks", lambda *_: PrefillBlocks(case.rows, case.keys, 4, 2))
+            patch.setattr(decode, "decode_blocks", lambda *_, **__: DecodeBlocks(case.keys, 4, 2))
+            patch.setattr(prefill, "prefill_blocks", lambda *_, **__: PrefillBlocks(case.rows, case.keys, 4, 2))
             return gpu_ragged_attention(
                 q, k, v, cache, layer, index, case.spec, sinks, chip=chip, interpret=True, return_lse=True
             )

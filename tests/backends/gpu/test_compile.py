@@ -78,13 +78,13 @@ def assert_in_place(program: jax.stages.Compiled, cache: PyTree) -> None:
         pytest.param(8, 4, 128, 16, AttentionSpec(0.1), "float32", marks=pytest.mark.slow),
     ],
 )
-def test_the_kernels_of_a_mixed_step_write_in_place_and_hardly_spill(
+def test_the_kernels_of_a_mixed_step_write_in_place_and_spill_nothing_up_to_192_lanes(
     num_kv_heads: int, group: int, head_dim: int, page: int, spec: AttentionSpec, dtype: str, mesh: jax.sharding.Mesh
 ) -> None:
     shapes = operands(num_kv_heads, group, head_dim, page, dtype=dtype, tokens=512)
     attend = partial(gpu_ragged_attention, spec=spec, chip=H100.target)
-    # Wide heads: the blocks that were measured fastest spill a few registers.
-    options = NO_SPILLS if head_dim <= 128 else H100.compiler_options
+    # Decode of 256-wide heads was measured fastest, at 94 % of the limit, with blocks that spill a few registers.
+    options = NO_SPILLS if head_dim <= 192 else H100.compiler_options
     program = compile_lowered(lower(attend, shapes, mesh, donate=(3,)), TOPOLOGY, options)
     assert_in_place(program, shapes[3])
     text = program.as_text() or ""

@@ -28,7 +28,12 @@ def test_blocks_fit_into_shared_memory(name: str, head_dim: int, dtype: str) -> 
     decode = decode_blocks(chip, head_dim, dtype)
     assert 2 * decode.stages * decode.keys * head_dim * width <= chip.shared_memory
     assert decode.keys & (decode.keys - 1) == 0 and decode.warps & (decode.warps - 1) == 0
-    for blocks in (prefill_blocks(chip, head_dim, dtype), dense_blocks(chip, head_dim, dtype)):
+    kinds = [
+        kind(chip, head_dim, dtype, capped=capped)
+        for kind in (prefill_blocks, dense_blocks)
+        for capped in (False, True)
+    ]
+    for blocks in kinds:
         assert (2 * blocks.stages * blocks.keys + blocks.rows) * head_dim * width <= chip.shared_memory
         for number in (blocks.rows, blocks.keys, blocks.warps):
             assert number & (number - 1) == 0
