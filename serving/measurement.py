@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
-from ..backends.errors import DistaffError, InvalidParameterError
+from ..backends.errors import DistaffError
 from ..models.config import ModelConfig
 from ..models.costs import Steps, work_of
+from .goodput import Goodput
 from .limits import MachineLimits
-from .metrics import QUANTILES, Metrics, shares
+from .metrics import Metrics, shares
+from .percentiles import percentiles_ms
 from .results import FinishReason, TokenEvent
 from .types import Request
 
@@ -43,43 +43,13 @@ class RequestTimes:
         return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1) if len(self.tokens) > 1 else 0.0
 
     @property
+    def latency(self) -> float:
+        """Seconds to the last token; infinite if none came."""
+        return self.tokens[-1] - self.submitted if self.tokens else math.inf
+
+    @property
     def succeeded(self) -> bool:
         return self.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
-
-
-@dataclass(frozen=True)
-class Goodput:
-    """Limits in milliseconds that a request has to keep to be worth something; None asks for nothing."""
-
-    ttft: float | None = None
-    tpot: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Goodput":
-        """Reads "ttft:500,tpot:50" or one of the two.
-
-        Raises:
-            InvalidParameterError: says what was expected.
-        """
-        limits: dict[str, float] = {}
-        for part in text.split(","):
-            name, _, number = part.strip().partition(":")
-            try:
-                value = float(number)
-            except ValueError:
-                value = math.nan
-            if name not in ("ttft", "tpot") or name in limits or not 0 < value < math.inf:
-                raise InvalidParameterError("goodput", text, "ttft:MS,tpot:MS or one of the two, in milliseconds")
-            limits[name] = value
-        return cls(**limits)
-
-    def keeps(self, times: RequestTimes) -> bool:
-        """Whether a request came to its end, within these limits. One that failed or was aborted does not."""
-        return (
-            times.succeeded
-            and (self.ttft is None or times.ttft * 1e3 <= self.ttft)
-            and (self.tpot is None or times.tpot * 1e3 <= self.tpot)
-        )
 
 
 @dataclass(frozen=True)
@@ -161,15 +131,6 @@ def run_round(
     return Round(tuple(times), before, engine.metrics.snapshot())
 
 
-def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99 (interpolated) and the mean, in milliseconds; zeros of nothing."""
-    names = [f"p{share * 100:g}" for share in QUANTILES]
-    if not seconds:
-        return dict.fromkeys([*names, "mean"], 0.0)
-    values = np.asarray(seconds) * 1e3
-    return {**dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True)), "mean": float(values.mean())}
-
-
 def report(
     rounds: Sequence[Round],
     *,
@@ -215,7 +176,7 @@ def report(
         "ttft_ms": percentiles_ms([times.ttft for times in ended]),
         "tpot_ms": percentiles_ms([times.tpot for times in ended if len(times.tokens) > 1]),
         "itl_ms": percentiles_ms(gaps),
-        "request_ms": percentiles_ms([times.tokens[-1] - times.submitted for times in ended if times.tokens]),
+        "request_ms": percentiles_ms([times.latency for times in ended if times.tokens]),
         **{
             name: _phase_report(phase, config, limits, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
             for name, phase in phases.items()
@@ -228,8 +189,7 @@ def report(
     if goodput is not None:
         kept = sum(map(goodput.keeps, requests))
         value["goodput"] = {
-            "ttft_ms": goodput.ttft,
-            "tpot_ms": goodput.tpot,
+            **goodput.to_dict(),
             "requests_per_s": _rate(kept, elapsed),
             "share": kept / len(requests),
         }

@@ -1,20 +1,20 @@
-"""Percentiles, goodput and the report, on times made up by hand; the loop that takes the times, on a fake engine."""
+"""The report, on times made up by hand; the loop that takes the times, on a fake engine."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from distaff.backends.errors import DistaffError, InvalidParameterError
+from distaff.backends.errors import DistaffError
 from distaff.models.checkpoints import open_checkpoint
 from distaff.models.config import ModelConfig
 from distaff.models.families import config_from_hf
 from distaff.serving import measurement
+from distaff.serving.goodput import Goodput
 from distaff.serving.limits import MachineLimits
-from distaff.serving.measurement import Goodput, RequestTimes, Round, percentiles_ms, report, run_round
+from distaff.serving.measurement import RequestTimes, Round, report, run_round
 from distaff.serving.metrics import Metrics
 from distaff.serving.types import FinishReason, Request, SamplingParams, TokenEvent
 
@@ -25,46 +25,10 @@ def times(*tokens: float, reason: FinishReason | None = LENGTH, submitted: float
     return RequestTimes(10, submitted, list(tokens), reason)
 
 
-def test_percentiles_are_numpys() -> None:
-    values = np.random.default_rng(1).exponential(0.1, 101)
-    shown = percentiles_ms(values.tolist())
-    for name, share in (("p50", 50), ("p90", 90), ("p99", 99)):
-        assert shown[name] == pytest.approx(np.percentile(values, share) * 1e3)
-    assert shown["mean"] == pytest.approx(values.mean() * 1e3)
-    assert set(percentiles_ms([]).values()) == {0.0}
-
-
 def test_what_a_request_took() -> None:
     request = times(1.5, 1.7, 2.5, submitted=0.5)
-    assert (request.ttft, request.tpot) == (1.0, 0.5)
-    assert times(1.5).tpot == 0 and times().ttft == math.inf
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("ttft:500,tpot:50", Goodput(500, 50)),
-        ("tpot:0.5", Goodput(None, 0.5)),
-        (" tpot:5 , ttft:7", Goodput(7, 5)),
-    ],
-)
-def test_goodput_is_read(text: str, want: Goodput) -> None:
-    assert Goodput.parse(text) == want
-
-
-@pytest.mark.parametrize("text", ["", "ttft", "ttft:", "ttft:x", "ttft:0", "ttft:inf", "itl:5", "ttft:5,ttft:6"])
-def test_goodput_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(InvalidParameterError, match="ttft:MS,tpot:MS"):
-        Goodput.parse(text)
-
-
-def test_goodput_counts_what_keeps_the_limits_and_comes_to_its_end() -> None:
-    limits = Goodput(ttft=1000, tpot=100)
-    assert limits.keeps(times(1.0, 1.09))
-    assert not limits.keeps(times(1.001, 1.1))
-    assert not limits.keeps(times(0.5, 0.7))
-    assert not limits.keeps(times(0.5, 0.55, reason=ABORT)) and not limits.keeps(times(reason=ERROR))
-    assert Goodput().keeps(times(9.0, 99.0))
+    assert (request.ttft, request.tpot, request.latency) == (1.0, 0.5, 2.0)
+    assert times(1.5).tpot == 0 and times().ttft == times().latency == math.inf
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +67,7 @@ def test_failures_count_as_failures(config: ModelConfig) -> None:
     assert value["goodput"] == {
         "ttft_ms": 1500,
         "tpot_ms": None,
+        "e2el_ms": None,
         "requests_per_s": 0.5,
         "share": pytest.approx(1 / 3),
     }

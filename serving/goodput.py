@@ -1,0 +1,79 @@
+"""Which requests were answered in time to be worth something."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Protocol, runtime_checkable
+
+from ..backends.errors import InvalidParameterError
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """When a request's tokens came, in seconds."""
+
+    @property
+    def ttft(self) -> float:
+        """To the first token; infinite if none came."""
+        ...
+
+    @property
+    def tpot(self) -> float:
+        """In the mean for each token after the first."""
+        ...
+
+    @property
+    def latency(self) -> float:
+        """To the last token; infinite if none came."""
+        ...
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it came to its end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Limits in milliseconds that a request has to keep to be worth something; None asks for nothing.
+
+    Attributes:
+        ttft: until its first token.
+        tpot: for each of its tokens after the first, in the mean.
+        e2el: until its last token.
+    """
+
+    ttft: float | None = None
+    tpot: float | None = None
+    e2el: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Goodput":
+        """Reads "ttft:500,tpot:50,e2el:10000" or some of these.
+
+        Raises:
+            InvalidParameterError: says what was expected.
+        """
+        limits: dict[str, float] = {}
+        for part in text.split(","):
+            name, _, number = part.strip().partition(":")
+            try:
+                value = float(number)
+            except ValueError:
+                value = math.nan
+            if name not in ("ttft", "tpot", "e2el") or name in limits or not 0 < value < math.inf:
+                raise InvalidParameterError(
+                    "goodput", text, "ttft:MS,tpot:MS,e2el:MS or some of these, in milliseconds"
+                )
+            limits[name] = value
+        return cls(**limits)
+
+    def keeps(self, times: Timed) -> bool:
+        """Whether a request came to its end, within these limits. One that failed or was aborted does not."""
+        return times.succeeded and all(
+            limit is None or seconds * 1e3 <= limit
+            for limit, seconds in ((self.ttft, times.ttft), (self.tpot, times.tpot), (self.e2el, times.latency))
+        )
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The limits as reports state them."""
+        return {f"{name}_ms": limit for name, limit in asdict(self).items()}

@@ -1,0 +1,49 @@
+"""Limits of requests: how they are read, and what keeps them."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from distaff.backends.errors import InvalidParameterError
+from distaff.serving.goodput import Goodput
+
+
+@dataclass
+class Times:
+    """Seconds, as a request has them."""
+
+    ttft: float = math.inf
+    tpot: float = 0.0
+    latency: float = math.inf
+    succeeded: bool = True
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("ttft:500,tpot:50", Goodput(500, 50)),
+        ("tpot:0.5", Goodput(None, 0.5)),
+        (" tpot:5 , ttft:7", Goodput(7, 5)),
+        ("e2el:9000", Goodput(e2el=9000)),
+    ],
+)
+def test_it_is_read(text: str, want: Goodput) -> None:
+    assert Goodput.parse(text) == want
+
+
+@pytest.mark.parametrize("text", ["", "ttft", "ttft:", "ttft:x", "ttft:0", "ttft:inf", "itl:5", "ttft:5,ttft:6"])
+def test_what_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameterError, match="ttft:MS,tpot:MS"):
+        Goodput.parse(text)
+
+
+def test_what_keeps_the_limits_and_comes_to_its_end_counts() -> None:
+    limits = Goodput(ttft=1000, tpot=100, e2el=3000)
+    assert limits.keeps(Times(1.0, 0.1, 3.0))
+    assert not limits.keeps(Times(1.001, 0.1, 3.0))
+    assert not limits.keeps(Times(0.5, 0.2, 3.0))
+    assert not limits.keeps(Times(0.5, 0.1, 3.1))
+    assert not limits.keeps(Times(0.5, 0.05, 1.0, succeeded=False)) and not limits.keeps(Times())
+    assert Goodput().keeps(Times(9.0, 99.0, 99.0))
+    assert limits.to_dict() == {"ttft_ms": 1000, "tpot_ms": 100, "e2el_ms": 3000}
