@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, layout, models
+from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, hardware, layout, models
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -52,6 +52,7 @@ bench.app.command("kernels")(bench_kernels.bench_kernels)
 app.add_typer(bench.app, name="bench")
 app.command("backends")(backends.backends)
 app.command("doctor")(doctor.doctor)
+app.command("hardware")(hardware.hardware)
 
 
 def main() -> None:

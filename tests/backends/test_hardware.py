@@ -7,17 +7,74 @@ from pathlib import Path
 import pytest
 
 from distaff.backends.compiler.bundles import UNITS, parse_schedule
-from distaff.backends.errors import UnsupportedError
-from distaff.backends.hardware import Chip, chip, chips
+from distaff.backends.errors import InvalidParameterError, UnsupportedError
+from distaff.backends.hardware import Chip, chip, chips, read_chips, with_figures
 
 TPUS = [found for found in chips().values() if found.platform == "tpu"]
 
 
-def test_every_row_is_dated_and_sourced() -> None:
+FIGURES = (
+    "flops",
+    "hbm_bytes",
+    "hbm_bytes_per_second",
+    "on_chip_bytes",
+    "links",
+    "link_bytes_per_second",
+    "dcn_bytes_per_second",
+    "watts",
+    "dollars_per_hour",
+)
+
+
+def test_the_table_has_the_chips_that_people_choose_from() -> None:
+    named = "v4 v5e v5p v6e tpu7x a100 h100 h200 b200 mi300x mi325x mi355x gaudi2 gaudi3 wse3"
+    assert list(chips()) == named.split()
+
+
+@pytest.mark.parametrize("row", chips().values(), ids=lambda row: row.name)
+def test_every_figure_is_dated_and_sourced(row: Chip) -> None:
+    for figure in FIGURES:
+        assert bool(getattr(row, figure)) == (figure in row.sources), figure
+    for source in row.sources.values():
+        assert re.fullmatch(r"20\d\d-\d\d", source.read) and source.page.startswith("https://")
+
+
+def test_peaks_are_dense() -> None:
+    """Twice as fast in 8 bits as in 16 at most: pages that quote sparse peaks have four times."""
     for row in chips().values():
-        assert re.fullmatch(r"20\d\d-\d\d", row.as_of), row.name
-        assert row.sources and all(source.startswith("https://") for source in row.sources), row.name
-        assert row.flops["bfloat16"] > 0 and row.hbm_bytes_per_second > 0 and row.hbm_bytes > 0
+        for dtype, flops in row.flops.items():
+            assert flops <= 2.02 * row.flops["bfloat16"], (row.name, dtype)
+
+
+def test_power_of_tpus_that_google_does_not_publish_is_not_invented() -> None:
+    assert [tpu.name for tpu in TPUS if tpu.watts is not None] == ["v4"]
+
+
+def test_a_file_adds_chips_and_changes_figures(tmp_path: Path) -> None:
+    path = tmp_path / "chips.yaml"
+    path.write_text(
+        "sources: {mine: {page: 'https://example.org', read: 2026-01}}\n"
+        "chips:\n"
+        "  v6e: {watts: 300, from: {mine: [watts]}}\n"
+        "  abacus: {maker: Me, platform: cpu, devices_per_chip: 1, flops: {bfloat16: 1.0}, hbm_bytes: 8,\n"
+        "           hbm_bytes_per_second: 2.0}\n"
+    )
+    table = read_chips(path)
+    assert table["v6e"].watts == 300 and table["v6e"].sources["watts"].page == "https://example.org"
+    assert table["v6e"].flops == chip("v6e").flops and chip("v6e").watts is None
+    assert chip("abacus", table).device_flops() == 1.0
+    path.write_text("chips: {abacus: {maker: Me}}\n")
+    with pytest.raises(InvalidParameterError, match="the file of chips is .* of the form of backends/hardware.yaml"):
+        read_chips(path)
+
+
+def test_figures_are_given_as_text() -> None:
+    table = with_figures(chips(), ["v7x.watts=700"])
+    assert table["tpu7x"].watts == 700 and table["tpu7x"].sources["watts"].page == "given by the user"
+    assert with_figures(table, ["v5e=0.6"], figure="dollars_per_hour")["v5e"].dollars_per_hour == 0.6
+    for wrong in ("v5e.wings=2", "v5e.watts=much", "v5e.watts=-1", "v5e.watts"):
+        with pytest.raises(InvalidParameterError, match="expected CHIP.FIGURE=NUMBER"):
+            with_figures(chips(), [wrong])
 
 
 @pytest.mark.parametrize("tpu", TPUS, ids=lambda tpu: tpu.name)
