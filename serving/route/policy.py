@@ -1,0 +1,52 @@
+"""Which server gets a request: the one that will probably have its first token ready first.
+
+What a server has to compute before that, in tokens: the part of the prompt that it does not know, the prompts that wait
+in front of it, and a share for each text that it is generating. A shared prefix wins as long as it saves more than the
+others' shorter queues.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+RUNNING_TOKENS = 16.0
+"""What a running text costs a new one, in tokens: it takes a row of each step."""
+
+
+@dataclass
+class Standing:
+    """How busy a server is.
+
+    Attributes:
+        name: the server's.
+        ready: whether requests may be sent there.
+        pending_tokens: of prompts that this router has sent and that had no event yet, what the server did not know.
+        in_flight: requests that this router has sent and that have not ended.
+        waiting, running: requests, as the server itself said last, of all its clients.
+        turn: when it was last chosen; of equals the one that waited longest is next.
+    """
+
+    name: str
+    ready: bool = True
+    pending_tokens: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    running: int = 0
+    turn: int = 0
+
+    def cost(self, prompt_tokens: int, known_tokens: int) -> float:
+        """Tokens until the first token of a prompt that is `prompt_tokens` long, of which the server knows some."""
+        unknown = max(1, prompt_tokens - known_tokens)
+        # Of the server's queue, what others sent; ours is known better. Their prompts count as long as this one.
+        others = max(0, self.waiting + self.running - self.in_flight)
+        queued = min(others, self.waiting)
+        return (
+            unknown + self.pending_tokens + queued * prompt_tokens + (self.in_flight + others - queued) * RUNNING_TOKENS
+        )
+
+
+def ranked(standings: Sequence[Standing], prompt_tokens: int, known: Mapping[str, int]) -> list[Standing]:
+    """The servers that are ready, best first."""
+    ready = [standing for standing in standings if standing.ready]
+    return sorted(
+        ready, key=lambda standing: (standing.cost(prompt_tokens, known.get(standing.name, 0)), standing.turn)
+    )
