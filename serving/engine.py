@@ -23,7 +23,7 @@ from ..backends.errors import DistaffError
 from ..models.tokenizer import Tokenizer
 from .engine_config import EngineConfig
 from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EngineClosedError
-from .generation import Generation, Result
+from .generation import Generation, Outbox, Outlet, Result
 from .live_request import LiveRequest, with_seed
 from .metrics import Metrics
 from .output import Output
@@ -132,12 +132,21 @@ class Engine:
             InvalidParameterError: a parameter that this model or its vocabulary cannot honour.
             EngineClosedError, DeviceError: the engine is closed, or has lost its device.
         """
-        live = self.admissible(request)
+        outbox = Outbox()
+        return Generation(outbox, self._rounds.for_reader, self.submit_to(outbox, request))
+
+    def submit_to(self, outbox: Outlet, request: Request) -> Callable[[], None]:
+        """Takes a request in, whose events go to `outbox` as they come; raises as `submit` does.
+
+        Returns:
+            What ends the request, wherever it is; slot and pages are free within one step.
+        """
+        live = self.admissible(request, outbox)
         self.adopt(live)
         self._rounds.wake()
         if self._dead is not None:  # closed in between: nobody would look into the inbox
             self._fail_all(self._dead)
-        return Generation(live.outbox, self._rounds.for_reader, lambda: self._abort(live))
+        return lambda: self._abort(live)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """Runs requests together; results come in their order.
@@ -172,13 +181,25 @@ class Engine:
             Whether there was anything to do.
         """
         with self._step_lock:
-            self.take_requests()
             try:
-                begun = self.begin(self._device.buckets)
-            except Exception as error:  # whatever a device throws
-                self.recover(error)
-                return True
-            return self.finish(begun)
+                return self._round()
+            finally:
+                self._rounds.tell()
+
+    def _round(self) -> bool:
+        self.take_requests()
+        try:
+            begun = self.begin(self._device.buckets)
+        except Exception as error:  # whatever a device throws
+            self.recover(error)
+            return True
+        if begun.dispatched is None:
+            self._note_levels()
+        return self.finish(begun)
+
+    def after_round(self, call: Callable[[], None]) -> None:
+        """Calls this after each round, and after whatever else may have put something into outboxes."""
+        self._rounds.listeners.append(call)
 
     def run(self) -> None:
         """Rounds until no request is left."""
@@ -206,6 +227,12 @@ class Engine:
         """Whether everything is compiled."""
         return self._device.is_warm
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a warm-up that has begun has come so far that requests can be served."""
+        began = self._device.is_warm or self._device.compile_seconds > 0
+        return began and any(bucket.kind == "mixed" for bucket in self._device.buckets)
+
     def check_integrity(self) -> None:
         """
         Raises:
@@ -228,6 +255,7 @@ class Engine:
         with self._step_lock:
             self._in_flight = None
             self._fail_all(self._dead)
+            self._note_levels()
             self._device.close()
 
     def __enter__(self) -> "Engine":
@@ -238,7 +266,7 @@ class Engine:
 
     # Parts of a round, for those who take several engines through one
 
-    def admissible(self, request: Request) -> LiveRequest:
+    def admissible(self, request: Request, outbox: Outlet) -> LiveRequest:
         """The request with its sequences, if it can ever run; raises what `submit` does."""
         if self._dead is not None:
             raise self._dead
@@ -266,7 +294,14 @@ class Engine:
         output = Output(request, max_tokens=max_tokens, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
         timings, self.load_seconds = Timings(load=self.load_seconds), 0.0
         return LiveRequest(
-            request, output, tuple(sequences), self.metrics, timings, lambda: self._device.compile_seconds, self._clock
+            request,
+            output,
+            tuple(sequences),
+            self.metrics,
+            timings,
+            lambda: self._device.compile_seconds,
+            outbox,
+            self._clock,
         )
 
     def adopt(self, live: LiveRequest) -> None:
@@ -314,6 +349,9 @@ class Engine:
         for sequence in ticket.plan.admitted:
             self._live[sequence].started(sequence)
         self.metrics.preempted(len(ticket.plan.preempted))
+        self._note_levels()
+
+    def _note_levels(self) -> None:
         pages = sum(pool.num_pages - pool.num_free for pool in self.scheduler.tables.cache.pools)
         self.metrics.levels(waiting=len(self.scheduler.waiting), running=self.scheduler.num_running, pages_used=pages)
 
@@ -389,6 +427,7 @@ class Engine:
                 self.take_requests()
             finally:
                 self._step_lock.release()
+                self._rounds.tell()
 
     def _let_go(self, live: LiveRequest) -> None:
         """Takes every sequence of a request out of the scheduler."""
@@ -436,3 +475,4 @@ class Engine:
             if not live.outbox.ended:
                 live.fail(error)
         self._inbox.clear()
+        self._rounds.tell()

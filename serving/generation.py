@@ -2,14 +2,48 @@
 
 import queue
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from .results import Completion, Embedding, Score, TokenEvent
+from .results import Completion, Embedding, Score, Timings, TokenEvent, Usage
+from .sampling_params import SamplingParams
 
 type Result = Completion | Score | Embedding
 type Pump = Callable[[], Any]
 """Makes the engine go one step on."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A request has its first slot.
+
+    Attributes:
+        queue_seconds: that it waited for it.
+        cached_tokens: of the prompt, found computed.
+        params: with the seed and the most tokens that its answer may have filled in.
+    """
+
+    queue_seconds: float
+    cached_tokens: int
+    params: SamplingParams
+
+
+@runtime_checkable
+class Outlet(Protocol):
+    """Where the engine puts what a request comes to; one thread at a time.
+
+    Attributes:
+        ended: whether `end` was called; the engine looks at it.
+    """
+
+    ended: bool
+
+    def begin(self, start: Start) -> None: ...
+
+    def put(self, event: TokenEvent) -> None: ...
+
+    def end(self, result: Result | None, error: BaseException | None, usage: Usage, timings: Timings) -> None: ...
 
 
 class Outbox:
@@ -21,10 +55,13 @@ class Outbox:
         self.ended = False
         self._events: queue.SimpleQueue[TokenEvent | None] = queue.SimpleQueue()
 
+    def begin(self, start: Start) -> None:
+        """Readers of a Generation find all of it in the result."""
+
     def put(self, event: TokenEvent) -> None:
         self._events.put(event)
 
-    def end(self, result: Result | None, error: BaseException | None = None) -> None:
+    def end(self, result: Result | None, error: BaseException | None, usage: Usage, timings: Timings) -> None:
         """Nothing comes any more."""
         self.result, self.error, self.ended = result, error, True
         self._events.put(None)

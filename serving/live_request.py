@@ -8,12 +8,13 @@ import numpy as np
 
 from ..backends.errors import DistaffError
 from ..models.step import PromptOutput
-from .generation import Outbox
+from .generation import Outlet, Start
 from .logprobs import TokenLogprob
 from .metrics import Metrics
 from .output import Output
 from .plan import PlannedRow
 from .results import FinishReason, Timings, TokenEvent
+from .sampling_params import SamplingParams
 from .sequence import Sequence
 from .types import Kind, Request
 
@@ -31,6 +32,7 @@ class LiveRequest:
         metrics: where times are counted.
         timings: seconds that were spent before (loading).
         compile_seconds: how long the engine has compiled so far.
+        outbox: where to put what comes out.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class LiveRequest:
         metrics: Metrics,
         timings: Timings,
         compile_seconds: Callable[[], float],
+        outbox: Outlet,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
         self.sequences = sequences
-        self.outbox = Outbox()
-        self.aborted = False
+        self.outbox = outbox
         self._output = output
         self._metrics = metrics
         self._clock = clock
@@ -66,6 +68,7 @@ class LiveRequest:
             self._started = self._clock()
             self._timings.queue = self._started - self._arrival
             self._metrics.admitted(self._timings.queue)
+            self.outbox.begin(Start(self._timings.queue, sequence.num_cached, self._effective()))
             for choice in self._output.choices:
                 self._put(choice.echo())
         if not sequence.num_preemptions and not sequence.needs_prompt_logits and sequence.namespace is not None:
@@ -125,21 +128,31 @@ class LiveRequest:
             vector = mean if self.request.pooling == "mean" else self._hidden_last
             result, reason = self._output.embedding(vector, self._timings), FinishReason.STOP
         self._end(reason)
-        self.outbox.end(result)
+        self.outbox.end(result, None, result.usage, self._timings)
         return True
 
     def abort(self) -> None:
         """The caller wants no more: what came so far is the answer."""
         self._cut(FinishReason.ABORT)
+        cached = self.sequences[0].num_cached
         if self.request.kind is Kind.GENERATE:
-            self.outbox.end(self._output.completion(self._timings, cached_tokens=self.sequences[0].num_cached))
+            result = self._output.completion(self._timings, cached_tokens=cached)
+            self.outbox.end(result, None, result.usage, self._timings)
         else:
-            self.outbox.end(None, DistaffError(f"the {self.request.kind} request was ended by its caller"))
+            error = DistaffError(f"the {self.request.kind} request was ended by its caller")
+            self.outbox.end(None, error, self._output.usage(cached), self._timings)
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with an error."""
         self._cut(FinishReason.ERROR)
-        self.outbox.end(None, error)
+        self.outbox.end(None, error, self._output.usage(self.sequences[0].num_cached), self._timings)
+
+    def _effective(self) -> SamplingParams:
+        """What the answer is really drawn with."""
+        if self.request.kind is not Kind.GENERATE:
+            return self.request.params
+        params, most = self.request.params, self._output.max_tokens
+        return replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
 
     def _cut(self, reason: FinishReason) -> None:
         for choice in self._output.choices:

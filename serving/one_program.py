@@ -17,7 +17,7 @@ from dataclasses import replace
 from ..backends.errors import DistaffError
 from .engine import Begun, Engine
 from .errors import DeviceError, EngineClosedError
-from .generation import Generation
+from .generation import Generation, Outbox, Outlet
 from .live_request import LiveRequest
 from .plan import Bucket, BucketKind, Plan, smallest
 from .replica_device import ReplicaDevice, SharedDevice, Whole, emptied, widened
@@ -54,14 +54,24 @@ class OneProgram(Replicas):
 
     def submit(self, request: Request) -> Generation:
         """As Engine.submit."""
+        outbox = Outbox()
+        return Generation(outbox, self._rounds.for_reader, self.submit_to(outbox, request))
+
+    def submit_to(self, outbox: Outlet, request: Request) -> Callable[[], None]:
+        """As Engine.submit_to."""
         if self._dead is not None:
             raise self._dead
-        live = self.engines[0].admissible(request)
+        live = self.engines[0].admissible(request, outbox)
         self._inbox.append(live)
         self._rounds.wake()
         if self._dead is not None:  # closed in between: nobody would look into the inbox
             self._fail_waiting(self._dead)
-        return Generation(live.outbox, self._rounds.for_reader, lambda: self._abort(live))
+        return lambda: self._abort(live)
+
+    def after_round(self, call: Callable[[], None]) -> None:
+        """As Engine.after_round, for the rounds that all do together, and what an engine says besides."""
+        self._rounds.listeners.append(call)
+        super().after_round(call)
 
     def flush(self) -> None:
         """Says that the input ends here."""
@@ -71,30 +81,41 @@ class OneProgram(Replicas):
     def step(self) -> bool:
         """One round of all replicas; whether there was anything to do."""
         with self._lock:
-            self._take_requests()
             try:
-                begun = self._begin()
-                self._dispatch(begun)
-                self._note_levels()
-            except Exception as error:  # whatever a device throws
-                for engine in self.engines:
+                return self._round()
+            finally:
+                self._rounds.tell()
+
+    def _round(self) -> bool:
+        self._take_requests()
+        try:
+            begun = self._begin()
+            self._dispatch(begun)
+            self._note_levels()
+        except Exception as error:  # whatever a device throws
+            for engine in self.engines:
+                engine.recover(error)
+            self._start_anew()
+            return True
+        worked = [engine.finish(half) for engine, half in begun.items()]
+        lost = [part.lost for part in self._parts]
+        if any(lost):
+            error = RuntimeError("another replica of the same program has lost its cache")
+            for engine, gone in zip(self.engines, lost, strict=True):
+                if not gone:
                     engine.recover(error)
-                self._start_anew()
-                return True
-            worked = [engine.finish(half) for engine, half in begun.items()]
-            lost = [part.lost for part in self._parts]
-            if any(lost):
-                error = RuntimeError("another replica of the same program has lost its cache")
-                for engine, gone in zip(self.engines, lost, strict=True):
-                    if not gone:
-                        engine.recover(error)
-                self._start_anew()
-            return any(worked)
+            self._start_anew()
+        return any(worked)
 
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
         return len(self._inbox) + len(self._queue) + super().num_requests
+
+    @property
+    def dead(self) -> DistaffError | None:
+        """Why it does nothing any more, if so."""
+        return self._dead
 
     def warm_up(self, *, background: bool = False) -> None:
         """As Engine.warm_up: the programs are everybody's."""
@@ -182,6 +203,7 @@ class OneProgram(Replicas):
                 self._take_requests()
             finally:
                 self._lock.release()
+                self._rounds.tell()
 
     def _give_up(self, live: LiveRequest) -> None:
         if live.outbox.ended:
@@ -198,6 +220,7 @@ class OneProgram(Replicas):
                 live.fail(error)
         self._inbox.clear()
         self._queue.clear()
+        self._rounds.tell()
 
     # Parts of a round
 

@@ -106,7 +106,7 @@ class ChoiceOutput:
     def _event(self, token_id: int | None, text: str, logprob: TokenLogprob | None = None) -> TokenEvent:
         if text:
             self._text.append(text)
-        return TokenEvent(token_id, text, self.finish_reason, self._index, logprob)
+        return TokenEvent(token_id, text, self.finish_reason, self._index, logprob, self.stopped_by)
 
 
 class Output:
@@ -114,10 +114,10 @@ class Output:
 
     Attributes:
         choices: the answers under way; none for a request that draws nothing.
+        max_tokens: most tokens of an answer, the context considered.
 
     Args:
         request: with the seed filled in.
-        max_tokens: most tokens of an answer, the context considered.
         eos_ids: the model's end tokens.
         tokenizer: None for token ids alone.
     """
@@ -126,6 +126,7 @@ class Output:
         self, request: Request, *, max_tokens: int, eos_ids: frozenset[int], tokenizer: Tokenizer | None
     ) -> None:
         self.request = request
+        self.max_tokens = max_tokens
         stops = stop_ids(request.params, eos_ids)
         self.choices = tuple(
             ChoiceOutput(

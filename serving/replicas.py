@@ -2,11 +2,12 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ..backends.errors import DistaffError
 from .engine import Engine
 from .engine_config import EngineConfig
-from .generation import Generation, Result
+from .generation import Generation, Outlet, Result
 from .metrics import Metrics
 from .types import Request
 
@@ -52,6 +53,15 @@ class Replicas:
     def submit(self, request: Request) -> Generation:
         """As Engine.submit."""
         return self._engine_for(request).submit(request)
+
+    def submit_to(self, outbox: Outlet, request: Request) -> Callable[[], None]:
+        """As Engine.submit_to."""
+        return self._engine_for(request).submit_to(outbox, request)
+
+    def after_round(self, call: Callable[[], None]) -> None:
+        """As Engine.after_round, for the rounds of each."""
+        for engine in self.engines:
+            engine.after_round(call)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
         """As Engine.generate."""
@@ -100,6 +110,16 @@ class Replicas:
     def is_warm(self) -> bool:
         """Whether everything is compiled."""
         return all(engine.is_warm for engine in self.engines)
+
+    @property
+    def is_ready(self) -> bool:
+        """As Engine.is_ready, of all."""
+        return all(engine.is_ready for engine in self.engines)
+
+    @property
+    def dead(self) -> DistaffError | None:
+        """Why one of them does nothing any more, if so."""
+        return next((engine.dead for engine in self.engines if engine.dead is not None), None)
 
     def check_integrity(self) -> None:
         """

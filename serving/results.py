@@ -33,6 +33,7 @@ class TokenEvent:
         finish_reason: set on the last event of a choice.
         choice: which answer it belongs to, from 0.
         logprob: of this token, where asked for.
+        stopped_by: as Choice has it, with the `finish_reason`.
     """
 
     token_id: int | None
@@ -40,6 +41,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     choice: int = 0
     logprob: TokenLogprob | None = None
+    stopped_by: str | int | None = None
 
 
 @dataclass(frozen=True)

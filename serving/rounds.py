@@ -16,6 +16,9 @@ class Rounds:
         wait_seconds: how long nothing will be to do unless somebody wakes it; None is for ever.
         flush: says that the input ends here.
         ended: whether there is nothing to do any more, ever.
+
+    Attributes:
+        listeners: called by `tell`, when requests may have been told something.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class Rounds:
     ) -> None:
         self._name = name
         self._step, self._wait_seconds, self._flush, self._ended = step, wait_seconds, flush, ended
+        self.listeners: list[Callable[[], None]] = []
         self._awake = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -50,6 +54,11 @@ class Rounds:
     def wake(self) -> None:
         """There is something to do."""
         self._awake.set()
+
+    def tell(self) -> None:
+        """Readers of outboxes may find something new in them."""
+        for call in self.listeners:
+            call()
 
     def join(self) -> None:
         """Waits for the thread, which has to see that it `ended`."""

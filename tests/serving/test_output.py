@@ -105,7 +105,7 @@ def test_what_was_held_back_is_shown_when_the_text_ends_otherwise() -> None:
 
 def test_a_stop_text_with_the_last_token_is_a_stop() -> None:
     output = choice(stop=("END",), max_tokens=1)
-    assert run(output, [END])[0] == TokenEvent(END, "", FinishReason.STOP)
+    assert run(output, [END])[0] == TokenEvent(END, "", FinishReason.STOP, stopped_by="END")
 
 
 def test_below_the_least_length_nothing_stops() -> None:
