@@ -1,0 +1,118 @@
+"""The events of a Stream as messages of the vllm.grpc.engine protocol."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from smg_grpc_proto.generated import vllm_engine_pb2 as pb
+
+from ..front import Admitted, Delta, Event, Finished, Reason
+from ..logprobs import TokenLogprob
+
+FINISH_REASONS = {
+    Reason.EOS: "stop",
+    Reason.STOP_STRING: "stop",
+    Reason.STOP_TOKEN: "stop",
+    Reason.LENGTH: "length",
+    Reason.CONTEXT_LIMIT: "length",
+    Reason.ERROR: "error",
+}
+"""All others, which cut an answer short from outside, are "abort"."""
+
+
+@dataclass
+class _Choice:
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finished: Finished | None = None
+
+
+class Answer:
+    """Collects one request's events.
+
+    Args:
+        stream: whether tokens are sent as they come. If not, each choice is one message at the end.
+        num_top: how many of the most likely tokens come with each token, None for no log-probabilities.
+    """
+
+    def __init__(self, *, stream: bool, num_top: int | None) -> None:
+        self._stream = stream
+        self._num_top = num_top
+        self._choices: dict[int, _Choice] = {}
+        self._prompt_tokens = 0
+        self._cached_tokens = 0
+
+    def add(self, event: Event) -> pb.GenerateResponse | None:
+        """What to send now."""
+        if isinstance(event, Admitted):
+            self._prompt_tokens, self._cached_tokens = event.prompt_tokens, event.cached_tokens
+            return None
+        choice = self._choices.setdefault(event.index, _Choice())
+        if isinstance(event, Finished):
+            choice.finished = event
+            return None
+        choice.token_ids += event.token_ids
+        choice.logprobs += event.logprobs
+        return self._chunk(event) if self._stream and event.token_ids else None
+
+    def completes(self, input_logprobs: pb.InputLogProbs | None) -> Iterator[pb.GenerateResponse]:
+        """The last message of each choice that has ended since."""
+        for index, choice in sorted(self._choices.items()):
+            if choice.finished is not None:
+                yield self._complete(index, choice, choice.finished, input_logprobs)
+                del self._choices[index]
+
+    def _chunk(self, delta: Delta) -> pb.GenerateResponse:
+        """`completion_tokens` counts this chunk's alone: readers add them up."""
+        return pb.GenerateResponse(
+            chunk=pb.GenerateStreamChunk(
+                token_ids=delta.token_ids,
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=len(delta.token_ids),
+                cached_tokens=self._cached_tokens,
+                output_logprobs=self._output_logprobs(delta.logprobs),
+                index=delta.index,
+            )
+        )
+
+    def _complete(
+        self, index: int, choice: _Choice, finished: Finished, input_logprobs: pb.InputLogProbs | None
+    ) -> pb.GenerateResponse:
+        complete = pb.GenerateComplete(
+            output_ids=choice.token_ids,
+            finish_reason=FINISH_REASONS.get(finished.reason, "abort"),
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=finished.completion_tokens,
+            cached_tokens=self._cached_tokens,
+            output_logprobs=self._output_logprobs(choice.logprobs),
+            input_logprobs=input_logprobs,
+            index=index,
+        )
+        if finished.reason is Reason.STOP_STRING:
+            complete.matched_stop_str = str(finished.stopped_by)
+        elif finished.reason is Reason.STOP_TOKEN and isinstance(finished.stopped_by, int):
+            complete.matched_token_id = finished.stopped_by
+        return pb.GenerateResponse(complete=complete)
+
+    def _output_logprobs(self, logprobs: Sequence[TokenLogprob]) -> pb.OutputLogProbs | None:
+        if self._num_top is None or not logprobs:
+            return None
+        return pb.OutputLogProbs(
+            token_logprobs=[entry.logprob for entry in logprobs],
+            token_ids=[entry.token_id for entry in logprobs],
+            top_logprobs=[_top(entry) for entry in logprobs] if self._num_top else (),
+        )
+
+
+def input_logprobs(logprobs: Sequence[TokenLogprob | None], token_ids: Sequence[int], num_top: int) -> pb.InputLogProbs:
+    """Of a prompt; nothing is known of its first token."""
+    values = [pb.InputTokenLogProb(value=None if entry is None else entry.logprob) for entry in logprobs]
+    return pb.InputLogProbs(
+        token_logprobs=values,
+        token_ids=token_ids,
+        top_logprobs=[_top(entry) for entry in logprobs] if num_top else (),
+    )
+
+
+def _top(entry: TokenLogprob | None) -> pb.TopLogProbs:
+    top = () if entry is None else entry.top
+    return pb.TopLogProbs(values=[value for _, value in top], token_ids=[token for token, _ in top])

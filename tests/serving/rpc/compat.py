@@ -1,0 +1,63 @@
+"""A compatible service on a loopback port, over the fake model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import pytest
+
+from distaff.serving.front import Front
+
+from ..served import Served, serving
+
+
+class Service(Protocol):
+    def add_to(self, server: grpc.aio.Server) -> None: ...
+
+
+@dataclass
+class Reached:
+    """A server and the way to it."""
+
+    served: Served
+    channel: grpc.aio.Channel
+
+
+@asynccontextmanager
+async def reaching(service: Callable[[Front], Service], **options: Any) -> AsyncIterator[Reached]:
+    """`options` are those of `serving`; at the end nothing may be held."""
+    async with serving(**options) as served:
+        server = grpc.aio.server()
+        service(served.front).add_to(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Reached(served, channel)
+        await server.stop(None)
+        await served.check_empty()
+
+
+@asynccontextmanager
+async def refused(code: str, *words: str) -> AsyncIterator[None]:
+    """What is inside must end with this status, whose message has these words."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield
+    assert caught.value.code() is grpc.StatusCode[code], caught.value.details()
+    for word in words:
+        assert word in (caught.value.details() or "")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+    """Waits until it is true."""
+    for _ in range(int(seconds / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not become true")
