@@ -1,0 +1,105 @@
+"""A thread that reads lines, makes requests of them, and keeps a window of them ready."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+
+from .errors import LineError
+from .line import Line
+from .order import ordered
+from .prepare import Prepared, Preparer
+
+WINDOW_LINES = 1024
+"""Lines that are put into order together; so many wait besides."""
+WINDOW_BYTES = 32 * 2**20
+"""A window ends when its prompts take more memory than this, as about."""
+_BYTES_PER_TOKEN = 8
+_TICK = 0.1
+
+
+class Feed:
+    """Lines that are ready for the engine, one after the other.
+
+    Args:
+        lines: those that have no answer yet.
+        preparer: what makes requests of them.
+        refuse: called with each line that cannot be answered, in the feed's thread.
+        window: how many are put into order together.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[Line],
+        preparer: Preparer,
+        refuse: Callable[[Line, LineError], None],
+        *,
+        window: int = WINDOW_LINES,
+    ) -> None:
+        self._lines = lines
+        self._preparer = preparer
+        self._refuse = refuse
+        self._window = window
+        self._ready: queue.Queue[Prepared] = queue.Queue(window)
+        self._ended = False
+        self._closed = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="distaff-batch-feed", daemon=True)
+        self._thread.start()
+
+    def next(self, timeout: float = 0.0) -> Prepared | None:
+        """The next line, None if none is ready within `timeout` seconds.
+
+        Raises:
+            DistaffError: the input cannot be read.
+        """
+        ended = self._ended  # before looking, since the thread may put more in between
+        try:
+            return self._ready.get(timeout=timeout) if timeout and not ended else self._ready.get_nowait()
+        except queue.Empty:
+            if ended and self._error is not None:
+                raise self._error from None
+            return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._ended and self._ready.empty() and self._error is None
+
+    def close(self) -> None:
+        """Reads no further."""
+        self._closed = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            window: list[Prepared] = []
+            size = 0
+            for line in self._lines:
+                if self._closed:
+                    return
+                try:
+                    if line.problem is not None:
+                        raise line.problem
+                    item = self._preparer.prepare(line)
+                except LineError as problem:
+                    self._refuse(line, problem)
+                    continue
+                window.append(item)
+                size += _BYTES_PER_TOKEN * sum(len(each.prompt) for each in item.requests)
+                if len(window) >= self._window or size > WINDOW_BYTES:
+                    self._put(ordered(window))
+                    window, size = [], 0
+            self._put(ordered(window, last=True))
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended = True
+
+    def _put(self, items: list[Prepared]) -> None:
+        for item in items:
+            while not self._closed:
+                try:
+                    self._ready.put(item, timeout=_TICK)
+                    break
+                except queue.Full:
+                    continue

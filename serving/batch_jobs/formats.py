@@ -1,0 +1,199 @@
+"""Files of four kinds to lines: OpenAI batch JSONL, plain text, CSV and Parquet."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from ...backends.errors import InvalidParameterError, UnsupportedError
+from .errors import InputError, LineError
+from .line import Line, digest_of
+from .openai_lines import parse
+from .source import expand, open_binary
+from .template import Template
+from .text_lines import MAX_LINE_BYTES, read_lines
+
+_BATCH_ROWS = 1024
+
+
+class Format(StrEnum):
+    """Kinds of input files."""
+
+    JSONL = "jsonl"
+    TEXT = "text"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+_SUFFIXES = {".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".json": Format.JSONL, ".txt": Format.TEXT,
+             ".csv": Format.CSV, ".parquet": Format.PARQUET}  # fmt: skip
+
+_ENDPOINTS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What to read, and how.
+
+    Attributes:
+        places: files, globs or URLs.
+        format: None goes by each file's suffix.
+        endpoint: what becomes of prompts that are no OpenAI requests: chat, completions or embeddings.
+        prompt_column, template: the prompt of a row of CSV or Parquet; `template` has {column} in it, and {prompt} for
+            a line of text.
+        id_column: of CSV or Parquet; otherwise rows are named after their number.
+        defaults: fields of bodies that do not set them.
+
+    Raises:
+        InvalidParameterError: the endpoint is none of the three.
+    """
+
+    places: tuple[str, ...]
+    format: Format | None = None
+    endpoint: str = "completions"
+    prompt_column: str | None = None
+    template: str | None = None
+    id_column: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.endpoint not in _ENDPOINTS:
+            raise InvalidParameterError("--endpoint", self.endpoint, " or ".join(_ENDPOINTS))
+
+
+class InputFiles:
+    """The lines of all files of an input, in order, as often as they are asked for.
+
+    Raises:
+        InputError: a file is not there, or nothing says what it is.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.spec = spec
+        self.files = expand(spec.places)
+        self._formats = [spec.format or _format_of(file) for file in self.files]
+        self._template = None if spec.template is None else Template(spec.template)
+        self._url = _ENDPOINTS[spec.endpoint]
+
+    def __iter__(self) -> Iterator[Line]:
+        """
+        Raises:
+            InputError: a file cannot be read, or is not of its kind.
+        """
+        number = 0
+        for file, kind in zip(self.files, self._formats, strict=True):
+            try:
+                with open_binary(file) as data:
+                    number += yield from self._read(kind, file, data, number)
+            except OSError as error:
+                raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+    def _read(self, kind: Format, file: str, data: BinaryIO, before: int) -> Generator[Line, None, int]:
+        """The lines of a file behind `before` others; returns how many it has."""
+        if kind is Format.CSV:
+            return (yield from self._rows(file, before, _csv_rows(file, data)))
+        if kind is Format.PARQUET:
+            return (yield from self._rows(file, before, _parquet_rows(file, data)))
+        count = 0
+        for count, line in enumerate(read_lines(data), 1):
+            number, where = before + count, f"{file}:{count}"
+            if isinstance(line, LineError):
+                yield _bad(number, where, line, line.message.encode())
+            elif line.strip() and kind is Format.JSONL:
+                yield parse(number, where, line, self.spec.defaults)
+            elif line.strip():
+                yield self._text(number, where, line)
+        return count
+
+    def _text(self, number: int, where: str, line: bytes) -> Line:
+        try:
+            prompt = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problem = LineError("invalid_encoding", f"byte {error.start} is 0x{line[error.start]:02x}, expected UTF-8")
+            return _bad(number, where, problem, line)
+        return self._prompt(number, where, {"prompt": prompt}, None)
+
+    def _rows(self, file: str, before: int, rows: Iterator[Mapping[str, Any]]) -> Generator[Line, None, int]:
+        count = 0
+        for count, row in enumerate(rows, 1):
+            if count == 1:
+                self._check_columns(file, row)
+            where = f"{file}: row {count}"
+            custom_id = None if self.spec.id_column is None else row[self.spec.id_column]
+            yield self._prompt(before + count, where, row, None if custom_id is None else str(custom_id))
+        return count
+
+    def _check_columns(self, file: str, row: Mapping[str, Any]) -> None:
+        for option, column in (("--prompt-column", self.spec.prompt_column), ("--id-column", self.spec.id_column)):
+            if column is not None and column not in row:
+                raise InvalidParameterError(option, column, f"a column of {file}, which has {', '.join(row)}")
+        if self._template is not None:
+            self._template.check(row, file)
+        elif self.spec.prompt_column is None:
+            raise InputError(
+                f"{file} has columns {', '.join(row)}: name the one with the prompt by --prompt-column, or make "
+                "prompts by --template"
+            )
+
+    def _prompt(self, number: int, where: str, row: Mapping[str, Any], custom_id: str | None) -> Line:
+        """The request that a row stands for."""
+        try:
+            if self._template is not None:
+                prompt = self._template.fill(row)
+            else:
+                prompt = row[self.spec.prompt_column or "prompt"]
+                if not isinstance(prompt, str) or not prompt:
+                    raise LineError("empty_column", f"the prompt is {prompt!r}, expected a text")
+        except LineError as problem:
+            return _bad(number, where, problem, repr(sorted(row.items())).encode("utf-8", "surrogatepass"), custom_id)
+        spec = self.spec
+        asked: dict[str, Any] = {"prompt": prompt}
+        if spec.endpoint == "chat":
+            asked = {"messages": [{"role": "user", "content": prompt}]}
+        elif spec.endpoint == "embeddings":
+            asked = {"input": prompt}
+        body = {**spec.defaults, **asked}
+        named = f"line-{number}" if custom_id is None else custom_id
+        return Line(number, where, named, self._url, body, digest_of(body))
+
+
+def _bad(number: int, where: str, problem: LineError, data: bytes, custom_id: str | None = None) -> Line:
+    named = f"line-{number}" if custom_id is None else custom_id
+    return Line(number, where, named, "", {}, hashlib.sha256(data).digest(), problem)
+
+
+def _format_of(file: str) -> Format:
+    suffix = PurePosixPath(file).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(f"{file}: nothing says what it is; give --format {' or '.join(Format)}")
+    return _SUFFIXES[suffix]
+
+
+def _csv_rows(file: str, data: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
+    try:
+        reader = csv.DictReader(text, strict=True)
+        for row in reader:
+            if None in row:
+                raise InputError(f"{file}: line {reader.line_num} has more values than there are columns")
+            yield row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _parquet_rows(file: str, data: BinaryIO) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UnsupportedError(f"{file}: Parquet needs pyarrow; pip install 'distaff[parquet]'") from error
+    try:
+        for batch in parquet.ParquetFile(data).iter_batches(batch_size=_BATCH_ROWS):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{file}: cannot be read as Parquet ({error})") from error

@@ -1,0 +1,109 @@
+"""Who may write on an object store, which has no locks: numbered leases that can be made once, and are kept alive."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .errors import JobLockedError
+
+LEASE_SECONDS = 60.0
+"""A lease that has not changed for so long has lost its holder."""
+_POLLS = 12
+
+
+class Lease:
+    """The right to write below a path, until another one has a lease of a higher number.
+
+    Clocks of machines are not compared: a lease counts as lost when its content stays the same for `seconds` as they
+    pass here.
+
+    Attributes:
+        number: it begins with 1 and grows with each holder.
+
+    Args:
+        fs: an fsspec file system.
+        folder: where leases lie.
+        seconds: as LEASE_SECONDS.
+
+    Raises:
+        JobLockedError: another process holds it.
+    """
+
+    def __init__(
+        self, fs: Any, folder: str, *, seconds: float = LEASE_SECONDS, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._fs, self._folder, self._seconds = fs, folder, seconds
+        self._token = secrets.token_hex(8)
+        self._beats = 0
+        self._renewed = time.monotonic()
+        last = self._last()
+        if last:
+            self._wait_for(last, sleep)
+        self.number = last + 1
+        if not create(fs, self._path(self.number), self._content()):
+            raise JobLockedError(f"{folder}: another process has just taken this job over")
+
+    def renew(self) -> None:
+        """Shows that its holder lives; to be called more often than every `seconds`.
+
+        Raises:
+            JobLockedError: another process has taken the job over.
+        """
+        if time.monotonic() - self._renewed > self._seconds / 6:
+            self.check()
+            self._beats += 1
+            self._fs.pipe_file(self._path(self.number), self._content())
+            self._renewed = time.monotonic()
+
+    def check(self) -> None:
+        """
+        Raises:
+            JobLockedError: another process has taken the job over.
+        """
+        if self._fs.exists(self._path(self.number + 1)):
+            raise JobLockedError(f"{self._folder}: another process has taken this job over, this one stops")
+
+    def release(self) -> None:
+        """Lets the next one begin at once."""
+        self._fs.pipe_file(self._path(self.number), b"released")
+
+    def _wait_for(self, number: int, sleep: Callable[[float], None]) -> None:
+        """Returns once the holder of a lease has let it go, or has not touched it for long enough."""
+        path = self._path(number)
+        before = self._fs.cat_file(path)
+        for _ in range(_POLLS):
+            if before == b"released":
+                return
+            sleep(self._seconds / _POLLS)
+            now = self._fs.cat_file(path)
+            if now != before and now != b"released":
+                raise JobLockedError(f"{self._folder}: another process works on this job; wait for it, or stop it")
+            before = now
+
+    def _last(self) -> int:
+        self._fs.invalidate_cache()
+        found = self._fs.glob(f"{self._folder}/lease-*")
+        return max((int(path.rsplit("-", 1)[1]) for path in found), default=0)
+
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/lease-{number:06}"
+
+    def _content(self) -> bytes:
+        return json.dumps({"holder": self._token, "beats": self._beats}).encode()
+
+
+def create(fs: Any, path: str, data: bytes) -> bool:
+    """Writes an object that is not there yet, by a conditional write; whether that was us.
+
+    `data` must be its writer's own: what lies there tells whether a write that failed on the way back has happened.
+    """
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception:  # each store has an error of its own for this
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise
+        return bool(fs.cat_file(path) == data)
+    return True
