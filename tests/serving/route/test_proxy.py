@@ -1,0 +1,232 @@
+"""Calls through the router: bytes, metadata, status, failover, cancellation; fakes serve that know no message."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from distaff.serving.client.errors import details_of
+from distaff.serving.client.target import Target
+from distaff.serving.route.prompts import Prompt
+from distaff.serving.route.router import Router
+
+from .echo import METHOD, Echo
+
+READERS = {METHOD: lambda message: Prompt(message)}
+type Scene = tuple[Router, list[Echo], grpc.aio.Channel]
+
+
+def joined(answers: object) -> bytes:
+    assert isinstance(answers, list)
+    return b"+".join(sorted(answers))
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def scene(count: int = 2) -> AsyncIterator[Scene]:
+    async with AsyncExitStack() as stack:
+        echoes = [await stack.enter_async_context(Echo(name)) for name in "abcd"[:count]]
+        router = Router(
+            [Target(echo.target) for echo in echoes], readers=READERS, everywhere={"/test.Echo/All": joined}
+        )
+        await stack.enter_async_context(router)
+        await until(lambda: all(upstream.standing.ready for upstream in router.upstreams))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{router.port}"))
+        yield router, echoes, channel
+
+
+def run(play: Callable[[Scene], Awaitable[None]], count: int = 2) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(30), scene(count) as cast:
+            await play(cast)
+
+    asyncio.run(whole())
+
+
+async def say(channel: grpc.aio.Channel, message: bytes = b"x", method: str = METHOD) -> bytes:
+    return await channel.unary_unary(method)(message)
+
+
+async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value
+
+
+def test_all_four_kinds_of_method_pass() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        assert (await say(channel, b"one"))[1:] == b":one"
+        echoes[0].copies = echoes[1].copies = 2
+        assert [answer[1:] async for answer in channel.unary_stream(METHOD)(b"one")] == [b":one"] * 2
+        call = channel.stream_stream(METHOD)()
+        await call.write(b"one")
+        assert (await call.read())[1:] == (await call.read())[1:] == b":one"  # before the next message is sent
+        await call.write(b"two")
+        await call.done_writing()
+        assert (await call.read())[1:] == (await call.read())[1:] == b":two"
+        assert await call.read() is grpc.aio.EOF
+
+    run(play)
+
+
+def test_metadata_the_rest_of_the_time_and_trailers_pass() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        headers = (("authorization", "Bearer t"), ("traceparent", "00-1-2-03"), ("some-bin", b"\xff"))
+        call = channel.unary_unary(METHOD)(b"x", metadata=headers, timeout=7)
+        assert await call == b"a:x"
+        got = echoes[0].metadata
+        assert {name: got[name] for name, _ in headers} == dict(headers) and 0 < got["left"] <= 7
+        assert dict(await call.trailing_metadata())["x-load"] == "a"
+
+    run(play, count=1)
+
+
+def test_a_status_passes_with_its_details() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        for code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL):
+            for echo in echoes:
+                echo.refuse, echo.got = code, []
+            error = await failure(say(channel))
+            assert (error.code(), error.details()) == (code, f"{error.details()[0]} refuses")
+            assert sum(len(echo.got) for echo in echoes) == 1, "only what may be made good is tried again"
+        error = await failure(say(channel, method="/other.Service/Call"))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    ("code", "retry_after"), [(grpc.StatusCode.UNAVAILABLE, None), (grpc.StatusCode.RESOURCE_EXHAUSTED, 3)]
+)
+def test_another_server_takes_over_before_the_first_answer(code: grpc.StatusCode, retry_after: int | None) -> None:
+    async def play(cast: Scene) -> None:
+        router, echoes, channel = cast
+        echoes[0].refuse, echoes[0].retry_after = code, retry_after
+        answers = [await say(channel, b"m%d" % number) for number in range(4)]
+        assert answers == [b"b:m%d" % number for number in range(4)]
+        assert router.proxy.failovers == len(echoes[0].got) >= 1
+        echoes[1].refuse, echoes[1].retry_after = code, retry_after
+        error = await failure(say(channel))
+        assert error.code() is code and details_of(error.trailing_metadata())[1] == (retry_after or 1)
+
+    run(play)
+
+
+def test_after_the_first_answer_nobody_takes_over() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        for echo in echoes:
+            echo.copies, echo.break_after = 3, 1
+        call = channel.unary_stream(METHOD)(b"x")
+        assert (await call.read())[1:] == b":x"
+        error = await failure(call.read())
+        assert error.code() is grpc.StatusCode.UNAVAILABLE and "breaks" in (error.details() or "")
+        assert sum(len(echo.got) for echo in echoes) == 1
+
+    run(play)
+
+
+def test_a_server_that_is_killed_and_comes_back() -> None:
+    async def play(cast: Scene) -> None:
+        router, echoes, channel = cast
+        await echoes[0].server.stop(None)
+        assert [await say(channel) for _ in range(3)] == [b"b:x"] * 3
+        await until(lambda: not router.upstreams[0].standing.ready)
+        await echoes[1].server.stop(None)
+        error = await failure(say(channel))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE and details_of(error.trailing_metadata()) == (None, 1.0)
+        assert "none of the 2 servers" in (error.details() or "")
+        await echoes[0].__aenter__()
+        await until(lambda: router.upstreams[0].standing.ready)
+        assert await say(channel) == b"a:x"
+
+    run(play)
+
+
+def test_its_health_is_that_of_any_server() -> None:
+    async def play(cast: Scene) -> None:
+        router, echoes, channel = cast
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await echoes[0].say(False)
+        await until(lambda: not router.upstreams[0].standing.ready)
+        assert [await say(channel) for _ in range(3)] == [b"b:x"] * 3
+        await echoes[1].say(False)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert (await failure(say(channel))).code() is grpc.StatusCode.UNAVAILABLE
+        await echoes[0].say(True)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+    run(play)
+
+
+def test_prompts_with_the_same_beginning_stay_together_and_others_spread() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        beginnings = [bytes([number]) * 640 for number in range(8)]
+        for turn in range(3):
+            for beginning in beginnings:
+                await say(channel, beginning + b"%d" % turn)
+        homes = [[message[0] for message in echo.got] for echo in echoes]
+        assert {*homes[0]} & {*homes[1]} == set() and [len({*home}) for home in homes] == [4, 4]
+
+    run(play)
+
+
+def test_cancelling_reaches_the_server() -> None:
+    async def play(cast: Scene) -> None:
+        router, echoes, channel = cast
+        for echo in echoes:
+            echo.gap, echo.copies = 0.05, 1000
+        call = channel.unary_stream(METHOD)(b"x")
+        await call.read()
+        assert sum(upstream.standing.in_flight for upstream in router.upstreams) == 1
+        call.cancel()
+        await until(lambda: sum(echo.cancelled for echo in echoes) == 1)
+        await until(lambda: sum(upstream.standing.in_flight for upstream in router.upstreams) == 0)
+        assert sum(upstream.standing.pending_tokens for upstream in router.upstreams) == 0
+
+    run(play)
+
+
+def test_some_methods_ask_every_server() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        assert await say(channel, method="/test.Echo/All") == b"a:x+b:x"
+        echoes[0].refuse = grpc.StatusCode.UNAVAILABLE
+        assert await say(channel, method="/test.Echo/All") == b"b:x"
+        echoes[0].refuse = echoes[1].refuse = grpc.StatusCode.PERMISSION_DENIED
+        assert (await failure(say(channel, method="/test.Echo/All"))).code() is grpc.StatusCode.PERMISSION_DENIED
+
+    run(play)
+
+
+def test_draining_lets_running_calls_end_and_refuses_new_ones() -> None:
+    async def play(cast: Scene) -> None:
+        router, echoes, channel = cast
+        for echo in echoes:
+            echo.gap, echo.copies = 0.02, 10
+        answers = aiter(channel.unary_stream(METHOD)(b"x"))
+        await anext(answers)
+        draining = asyncio.create_task(router.drain(20))
+        await asyncio.sleep(0.05)
+        error = await failure(say(channel))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE and details_of(error.trailing_metadata())[1] == 1.0
+        assert len([answer async for answer in answers]) == 9
+        await draining
+
+    run(play)
