@@ -37,8 +37,9 @@ def tracked_files() -> list[Path]:
 
 
 def sources() -> list[Path]:
-    """The Python files that are shipped."""
-    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    """The Python files that are shipped, without those that are made of .proto files."""
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for path in paths if not re.search(r"_pb2(_grpc)?\.py$", path.name)]
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -86,7 +87,7 @@ def test_every_data_file_is_shipped() -> None:
     shell = {"setup.sh", "demo", "test", "verify_device"}  # commands of the checkout
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".py":
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".py", ".pyi"):
                 matched = any(path.match(pattern) for pattern in patterns)
                 assert matched or (folder == "scripts" and path.name in shell), f"{path} is in no wheel"
 
