@@ -26,6 +26,7 @@ from .shared_pages import TpuPages
 
 _MIN_BUCKET = 16
 _MAX_BUCKETS = 8
+_ROWS_AT_ONCE = 64
 _INTERPRETED = "v6e"
 
 
@@ -107,6 +108,11 @@ class TpuBackend(ReferenceBackend):
             return leaf.reshape(*leaf.shape[:-2], -1) if names[-2:] == ("o", "weight") else leaf
 
         return jax.tree_util.tree_map_with_path(flat, params)
+
+    def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
+        """A few rows at a time: XLA writes out the moves of every row that it gathers at once, and takes 16 to 26 s to
+        compile 512 rows of 8,192; 64 at a time take 1.2 s, and no longer to run by its own estimate."""
+        return table[ids] if len(ids) <= _ROWS_AT_ONCE else jax.lax.map(lambda i: table[i], ids, batch_size=_ROWS_AT_ONCE)
 
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]

@@ -110,6 +110,7 @@ def prefill(
             generation=generation,
             blocks=sizes,
         ),
+        compiler_options=compiler_options(generation),
     )
 
 

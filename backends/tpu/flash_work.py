@@ -42,6 +42,7 @@ def flash_work(
     rows = [Row(row * apart, num_queries, num_keys) for row in range(batch)]
     walk = WalkWork.of(plan, list(tiles_of(plan, rows)))
     fetched = walk.chunks * 2 * plan.blocks.keys * plan.lanes * jnp.dtype(dtype).itemsize
+    loops = [walk.tile_trips, None, None, walk.chunk_trips, walk.fetch_trips, *walk.laying, walk.piece_trips]
     conditions = {
         0: walk.live,
         1: 1 / walk.tiles,  # only the first tile's queries are not asked for by the tile before
@@ -53,7 +54,7 @@ def flash_work(
         8: walk.shared / walk.tiles,
     }
     return KernelWork(
-        trips={0: walk.tile_trips, 3: walk.chunk_trips, 4: walk.fetch_trips, 5: walk.piece_trips},
+        trips={number: trips for number, trips in enumerate(loops) if trips is not None},
         # v5p lets but one of its cores run the kernel: a condition before all others.
         conditions={number + (generation == "v5p"): weight for number, weight in conditions.items()},
         counts=walk.counts,

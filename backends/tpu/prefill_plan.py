@@ -55,8 +55,10 @@ class PrefillBlocks:
         matrix_sums: whether the matrix unit adds up the weights of a query (by rows of ones below the values), not the
             vector unit.
         vmem_mib: what the kernel may take of a core's VMEM.
-        ordered: whether a head waits for the one before it (prefill_step.py), and 16-bit weights are kept as 32-bit
-            words, in whole registers: fewer numbers are in registers at once.
+        whole: whether a chunk's keys and values are laid in whole registers when it has come (prefill_step.lay), where
+            tiles of memory hold half a register of one head.
+        waiting: heads of a body, its first ones, each quarter of whose weights waits for the sum of those before it;
+            where it is not 0, keys are read anew for each head. Both keep the vector unit from running ahead.
     """
 
     queries: int
@@ -65,12 +67,13 @@ class PrefillBlocks:
     buffers: int
     matrix_sums: bool
     vmem_mib: int
-    ordered: bool = False
+    whole: bool = False
+    waiting: int = 0
 
     @classmethod
     def of(cls, kernel: str, generation: str) -> "PrefillBlocks":
         sizes = block_sizes(kernel, generation)
-        return cls(**{**sizes, **{name: bool(sizes[name]) for name in ("matrix_sums", "ordered")}})
+        return cls(**{**sizes, **{name: bool(sizes[name]) for name in ("matrix_sums", "whole")}})
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,14 @@ class PrefillPlan:
         return self.head_dim + (SUBLANES if self.blocks.matrix_sums else 0)
 
     @property
-    def weight_words(self) -> bool:
-        return self.blocks.ordered and jnp.dtype(self.dtype).itemsize == 2
+    def words(self) -> bool:
+        """Whether keys and values in whole registers are kept as 32-bit words, each two rows of 16 bits."""
+        return self.blocks.whole and jnp.dtype(self.dtype).itemsize == 2
+
+    @property
+    def columns_at_once(self) -> int:
+        """Columns of 128 lanes that are laid in whole registers together: neighbours come in one."""
+        return math.gcd(self.lanes // LANES, 4)
 
     @property
     def pages(self) -> int:
@@ -166,11 +175,9 @@ class PrefillPlan:
             "kv": vmem((self.blocks.buffers, self.pages, 2 * self.page, self.lanes), self.kv_dtype),
             "scores": vmem((heads, keys, queries), fp32),
             "tops": vmem((heads, SUBLANES, queries), fp32),
-            "weights": vmem((heads, keys // 2, queries), jnp.int32)
-            if self.weight_words
-            else vmem((heads, keys, queries), self.dtype),
+            "weights": vmem((heads, keys, queries), self.dtype),
             "shrink": vmem((heads, SUBLANES, queries), fp32),
-            "values": vmem((2, self.kv_heads, self.value_rows, keys), self.dtype),
+            "values": self._rows_of((2, self.kv_heads), self.value_rows, keys),
             "bias": vmem((keys, queries), fp32),
             "sums": vmem((accumulators, self.value_rows, queries), fp32),
             "tops_so_far": vmem((2 * accumulators, SUBLANES, queries), fp32),
@@ -184,12 +191,19 @@ class PrefillPlan:
         }
         if not self.blocks.matrix_sums:
             shapes["weights_so_far"] = vmem((2 * accumulators, SUBLANES, queries), fp32)
+        if self.blocks.whole:
+            shapes["whole"] = self._rows_of((2, self.lanes // LANES), keys, LANES)
         if self.head_dim % LANES:
             shapes["turned"] = vmem((self.window, keys), self.dtype)
         if self.return_lse:
             shapes["lse"] = vmem((self.num_heads, queries), fp32)
             shapes["lse_left"] = pltpu.SemaphoreType.DMA(())
         return shapes
+
+    def _rows_of(self, lead: tuple[int, ...], rows: int, lanes: int) -> Any:
+        """Memory for rows of numbers, or of their words."""
+        dtype = jnp.int32 if self.words else self.dtype
+        return pltpu.VMEM((*lead, rows // 2 if self.words else rows, lanes), dtype)
 
 
 def fitted(plan: PrefillPlan, more: Callable[[PrefillPlan], Mapping[str, Any]] = lambda _: {}) -> PrefillPlan:

@@ -7,9 +7,10 @@ weights of the piece two before it (`_add`), while the vector unit exponentiates
 stages meet in VMEM and never within one body, so that the compiler may place them side by side.
 
 The compiler starts whatever has its operands, and keeps results until the matrix unit wants them, in registers that it
-does not have. Where blocks say `ordered`, a head's weights and shrunk sums wait for numbers of the heads before and of
-its own product: they are raised to a floor which lies below them anyway, and which of two floors it is depends on those
-numbers, as far as the compiler can tell.
+does not have. So where blocks say `whole`, keys and values are laid out before, as the matrix unit takes them, and no
+register is needed to put halves together. Where they say `waiting`, the weights of a body's first heads, which the
+vector unit has too much time for, come in quarters: each waits for the sum of those before it, as its maximum is raised
+to a floor that lies below it anyway. Which of two floors it is depends on that sum, as far as the compiler can tell.
 """
 
 import math
@@ -25,10 +26,8 @@ from .cache import LANES
 from .prefill_plan import EMPTY, LOWEST, SUBLANES, PrefillPlan
 
 LOG2_E = math.log2(math.e)
-_NO_SUM = 1.2345e-33
-_WAITED_FOR = 11 / 16
-"""Share of a head's weights that the next head waits for."""
-_FLOORS = (-3.2e38, -3.1e38)  # below EMPTY
+_FLOORS = (-3.2e38, -3.1e38)  # below LOWEST
+_QUARTERS = 4
 _BOTH_LAST = (((1,), (1,)), ((), ()))
 _AS_MATRICES = (((1,), (0,)), ((), ()))
 
@@ -37,7 +36,23 @@ def start(plan: PrefillPlan, ref: dict[str, Any]) -> None:
     """Puts the rows of ones below the values; nothing writes there again."""
     if plan.blocks.matrix_sums:
         ones = jnp.ones((2, plan.kv_heads, SUBLANES, plan.blocks.keys), plan.dtype)
-        ref["values"][:, :, plan.head_dim :] = ones
+        rows = _stored(plan, ones)
+        ref["values"][:, :, ref["values"].shape[2] - rows.shape[2] :] = rows
+
+
+def lay(plan: PrefillPlan, ref: dict[str, Any], slot: Any) -> None:
+    """Lays a chunk's keys and values in whole registers, each column of 128 lanes for itself."""
+    at_once = plan.columns_at_once
+
+    def some(at: Any, carry: Any) -> Any:
+        lane = pl.multiple_of(at * at_once * LANES, LANES)
+        for half, rows in enumerate(_rows(plan, ref["kv"][slot, :, :, pl.ds(lane, at_once * LANES)])):
+            for i in range(at_once):
+                column = rows[:, i * LANES : (i + 1) * LANES]
+                ref["whole"][half, at * at_once + i] = _stored(plan, column)
+        return carry
+
+    jax.lax.fori_loop(0, plan.lanes // LANES // at_once, some, 0)
 
 
 @dataclass(frozen=True)
@@ -67,57 +82,49 @@ class Step:
     def run(self) -> None:
         plan, ref = self.plan, self.ref
         sharing = plan.heads // plan.kv_heads
-        waited: list[tuple[jax.Array, jax.Array]] = []
         for of_group in range(plan.kv_heads):
             kv_head = self.group * plan.heads // plan.groups + of_group
             key, value = self._keys_and_values(kv_head)
             for i in range(of_group * sharing, (of_group + 1) * sharing):
-                product = self._add(i, ref["values"][0, of_group])
-                waited.append(self._weigh(i, self._floor(waited, product)))
+                if plan.blocks.waiting:
+                    key = self._keys_and_values(kv_head)[0]
+                self._add(i, _restored(plan, ref["values"][0, of_group]))
+                self._weigh(i)
                 self._score(i, key)
-            held = slice(0, plan.head_dim)
+            turned = _stored(plan, self._turned(kv_head, value))
+            held = slice(0, turned.shape[0])
             ref["values"][0, of_group, held] = ref["values"][1, of_group, held]
-            ref["values"][1, of_group, held] = self._turned(kv_head, value)
+            ref["values"][1, of_group, held] = turned
 
-    def _add(self, i: int, value: jax.Array) -> jax.Array:
-        """Returns the first rows of the product."""
-        plan, ref, rows = self.plan, self.ref, (self.plan.value_rows, self.plan.blocks.queries)
-        weights = ref["weights"][i]
-        product = _dot(value, pltpu.bitcast(weights, plan.dtype) if plan.weight_words else weights, _AS_MATRICES)
-        shrink = ref["shrink"][i]
-        if plan.blocks.ordered:
-            shrink = jnp.maximum(shrink, jnp.where(product[:SUBLANES] == _NO_SUM, -1.0, -2.0))
-        before = jnp.where(self.added_first, 0.0, _by_sublanes(ref["sums"][self.added + i])) * shrink
+    def _add(self, i: int, value: jax.Array) -> None:
+        ref, rows = self.ref, (self.plan.value_rows, self.plan.blocks.queries)
+        product = _dot(value, ref["weights"][i], _AS_MATRICES)
+        before = jnp.where(self.added_first, 0.0, _by_sublanes(ref["sums"][self.added + i])) * ref["shrink"][i]
         ref["sums"][self.added + i] = before.reshape(rows) + product
-        return product[:SUBLANES]
 
-    def _floor(self, waited: list[tuple[jax.Array, jax.Array]], product: jax.Array) -> jax.Array | None:
-        """A number below all maxima that is there when a head's product is, and what was `waited` for."""
-        if not waited or not self.plan.blocks.ordered:
-            return None
-        number = waited[-1][0]
-        if len(waited) > 1:
-            number = jnp.minimum(number, waited[-2][1])
-        number = jnp.where(product == _NO_SUM, 0.0, number)
-        return jnp.where(number < 0, _FLOORS[1], _FLOORS[0])
-
-    def _weigh(self, i: int, floor: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns one of the later weights of each query, and what its sums shrink by."""
+    def _weigh(self, i: int) -> None:
         plan, ref, at = self.plan, self.ref, self.weighed + i
-        before, tops = jnp.where(self.weighed_first, EMPTY, ref["tops_so_far"][at]), ref["tops"][i]
-        if floor is not None:
-            before, tops = jnp.maximum(before, floor), jnp.maximum(tops, floor)
-        top = jnp.maximum(jnp.maximum(before, LOWEST), jnp.max(tops, axis=0, keepdims=True))
+        before = jnp.where(self.weighed_first, EMPTY, ref["tops_so_far"][at])
+        top = jnp.maximum(jnp.maximum(before, LOWEST), jnp.max(ref["tops"][i], axis=0, keepdims=True))
         ref["tops_so_far"][at] = top
         shrink = jnp.exp2(before - top)
         ref["shrink"][i] = shrink
-        weights = jnp.exp2(_by_sublanes(ref["scores"][i]) - top)
-        if not plan.blocks.matrix_sums:
-            held = jnp.where(self.weighed_first, 0.0, ref["weights_so_far"][at])
-            ref["weights_so_far"][at] = held * shrink + jnp.sum(weights, axis=0)
-        rounded = weights.reshape(plan.blocks.keys, plan.blocks.queries).astype(plan.dtype)
-        ref["weights"][i] = pltpu.bitcast(rounded, jnp.int32) if plan.weight_words else rounded
-        return weights[int(_WAITED_FOR * weights.shape[0])], shrink
+        scores = _by_sublanes(ref["scores"][i])
+        if plan.blocks.matrix_sums:
+            weights = jnp.exp2(scores - top)
+        else:
+            held = jnp.where(self.weighed_first, 0.0, ref["weights_so_far"][at]) * shrink
+            weights, ref["weights_so_far"][at] = self._weights(i, scores, top, held)
+        ref["weights"][i] = weights.reshape(plan.blocks.keys, plan.blocks.queries).astype(plan.dtype)
+
+    def _weights(self, i: int, scores: jax.Array, top: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights of scores [keys / SUBLANES, SUBLANES, queries], and their sum with what there was."""
+        parts = []
+        for some in jnp.split(scores, _QUARTERS if i < self.plan.blocks.waiting else 1):
+            top = jnp.maximum(top, jnp.where(total < 0, *_FLOORS)) if parts else top
+            parts.append(jnp.exp2(some - top))
+            total = total + jnp.sum(parts[-1], axis=0)
+        return jnp.concatenate(parts), total
 
     def _score(self, i: int, key: jax.Array) -> None:
         plan, ref = self.plan, self.ref
@@ -130,13 +137,13 @@ class Step:
 
     def _keys_and_values(self, kv_head: Any) -> tuple[jax.Array, jax.Array]:
         """A chunk's keys and values [keys, window], in the dtype that is multiplied."""
-        plan = self.plan
-        lane = pl.multiple_of(plan.window_start(kv_head), LANES)
-        pages = self.ref["kv"][self.kv_slot, :, :, pl.ds(lane, plan.window)]
-        if pages.dtype != jnp.dtype(plan.dtype):
-            pages = pages.astype(plan.dtype)
-        flat = (plan.blocks.keys, plan.window)
-        return pages[:, : plan.page].reshape(flat), pages[:, plan.page :].reshape(flat)
+        plan, ref = self.plan, self.ref
+        start = plan.window_start(kv_head)
+        if plan.blocks.whole:
+            columns = [start // LANES + i for i in range(plan.window // LANES)]
+            parts = [[_restored(plan, ref["whole"][half, column]) for column in columns] for half in (0, 1)]
+            return jnp.concatenate(parts[0], axis=1), jnp.concatenate(parts[1], axis=1)
+        return _rows(plan, ref["kv"][self.kv_slot, :, :, pl.ds(pl.multiple_of(start, LANES), plan.window)])
 
     def _turned(self, kv_head: Any, value: jax.Array) -> jax.Array:
         """Values transposed, and of their window the rows of this KV head."""
@@ -179,6 +186,22 @@ def query_scale(plan: PrefillPlan) -> float:
     """What queries are multiplied by beforehand, so that scores need no multiplication."""
     cap = plan.spec.soft_cap
     return plan.spec.scale * LOG2_E if cap is None else plan.spec.scale / cap
+
+
+def _rows(plan: PrefillPlan, pages: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [keys, lanes] of some lanes of a chunk's pages, in the dtype that is multiplied."""
+    if pages.dtype != jnp.dtype(plan.dtype):
+        pages = pages.astype(plan.dtype)
+    flat = (plan.blocks.keys, pages.shape[-1])
+    return pages[:, : plan.page].reshape(flat), pages[:, plan.page :].reshape(flat)
+
+
+def _stored(plan: PrefillPlan, rows: jax.Array) -> jax.Array:
+    return pltpu.bitcast(rows, jnp.int32) if plan.words else rows
+
+
+def _restored(plan: PrefillPlan, stored: jax.Array) -> jax.Array:
+    return pltpu.bitcast(stored, plan.dtype) if plan.words else stored
 
 
 def _by_sublanes(x: jax.Array) -> jax.Array:

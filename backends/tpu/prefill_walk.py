@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from .cache import LANES
 from .prefill_pieces import Piece, Source, Tile
 from .prefill_plan import MASKED, TILE_ALIGNMENT, Cursor, PrefillPlan
-from .prefill_step import Step, finish, start
+from .prefill_step import Step, finish, lay, start
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Walk:
                     jax.lax.fori_loop(0, ahead, lambda _, carry: self._fetch_next() or carry, 0)
                     source.arrive(tile.row, tile.low + at, tile.first, slot)
                     self._prepare_bias(tile, tile.low + at)
+                    if plan.blocks.whole:
+                        lay(plan, ref, slot)
 
                 def of_piece(number: Any, carry: Any) -> Any:
                     weighed, added = map(Piece, carry)

@@ -52,15 +52,16 @@ def prefill_work(
     whole = [paged.whole / len(rows)] if aside else []
     written = paged.looped / max(paged.written_chunks, 1)
     partial = paged.partial / max(paged.looped, 1)
-    # In the order of the program; None where the compiler knows the trips. Loops of one turn are none, tpu7x copies new
-    # keys and new values in a loop, and v5p lets but one of its cores run the kernel.
+    # In the order of the program as the backend's options make it; None where the compiler knows the trips. Loops of
+    # one turn are none, and v5p lets but one of its cores run the kernel.
     of_heads = [None] if num_heads > 1 else []
     of_lanes = [None] if plan.lanes > LANES else []
     loops = [
         *(1.0, walk.tile_trips, 1.0, *of_heads, *of_heads, walk.chunk_trips, walk.fetch_trips, 1.0),
-        *(*whole, paged.chunks / len(rows), *([None] if generation == "tpu7x" else [])),
+        *(*whole, paged.chunks / len(rows)),
         *(written, *of_lanes, written, *of_lanes, written, *whole),
-        *(paged.read / walk.chunks, paged.read / walk.chunks, *([None] if plan.pages > 1 else []), walk.piece_trips),
+        *(paged.read / walk.chunks, paged.read / walk.chunks, *([None] if plan.pages > 1 else [])),
+        *(*walk.laying, walk.piece_trips),
     ]
     conditions = [
         *([1.0] if generation == "v5p" else []),
@@ -68,7 +69,7 @@ def prefill_work(
         *(1 / walk.tiles, (walk.tiles - 1) / walk.tiles, 1.0),  # the first tile's queries; those of the tiles ahead
         *(walk.chunk_live, walk.tile_trips / fetches, (before + behind) / walk.tile_trips, len(rows) / walk.tile_trips),
         *([1.0, 1.0, paged.written_chunks / paged.chunks] if aside else [1.0]),
-        *(1.0, *([partial] if aside and generation == "tpu7x" else []), 1.0, *([partial] if aside else []), 1.0),
+        *(1.0, 1.0, *([partial] if aside else []), 1.0),
         *([1.0] if aside else []),
         *(walk.chunks / fetches, 1.0, 1.0),
         *(paged.cleaned / walk.chunks, paged.cleaned_pages / max(paged.cleaned * plan.pages, 1)),

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import jax.numpy as jnp
 
+from .cache import LANES
 from .prefill_plan import TILE_ALIGNMENT, PrefillPlan
 
 
@@ -131,6 +132,12 @@ class WalkWork:
     def fetch_trips(self) -> float:
         """Chunks asked for at each chunk: one, but `buffers` at the very first."""
         return (self.chunks - 1 + self.plan.blocks.buffers) / self.chunks
+
+    @property
+    def laying(self) -> list[None]:
+        """The loop that lays a chunk in whole registers, if there is one; the compiler knows its trips."""
+        plan = self.plan
+        return [None] if plan.blocks.whole and plan.lanes // LANES > plan.columns_at_once else []
 
     @property
     def piece_trips(self) -> float:

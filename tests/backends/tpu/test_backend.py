@@ -31,6 +31,15 @@ def test_output_projections_become_matrices_and_nothing_else_changes() -> None:
         np.testing.assert_allclose(out, np.einsum("tnh,dnh->td", x, o[layer]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [3, 64, 150])
+def test_rows_of_a_table_are_those_that_are_named(count: int) -> None:
+    """More than 64 are taken a few at a time, the rest behind them."""
+    table = np.arange(40 * 8, dtype=np.float32).reshape(40, 8)
+    ids = np.random.default_rng(count).integers(0, 40, count).astype(np.int32)
+    got = TpuBackend(generation="v6e", interpret=True).embed(jnp.asarray(table), jnp.asarray(ids))
+    np.testing.assert_array_equal(got, table[ids])
+
+
 def test_options_are_for_the_compiler_of_tpus_alone() -> None:
     assert TpuBackend(generation="tpu7x").compiler_options["xla_tpu_scoped_vmem_limit_kib"] == 48 * 1024
     assert not TpuBackend(generation="tpu7x", interpret=True).compiler_options

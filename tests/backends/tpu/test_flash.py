@@ -13,11 +13,11 @@ from distaff.backends.tpu.flash import check_flash, flash_attention
 from distaff.backends.tpu.prefill_plan import PrefillBlocks
 
 CASES: list[dict[str, Any]] = [
-    dict(shape=(1, 300, 300, 4, 2, 128), ordered=True),
+    dict(shape=(1, 300, 300, 4, 2, 128), whole=True),
     dict(shape=(2, 130, 300, 6, 3, 64), matrix_sums=False),
     dict(shape=(1, 400, 290, 4, 2, 128), causal=False, window=100),
     dict(shape=(2, 300, 300, 4, 2, 64), segments=True, soft_cap=3.0),
-    dict(shape=(1, 260, 260, 3, 3, 80), sinks=True, window=50, ordered=True),
+    dict(shape=(1, 260, 260, 3, 3, 80), sinks=True, window=50, whole=True),
 ]
 
 
@@ -33,7 +33,7 @@ def test_like_plain_attention(case: dict[str, Any]) -> None:
     sinks = jnp.asarray(rng.normal(size=num_heads), jnp.float32) if "sinks" in case else None
     numbers = jnp.asarray(np.sort(rng.integers(0, 3, (batch, keys))), jnp.int32)
     segments = (numbers, numbers) if "segments" in case else None
-    blocks = PrefillBlocks(128, 128, 4, 2, case.get("matrix_sums", True), 100, case.get("ordered", False))
+    blocks = PrefillBlocks(128, 128, 4, 2, case.get("matrix_sums", True), 100, case.get("whole", False))
     spec = AttentionSpec(head_dim**-0.5, window, cap)
 
     @jax.jit

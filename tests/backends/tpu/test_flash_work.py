@@ -126,7 +126,10 @@ def test_the_loops_of_the_compiled_kernel_are_those_it_names(name: str, generati
     shape = {"page": 128} if name == "prefill" else {}
     case = getattr(cases, name)(generation=generation, length=1024, **shape)
     assert isinstance(case.work, KernelWork)
-    report = analyze(case.function, case.abstract_args, TOPOLOGIES[generation], work=case.work, donate=case.donate)
+    report = analyze(
+        case.function, case.abstract_args, TOPOLOGIES[generation], work=case.work, donate=case.donate,
+        compiler_options=case.compiler_options,
+    )  # fmt: skip
     (kernel,) = report.kernels
     assert max(case.work.conditions) == len(kernel.regions) - 1
     hot = kernel.hot_loop

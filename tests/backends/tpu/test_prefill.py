@@ -15,7 +15,7 @@ from distaff.backends.tpu.cache import num_lanes
 from distaff.backends.tpu.prefill import MOST_DECODE_QUERIES, check_prefill, prefill_attention
 from distaff.backends.tpu.prefill_plan import PrefillBlocks
 
-BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=2, matrix_sums=True, vmem_mib=100, ordered=True)
+BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=2, matrix_sums=True, vmem_mib=100, whole=True)
 VECTOR = PrefillBlocks(queries=128, keys=128, heads=4, buffers=3, matrix_sums=False, vmem_mib=100)
 BOUNDS = {"float32": 1e-5, "bfloat16": 0.02}
 

@@ -22,8 +22,8 @@ from distaff.backends.tpu.prefill_plan import PrefillBlocks
 from .conftest import LAYER, Heads, Step, unpacked
 
 ROWS, TOKENS, MOST = 4, 320, 300
-BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=3, matrix_sums=True, vmem_mib=100, ordered=True)
-VECTOR = PrefillBlocks(queries=128, keys=128, heads=2, buffers=2, matrix_sums=False, vmem_mib=100)
+BLOCKS = PrefillBlocks(queries=128, keys=128, heads=4, buffers=3, matrix_sums=True, vmem_mib=100, whole=True)
+VECTOR = PrefillBlocks(queries=128, keys=128, heads=2, buffers=2, matrix_sums=False, vmem_mib=100, waiting=1)
 
 
 @dataclass(frozen=True)
