@@ -1,7 +1,7 @@
 """Requests over HTTP, as the OpenAI API has them: what other servers speak as well."""
 
 import json
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 
@@ -32,7 +32,7 @@ class HttpTransport:
         self._url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx2.AsyncClient(base_url=self._url, headers=headers, limits=unlimited, timeout=None)
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "HttpTransport":
         if self._model is None:
             try:
                 answer = await self._http.get("/v1/models")
