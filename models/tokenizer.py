@@ -114,6 +114,12 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special=skip_special)
         return "".join([detokenizer.add(index) for index in ids]) + detokenizer.finish()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in the middle of a text, perhaps a part of a character; nothing for an id that the
+        vocabulary lacks."""
+        token = self._backend.id_to_token(token_id) if 0 <= token_id <= _MAX_ID else None
+        return b"" if token is None else self._spelling.to_bytes(token)
+
     def detokenizer(self, *, skip_special: bool = True) -> Detokenizer:
         """A fresh incremental decoder."""
 

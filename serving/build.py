@@ -151,7 +151,7 @@ def _built[P: Programs](
     )
     if link is not None:
         num_pages = link.smallest(num_pages)
-    counted = metrics or Metrics(max_batch=max_batch, num_pages=sum(num_pages))
+    counted = metrics or Metrics(max_batch=max_batch, num_pages=sum(num_pages), page_size=page_size)
 
     def count_compile(unexpected: bool) -> None:
         counted.compiled(unexpected=unexpected)

@@ -80,7 +80,9 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.metrics = metrics or Metrics(max_batch=device.num_slots, num_pages=sum(device.num_pages))
+        self.metrics = metrics or Metrics(
+            max_batch=device.num_slots, num_pages=sum(device.num_pages), page_size=device.page_size
+        )
         self._device = device
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
@@ -233,6 +235,15 @@ class Engine:
         began = self._device.is_warm or self._device.compile_seconds > 0
         return began and any(bucket.kind == "mixed" for bucket in self._device.buckets)
 
+    def forget_prefixes(self) -> int:
+        """Empties the prefix cache; how many pages that freed. Texts that run keep theirs."""
+        with self._step_lock:
+            pools = self.scheduler.tables.cache.pools
+            before = sum(pool.num_free for pool in pools)
+            self.scheduler.tables.cache.clear()
+            self._note_levels()
+            return sum(pool.num_free for pool in pools) - before
+
     def check_integrity(self) -> None:
         """
         Raises:
@@ -352,8 +363,9 @@ class Engine:
         self._note_levels()
 
     def _note_levels(self) -> None:
-        pages = sum(pool.num_pages - pool.num_free for pool in self.scheduler.tables.cache.pools)
-        self.metrics.levels(waiting=len(self.scheduler.waiting), running=self.scheduler.num_running, pages_used=pages)
+        used, cached = self.scheduler.tables.cache.levels
+        waiting, running = len(self.scheduler.waiting), self.scheduler.num_running
+        self.metrics.levels(waiting=waiting, running=running, pages_used=used, pages_cached=cached)
 
     def _update(self, ticket: Ticket, host: float) -> None:
         """Reads a step's tokens and hands them on."""

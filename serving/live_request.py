@@ -57,6 +57,7 @@ class LiveRequest:
         self._compile_seconds = compile_seconds
         self._compiled_before = compile_seconds()
         self._started: float | None = None
+        self._first: list[float] = [0.0] * len(sequences)
         self._last: list[float | None] = [None] * len(sequences)
         self._hidden_sum: np.ndarray | None = None
         self._hidden_last: np.ndarray | None = None
@@ -79,6 +80,7 @@ class LiveRequest:
         event = self._output.choices[choice].add(token, logprob)
         last, self._last[choice] = self._last[choice], now
         if last is None:
+            self._first[choice] = now
             self._metrics.first_token(now - self._arrival)
             if not self._timings.ttft:
                 self._timings.ttft = now - self._arrival
@@ -88,6 +90,8 @@ class LiveRequest:
             self._timings.decoded_tokens += 1
             self._timings.decode = now - self._arrival - self._timings.ttft
         self._put(event)
+        if event.finish_reason is not None:
+            self._metrics.answered(now - self._first[choice], self._output.choices[choice].num_generated)
         return event.finish_reason is not None
 
     def take_prompt(self, row: PlannedRow, at: slice, index: int, prompt: PromptOutput) -> None:
@@ -144,7 +148,7 @@ class LiveRequest:
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with an error."""
-        self._cut(FinishReason.ERROR)
+        self._cut(FinishReason.ERROR, type(error).__name__)
         self.outbox.end(None, error, self._output.usage(self.sequences[0].num_cached), self._timings)
 
     def _effective(self) -> SamplingParams:
@@ -154,14 +158,17 @@ class LiveRequest:
         params, most = self.request.params, self._output.max_tokens
         return replace(params, max_tokens=most, min_tokens=min(params.min_tokens, most))
 
-    def _cut(self, reason: FinishReason) -> None:
+    def _cut(self, reason: FinishReason, error: str = "") -> None:
         for choice in self._output.choices:
             if choice.finish_reason is None:
                 self._put(choice.end(reason))
-        self._end(reason)
+        self._end(reason, error)
 
-    def _end(self, reason: FinishReason) -> None:
-        self._metrics.finished(reason.value, self._clock() - self._arrival)
+    def _end(self, reason: FinishReason, error: str = "") -> None:
+        kind, timings = self.request.kind.value, self._timings
+        self._metrics.finished(reason.value, self._clock() - self._arrival, kind=kind, error=error)
+        if timings.ttft:
+            self._metrics.ran_for(timings.prefill, timings.decode, self._output.usage().completion_tokens)
 
     def _put(self, event: TokenEvent | None) -> None:
         if event is not None:

@@ -1,15 +1,26 @@
-"""What the engine counts: cheap enough to be called at every token, flat in memory, and exported by nobody yet.
+"""What the engine counts: cheap enough to be called at every token, and flat in memory. telemetry/ exports it.
 
 One thread writes, the engine's; any other may take a `snapshot()` at any moment.
 """
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .bounds import (
+    LATENCY_BOUNDS,
+    QUEUE_BOUNDS,
+    REQUEST_BOUNDS,
+    STEP_BOUNDS,
+    STEP_TOKEN_BOUNDS,
+    TOKEN_BOUNDS,
+    TTFT_BOUNDS,
+)
 from .expert_load import ExpertLoad
+from .percentiles import QUANTILES
 from .plan import Plan
 
 _GROWTH = 1.04
@@ -21,15 +32,19 @@ _SCALE = 1 / math.log(_GROWTH)
 _FIRST = math.floor(math.log(_LOW) * _SCALE)
 _NUM_BUCKETS = math.ceil(math.log(_HIGH) * _SCALE) - _FIRST + 2
 
-QUANTILES = (0.5, 0.9, 0.99)
-
 
 class Histogram:
-    """Positive values in buckets that grow by 4 % each, from 1e-6 to 1e6; what lies outside counts as the nearest."""
+    """Positive values in buckets that grow by 4 % each, from 1e-6 to 1e6; what lies outside counts as the nearest.
 
-    __slots__ = ("_counts", "_high", "_low", "total")
+    Args:
+        bounds: rising values at which `below` counts exactly.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_bounds", "_counts", "_exact", "_high", "_low", "total")
+
+    def __init__(self, bounds: Sequence[float] = ()) -> None:
+        self._bounds = tuple(bounds)
+        self._exact = [0] * (len(bounds) + 1)
         self._counts = [0] * _NUM_BUCKETS
         self._low = math.inf
         self._high = -math.inf
@@ -42,6 +57,7 @@ class Histogram:
         if value > _LOW:
             bucket = int(math.log(value) * _SCALE - _FIRST) + 1 if value < _HIGH else -1
         self._counts[bucket] += count
+        self._exact[bisect_left(self._bounds, value)] += count
         self.total += value * count
         if value < self._low:
             self._low = value
@@ -52,6 +68,18 @@ class Histogram:
     def count(self) -> int:
         """How many values were counted."""
         return sum(self._counts)
+
+    def below(self, bounds: Sequence[float]) -> list[int]:
+        """How many values do not exceed each of `bounds`, and last how many there are; nothing is rounded.
+
+        Args:
+            bounds: of those that the histogram was made with.
+        """
+        counts = self._exact.copy()  # a writer may go on meanwhile
+        sums: list[int] = []
+        for count in counts:
+            sums.append(count + (sums[-1] if sums else 0))
+        return [sums[self._bounds.index(bound)] for bound in bounds] + [sums[-1]]
 
     def quantile(self, share: float) -> float:
         """The smallest value that `share` (0 to 1) of all do not exceed, within ACCURACY; 0.0 if there is none."""
@@ -110,11 +138,13 @@ class Metrics:
     Args:
         max_batch: rows that fit a step, which batch occupancy is measured by.
         num_pages: pages of the cache, all groups together.
+        page_size: positions of a page, 0 where nobody says.
     """
 
-    def __init__(self, *, max_batch: int, num_pages: int) -> None:
+    def __init__(self, *, max_batch: int, num_pages: int, page_size: int = 0) -> None:
         self.max_batch = max_batch
         self.num_pages = num_pages
+        self.page_size = page_size
         self.requests = 0
         self.outcomes: dict[str, int] = {}
         """Requests that ended, by finish reason."""
@@ -129,32 +159,52 @@ class Metrics:
         self.waiting = 0
         self.running = 0
         self.pages_used = 0
+        """Pages that sequences hold."""
+        self.pages_cached = 0
+        """Pages that only the prefix cache holds: whoever needs one gets it."""
         self.peak_waiting = 0
         self.peak_running = 0
         self.peak_pages_used = 0
         self.prefill = Phase()
         self.decode = Phase()
-        self.queue_time = Histogram()
+        self.queue_time = Histogram(QUEUE_BOUNDS)
         """From arrival to the first slot."""
-        self.ttft = Histogram()
+        self.ttft = Histogram(TTFT_BOUNDS)
         """From arrival to the first token."""
-        self.inter_token = Histogram()
+        self.inter_token = Histogram(LATENCY_BOUNDS)
         """From one token of a sequence to its next, as its reader sees them."""
-        self.request_time = Histogram()
+        self.request_time = Histogram(REQUEST_BOUNDS)
         """From arrival to the last token."""
-        self.step_host = Histogram()
+        self.durations: dict[tuple[str, str], Histogram] = {}
+        """The same, apart for each kind of request and name of the error that ended it ("" for none)."""
+        self.prefill_time = Histogram(REQUEST_BOUNDS)
+        """From a request's first slot to its first token."""
+        self.decode_time = Histogram(REQUEST_BOUNDS)
+        """From a request's first token to its last."""
+        self.run_time = Histogram(REQUEST_BOUNDS)
+        """From a request's first slot to its last token."""
+        self.token_time = Histogram(LATENCY_BOUNDS)
+        """Mean time from one token of an answer to its next, an answer of two tokens or more counting once."""
+        self.prompt_sizes = Histogram(TOKEN_BOUNDS)
+        """Tokens of a request's prompt."""
+        self.answer_sizes = Histogram(TOKEN_BOUNDS)
+        """Tokens generated for a request, all its answers together."""
+        self.step_tokens = Histogram(STEP_TOKEN_BOUNDS)
+        """Tokens computed in a step."""
+        self.step_host = Histogram(STEP_BOUNDS)
         """Scheduling, preparing and post-processing of a step, which the device may hide."""
-        self.step_device = Histogram()
+        self.step_device = Histogram(STEP_BOUNDS)
         """From the later of a step's dispatch and the last step's end to its end."""
         self.experts: ExpertLoad | None = None
         """Of a mixture, where the engine was asked to count it."""
-        self.step_wait = Histogram()
+        self.step_wait = Histogram(STEP_BOUNDS)
         """What the host stood still for the device."""
 
     def submitted(self, prompt_tokens: int) -> None:
         """A request came in."""
         self.requests += 1
         self.prompt_tokens += prompt_tokens
+        self.prompt_sizes.add(prompt_tokens)
 
     def admitted(self, queue_seconds: float) -> None:
         """A sequence got its first slot."""
@@ -178,10 +228,25 @@ class Metrics:
         if count > 1:
             self.inter_token.add(0.0, count - 1)
 
-    def finished(self, reason: str, seconds: float) -> None:
-        """A request ended: its finish reason ("error" for a failure), and how long after it arrived."""
+    def answered(self, seconds: float, count: int) -> None:
+        """An answer of `count` tokens is complete, `seconds` after its first one."""
+        if count > 1:
+            self.token_time.add(seconds / (count - 1))
+
+    def finished(self, reason: str, seconds: float, *, kind: str = "generate", error: str = "") -> None:
+        """A request ended: its finish reason ("error" for a failure), how long after it arrived, and which error."""
         self.outcomes[reason] = self.outcomes.get(reason, 0) + 1
         self.request_time.add(seconds)
+        if (kind, error) not in self.durations:
+            self.durations[kind, error] = Histogram(REQUEST_BOUNDS)
+        self.durations[kind, error].add(seconds)
+
+    def ran_for(self, prefill: float, decode: float, tokens: int) -> None:
+        """A request that had a slot and at least one token ended: the seconds of its parts, the tokens generated."""
+        self.prefill_time.add(prefill)
+        self.decode_time.add(decode)
+        self.run_time.add(prefill + decode)
+        self.answer_sizes.add(tokens)
 
     def preempted(self, count: int = 1) -> None:
         """Sequences lost their pages and will be computed again."""
@@ -215,6 +280,7 @@ class Metrics:
         longer = len(plan.rows) * steps * (steps - 1) // 2
         phase.read += read * steps + longer
         phase.attended += attended * steps + longer
+        self.step_tokens.add(plan.num_tokens / steps, steps)
         self.step_host.add(host)
         self.step_device.add(device)
         self.step_wait.add(wait)
@@ -225,9 +291,9 @@ class Metrics:
             self.experts = ExpertLoad(*load.shape)
         self.experts.add(load)
 
-    def levels(self, *, waiting: int, running: int, pages_used: int) -> None:
+    def levels(self, *, waiting: int, running: int, pages_used: int, pages_cached: int = 0) -> None:
         """Where things stand, after every change of a step and when the engine falls idle."""
-        self.waiting, self.running, self.pages_used = waiting, running, pages_used
+        self.waiting, self.running, self.pages_used, self.pages_cached = waiting, running, pages_used, pages_cached
         if waiting > self.peak_waiting:
             self.peak_waiting = waiting
         if running > self.peak_running:
@@ -239,6 +305,7 @@ class Metrics:
         """Everything, as JSON knows it; histograms and phases are objects of their own."""
         kinds = Histogram | Phase | ExpertLoad
         values = {name: value for name, value in vars(self).items() if not isinstance(value, kinds)}
+        del values["durations"]
         values["outcomes"] = dict(self.outcomes)
         parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, kinds)}
         return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}

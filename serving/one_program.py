@@ -269,7 +269,8 @@ class OneProgram(Replicas):
         self.metrics.levels(
             waiting=len(self._queue) + sum(len(each.waiting) for each in schedulers),
             running=sum(each.num_running for each in schedulers),
-            pages_used=sum(pool.num_pages - pool.num_free for each in schedulers for pool in each.tables.cache.pools),
+            pages_used=sum(each.tables.cache.levels[0] for each in schedulers),
+            pages_cached=sum(each.tables.cache.levels[1] for each in schedulers),
         )
 
     def _start_anew(self) -> None:

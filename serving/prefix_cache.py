@@ -107,6 +107,12 @@ class PrefixCache:
         """Pages that `alloc` can give: free ones and idle ones."""
         return self.pools[group].num_free + self._idle[group]
 
+    @property
+    def levels(self) -> tuple[int, int]:
+        """Pages of all groups that sequences hold, and pages that the tree alone holds."""
+        idle = sum(self._idle)
+        return sum(pool.num_pages - pool.num_free for pool in self.pools) - idle, idle
+
     def alloc(self, group: int) -> int | None:
         """A page with one holder, evicting if need be; None when sequences hold them all."""
         page = self.pools[group].alloc()

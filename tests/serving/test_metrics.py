@@ -11,6 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distaff.serving.bounds import (
+    LATENCY_BOUNDS,
+    OTEL_REQUEST,
+    OTEL_TOKEN,
+    OTEL_TTFT,
+    QUEUE_BOUNDS,
+    REQUEST_BOUNDS,
+    TTFT_BOUNDS,
+    VLLM_REQUEST,
+    VLLM_TOKEN,
+    VLLM_TTFT,
+)
 from distaff.serving.metrics import ACCURACY, QUANTILES, Histogram, Metrics
 from distaff.serving.plan import Bucket, Plan, PlannedRow
 from distaff.serving.sequence import Sequence
@@ -27,6 +39,27 @@ def test_quantiles_are_as_accurate_as_stated(values: list[float], share: float) 
         histogram.add(value)
     want = float(np.quantile(values, share, method="inverted_cdf"))
     assert histogram.quantile(share) == pytest.approx(want, rel=ACCURACY * (1 + 1e-9))
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 0.01, 0.010001, 0.3, 2.5, 2.6, 1e-9, 1e9]), max_size=60))
+def test_counts_at_the_given_bounds_are_exact(values: list[float]) -> None:
+    histogram = Histogram(LATENCY_BOUNDS)
+    for value in values:
+        histogram.add(value, 2)
+    for bounds in (OTEL_TOKEN, VLLM_TOKEN, LATENCY_BOUNDS):
+        want = [2 * sum(value <= bound for value in values) for bound in (*bounds, math.inf)]
+        assert histogram.below(bounds) == want
+
+
+def test_every_exported_list_is_counted_exactly() -> None:
+    for made, exported in (
+        (TTFT_BOUNDS, (OTEL_TTFT, VLLM_TTFT)),
+        (LATENCY_BOUNDS, (OTEL_TOKEN, VLLM_TOKEN)),
+        (REQUEST_BOUNDS, (OTEL_REQUEST, VLLM_REQUEST)),
+        (QUEUE_BOUNDS, (TTFT_BOUNDS, VLLM_REQUEST)),
+    ):
+        assert list(made) == sorted(set(made))
+        assert all(set(bounds) <= set(made) for bounds in exported)
 
 
 @pytest.mark.parametrize("name", ["lognormal", "exponential", "uniform"])
@@ -100,8 +133,11 @@ def test_a_request_from_end_to_end() -> None:
     metrics.preempted()
     metrics.compiled()
     metrics.compiled(unexpected=True)
+    metrics.answered(1.6, 9)
+    metrics.answered(0.0, 1)  # one token has no time between tokens
     metrics.finished("length", 1.5)
-    metrics.finished("error", 0.1)
+    metrics.ran_for(0.5, 0.75, 9)
+    metrics.finished("error", 0.1, error="DeviceError")
     metrics.levels(waiting=0, running=0, pages_used=0)
 
     shot = json.loads(json.dumps(metrics.snapshot(), allow_nan=False))
@@ -122,6 +158,14 @@ def test_a_request_from_end_to_end() -> None:
     assert shot["batch_occupancy"] == pytest.approx(18 / (9 * 4))
     assert shot["inter_token"]["count"] == 8 and shot["inter_token"]["sum"] == 0.2
     assert shot["ttft"]["max"] == 0.5 and shot["request_time"]["count"] == 2
+    assert {key: each.count for key, each in metrics.durations.items()} == {
+        ("generate", ""): 1,
+        ("generate", "DeviceError"): 1,
+    }
+    assert shot["token_time"]["count"] == 1 and shot["token_time"]["sum"] == pytest.approx(0.2)
+    assert (shot["prefill_time"]["sum"], shot["decode_time"]["sum"], shot["run_time"]["sum"]) == (0.5, 0.75, 1.25)
+    assert shot["prompt_sizes"]["sum"] == 150 and shot["answer_sizes"]["sum"] == 9
+    assert shot["step_tokens"]["count"] == 9 and shot["step_tokens"]["sum"] == 37 + 16
 
 
 def test_nothing_yet_is_no_division_by_zero() -> None:
@@ -134,7 +178,10 @@ def test_memory_stays_flat() -> None:
 
     def size() -> int:
         histogram = metrics.inter_token
-        return sys.getsizeof(histogram._counts) + sys.getsizeof(metrics.outcomes) + len(vars(metrics))
+        sizes = (
+            sys.getsizeof(each) for each in (histogram._counts, histogram._exact, metrics.outcomes, metrics.durations)
+        )
+        return sum(sizes) + len(vars(metrics))
 
     metrics.finished("length", 1.0)
     before = size()

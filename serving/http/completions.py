@@ -1,0 +1,260 @@
+"""The two completion endpoints: from a body to Calls, from Streams to a response."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from ...backends.errors import DistaffError
+from ..front import (
+    Admitted,
+    Call,
+    CancelledByClientError,
+    DeadlineError,
+    Delta,
+    DrainingError,
+    DuplicateIdError,
+    Event,
+    Finished,
+    Front,
+    Reason,
+    SlowReaderError,
+    Stream,
+)
+from ..front.call import MAX_ID_LEN
+from ..logprobs import PromptLogprobs
+from ..results import Completion, Score, Usage
+from ..types import Kind
+from .bodies import ChatBody, CompletionBody
+from .errors import error_object, http_status, invalid_body, log_unforeseen
+from .exchange import Exchange
+from .shapes import Answer, ChatShape, CompletionShape, Shape, usage_object
+from .spelling import Spelling
+
+TENANT = "distaff.tenant"
+"""Where a guard leaves in the scope who calls."""
+_DONE = b"data: [DONE]\n\n"
+_MANY_TOKENS = 2000
+_CUT: dict[Reason, type[DistaffError]] = {
+    Reason.CANCELLED: CancelledByClientError,
+    Reason.DEADLINE: DeadlineError,
+    Reason.SLOW_READER: SlowReaderError,
+}
+
+
+class Completions:
+    """What /v1/completions and /v1/chat/completions do.
+
+    Args:
+        front: the engine.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._spelling = Spelling(front.tokenizer)
+        card = front.card
+        self._fingerprint = "-".join(filter(None, ("distaff", version("distaff"), card.backend, card.dtype)))
+
+    async def complete(self, exchange: Exchange) -> None:
+        """POST /v1/completions."""
+        body = _parse(CompletionBody, exchange.body)
+        wants = body.logprobs is not None
+        await self._serve(exchange, body, body.calls(), self._shape(CompletionShape, body, wants))
+
+    async def chat(self, exchange: Exchange) -> None:
+        """POST /v1/chat/completions."""
+        body = _parse(ChatBody, exchange.body)
+        await self._serve(exchange, body, body.calls(), self._shape(ChatShape, body, bool(body.logprobs)))
+
+    def _shape(self, kind: type[Shape], body: CompletionBody | ChatBody, wants_logprobs: bool) -> Shape:
+        return kind(
+            body.model or self._front.card.name,
+            self._spelling,
+            fingerprint=self._fingerprint,
+            includes_usage=body.includes_usage,
+            returns_ids=bool(body.return_token_ids),
+            wants_logprobs=wants_logprobs,
+        )
+
+    async def _serve(
+        self, exchange: Exchange, body: CompletionBody | ChatBody, calls: Sequence[Call], shape: Shape
+    ) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            streams: list[Stream] = []
+            for call in calls:
+                streams.append(await stack.enter_async_context(await self._open(exchange.request, call)))
+            if calls[0].kind is Kind.SCORE:
+                await self._score(exchange, streams, calls, shape)
+            elif body.stream:
+                await _Writer(exchange, shape, streams, body.n or 1).write()
+            else:
+                await self._collect(exchange, streams, shape, body.n or 1)
+
+    async def _open(self, request: Request, call: Call) -> Stream:
+        headers = request.headers
+        told = headers.get("x-request-id", "")
+        caller = {"tenant": request.scope.get(TENANT, ""), "traceparent": headers.get("traceparent")}
+        if call.id or not told or len(told) > MAX_ID_LEN or not told.isprintable():
+            return await self._front.open(replace(call, **caller))
+        try:
+            return await self._front.open(replace(call, id=told, **caller))
+        except DuplicateIdError:  # a proxy that tries again: the id is its own, and no reason to refuse
+            return await self._front.open(replace(call, **caller))
+
+    async def _collect(self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, n: int) -> None:
+        """Waits for everything and answers with it."""
+        answers = [Answer() for _ in range(len(streams) * n)]
+        seeds: dict[int, int | None] = {}
+        async for events in _merged(streams):
+            for at, event in events:
+                if isinstance(event, Admitted):
+                    seeds[at] = event.params.seed
+                elif isinstance(event, Delta):
+                    answers[at * n + event.index].add(event)
+                else:
+                    answer = answers[at * n + event.index]
+                    answer.reason, answer.stopped_by = event.reason, event.stopped_by
+                    if not event.reason.is_complete:
+                        raise cut_error(event.reason, streams[at])
+        prompts: dict[int, PromptLogprobs] = {}
+        for at, stream in enumerate(streams):
+            result = await stream.result()
+            if isinstance(result, Completion) and result.prompt_logprobs is not None:
+                prompts[at] = result.prompt_logprobs
+        usage = total_usage(streams)
+
+        def render() -> dict[str, Any]:
+            choices = (shape.choice(at, answer, prompts.get(at // n, ())) for at, answer in enumerate(answers))
+            return shape.response(list(choices), usage)
+
+        # Naming thousands of tokens takes a while: not in the loop, where everybody else waits for it.
+        value = await asyncio.to_thread(render) if prompts or usage.completion_tokens > _MANY_TOKENS else render()
+        await exchange.answer(value, response_headers(streams, [seeds[at] for at in sorted(seeds)]))
+
+    async def _score(self, exchange: Exchange, streams: Sequence[Stream], calls: Sequence[Call], shape: Shape) -> None:
+        """`echo` with max_tokens 0: the prompts themselves, with how likely they are."""
+        choices: list[dict[str, Any]] = []
+        scores = await asyncio.gather(*(stream.result() for stream in streams))
+        for index, (score, call) in enumerate(zip(scores, calls, strict=True)):
+            assert isinstance(score, Score)
+            text = call.prompt if isinstance(call.prompt, str) else await self._front.detokenize(score.token_ids)
+            answer = Answer([text], list(score.token_ids), [], Reason.LENGTH)
+            choices.append(await asyncio.to_thread(shape.choice, index, answer, score.logprobs))
+        await exchange.answer(shape.response(choices, total_usage(streams)), response_headers(streams, []))
+
+
+class _Writer:
+    """Streams what comes of several calls as server-sent events."""
+
+    def __init__(self, exchange: Exchange, shape: Shape, streams: Sequence[Stream], n: int) -> None:
+        self._exchange = exchange
+        self._shape = shape
+        self._streams = streams
+        self._n = n
+
+    async def write(self) -> None:
+        """Everything, to the end; an error that comes before the first event is the caller's."""
+        shape, exchange = self._shape, self._exchange
+        merged = _merged(self._streams)
+        admitted = await anext(merged)
+        seeds = [event.params.seed for _, event in admitted if isinstance(event, Admitted)]
+        headers = response_headers(self._streams[:1], seeds)
+        await exchange.begin("text/event-stream; charset=utf-8", {"cache-control": "no-cache", **headers})
+        try:
+            begun = [shape.begin(index) for index in range(len(self._streams) * self._n)]
+            parts = [sse(shape.chunk([choice])) for choice in begun if choice is not None]
+            parts += self._chunks(admitted)
+            await exchange.write(b"".join(parts))
+            async for events in merged:
+                # Those that came together go out together, each an event of its own.
+                data = b"".join(self._chunks(events))
+                if data:
+                    await exchange.write(data)
+            tail = [sse(shape.chunk([], total_usage(self._streams)))] if shape.includes_usage else []
+            await exchange.write(b"".join([*tail, _DONE]), last=True)
+        except Exception as error:
+            status = http_status(error)
+            log_unforeseen(error, status)
+            value = error_object(status, {"usage": usage_object(total_usage(self._streams))})
+            await exchange.write(sse(value) + _DONE, last=True)
+
+    def _chunks(self, events: "Sequence[tuple[int, Event]]") -> list[bytes]:
+        parts: list[bytes] = []
+        for at, event in events:
+            if isinstance(event, Delta):
+                parts.append(sse(self._shape.chunk([self._shape.delta(at * self._n + event.index, event)])))
+            elif isinstance(event, Finished):
+                if not event.reason.is_complete:
+                    raise cut_error(event.reason, self._streams[at])
+                choice = self._shape.end(at * self._n + event.index, event.reason, event.stopped_by)
+                parts.append(sse(self._shape.chunk([choice])))
+        return parts
+
+
+async def _merged(streams: Sequence[Stream]) -> "AsyncIterator[list[tuple[int, Event]]]":
+    """The events of several streams as they come, each with its stream's place."""
+    if len(streams) == 1:
+        async for event in streams[0]:
+            yield [(0, event), *((0, more) for more in streams[0].pending())]
+        return
+    waiting = {asyncio.ensure_future(anext(stream)): at for at, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            events: list[tuple[int, Event]] = []
+            for task in done:
+                at = waiting.pop(task)
+                with contextlib.suppress(StopAsyncIteration):
+                    events.append((at, task.result()))
+                    events += ((at, more) for more in streams[at].pending())
+                    waiting[asyncio.ensure_future(anext(streams[at]))] = at
+            if events:
+                yield events
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def sse(value: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n\n"
+
+
+def total_usage(streams: Sequence[Stream]) -> Usage:
+    """Of several prompts together."""
+    each = [stream.usage for stream in streams]
+    return Usage(
+        sum(usage.prompt_tokens for usage in each),
+        sum(usage.completion_tokens for usage in each),
+        sum(usage.cached_tokens for usage in each),
+    )
+
+
+def response_headers(streams: Sequence[Stream], seeds: Sequence[int | None]) -> dict[str, str]:
+    """The ids of the calls, and the seeds that their draws can be repeated with."""
+    headers = {"x-request-id": ",".join(stream.id for stream in streams[:16])}
+    drawn = [str(seed) for seed in seeds[:16] if seed is not None]
+    return {**headers, "x-distaff-seed": ",".join(drawn)} if drawn else headers
+
+
+def cut_error(reason: Reason, stream: Stream) -> DistaffError:
+    """Why an answer is no answer, for a client that has no word for it."""
+    done = f"after {stream.usage.completion_tokens} tokens"
+    if reason is Reason.DRAINED:
+        return DrainingError(f"the server went down {done}", 1.0)
+    kind = _CUT.get(reason)
+    return DistaffError("the answer failed") if kind is None else kind(f"the answer was cut {done}: {reason.value}")
+
+
+def _parse[B: (CompletionBody, ChatBody)](kind: type[B], body: bytes) -> B:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid_body(error) from None

@@ -1,0 +1,140 @@
+"""Fields of request bodies: what is read, and what is known and refused by name."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from ...backends.errors import InvalidParameterError
+from ..front import Call
+from ..sampling_params import SamplingParams
+
+_WRAP = 2**64
+
+
+def only(why: str, *accepted: Any) -> AfterValidator:
+    """A field of OpenAI's that is understood with these values alone; null is the same as leaving it out."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in accepted:
+            values = {"why": why, "accepted": " or ".join(["null", *map(repr, accepted)])}
+            raise PydanticCustomError("unsupported", "is not supported: {why}; accepted is {accepted}", values)
+        return value
+
+    return AfterValidator(check)
+
+
+class Body(BaseModel):
+    """A request body. Types are taken at their word ("1" is no number), and fields that nobody reads are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StreamOptions(Body):
+    """`stream_options`."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, only("nothing pads the stream", False)] = None
+
+
+class Sampling(Body):
+    """What both kinds of completion share: OpenAI's fields first, then Distaff's own.
+
+    A field that is null has its default.
+    """
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: int | None = None
+    echo: bool | None = None
+
+    request_id: str | None = None
+    priority: int | None = None
+    queue_timeout: float | None = None
+    timeout: float | None = None
+    cache_salt: str | None = None
+    use_prefix_cache: bool | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def params(self, *, max_tokens: int | None, **more: Any) -> SamplingParams:
+        """Those of the engine.
+
+        Args:
+            max_tokens: None to the end of the context.
+            more: what a kind of completion has under another name or default; None leaves it out.
+
+        Raises:
+            InvalidParameterError: a value is out of range.
+        """
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        values |= {"logit_bias": _biases(self.logit_bias), "seed": _unsigned(self.seed), "stop": stops, **more}
+        values = {name: _frozen(value) for name, value in values.items() if value is not None}
+        return SamplingParams(max_tokens=max_tokens, **values)
+
+    def call_fields(self) -> dict[str, Any]:
+        """The fields of a Call that are no sampling parameters."""
+        values = {name: getattr(self, name) for name in _OF_CALL} | {"id": self.request_id}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check_stream(self) -> None:
+        """
+        Raises:
+            InvalidParameterError: options of a stream that is none.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise InvalidParameterError("stream_options", "set", "nothing where stream is not true")
+
+
+_PLAIN = (
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "n", "top_k", "min_p", "typical_p"),
+    *("repetition_penalty", "min_tokens", "bad_words", "allowed_token_ids", "stop_token_ids", "ignore_eos"),
+    *("prompt_logprobs", "echo"),
+)
+_OF_CALL = ("model", "priority", "queue_timeout", "timeout", "cache_salt", "use_prefix_cache")
+assert set(_OF_CALL) < set(Call.__dataclass_fields__)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unsigned(seed: int | None) -> int | None:
+    """OpenAI's seeds are signed and of 64 bits; ours are the same bits unsigned."""
+    return seed + _WRAP if seed is not None and -_WRAP // 2 <= seed < 0 else seed
+
+
+def _biases(biases: Mapping[str, float] | None) -> dict[int, float] | None:
+    if biases is None:
+        return None
+    for token in biases:
+        if not token.isdecimal():
+            raise InvalidParameterError("logit_bias", token, "token ids as keys, in decimal")
+    return {int(token): bias for token, bias in biases.items()}

@@ -1,0 +1,67 @@
+"""What stands before every request: who may ask, and how loaded the server was when it answered."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..front.errors import AuthenticationError, ForbiddenError
+from ..telemetry.orca import REQUEST_HEADER, RESPONSE_HEADER, LoadReport
+from .completions import TENANT
+from .errors import error_response
+
+type Authenticate = Callable[[str | None], str]
+"""From an Authorization header to the tenant; raises AuthenticationError or ForbiddenError."""
+
+
+class Authentication:
+    """Middleware: paths below `protected` need a token.
+
+    Args:
+        app: what comes next.
+        authenticate: who a token belongs to.
+        protected: beginnings of paths.
+    """
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, protected: tuple[str, ...]) -> None:
+        self._app = app
+        self._authenticate = authenticate
+        self._protected = protected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(self._protected):
+            try:
+                scope[TENANT] = self._authenticate(Headers(scope=scope).get("authorization"))
+            except (AuthenticationError, ForbiddenError) as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class LoadReports:
+    """Middleware: requests that ask for it get a load report in a header of their response.
+
+    Args:
+        app: what comes next.
+        front: whose load it is.
+    """
+
+    def __init__(self, app: ASGIApp, front: Any) -> None:
+        self._app = app
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = Headers(scope=scope).get(REQUEST_HEADER) if scope["type"] == "http" else None
+        if wanted is None:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_report(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                report = LoadReport.of(self._front).header(wanted)
+                if report is not None:
+                    MutableHeaders(scope=message)[RESPONSE_HEADER] = report
+            await send(message)
+
+        await self._app(scope, receive, send_with_report)
