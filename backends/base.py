@@ -12,7 +12,9 @@ from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
 import jax
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from .errors import UnsupportedError
 
 PyTree = Any
 Carry = TypeVar("Carry")
@@ -55,12 +57,29 @@ class RaggedIndex:
     `kv_lens[b]` positions. Position p of row b lives in page `page_table[b, p // page]` at offset `p % page`. Empty
     rows have kv_lens 0 and no queries; tokens from `query_starts[B]` on are padding. `max_query_len` bounds the
     queries of a row where the caller knows a bound (None: T).
+
+    `mask` says which of its own row's new tokens each token sees, by their place among them, itself always included:
+    trees of candidates, images whose patches see each other. None: those up to itself. New tokens beyond its columns
+    are not seen, all old positions are, and a window holds in any case. Backends with `custom_masks` take one.
     """
 
     page_table: Int[Array, "B pages"]
     query_starts: Int[Array, "B+1"]
     kv_lens: Int[Array, "B"]
     max_query_len: int | None = field(default=None, metadata={"static": True})
+    mask: Bool[Array, "T queries"] | None = None
+
+    def without_mask(self, backend: str) -> "RaggedIndex":
+        """This index, for a backend whose attention knows no masks of its callers.
+
+        Raises:
+            UnsupportedError: it has one.
+        """
+        if self.mask is not None:
+            raise UnsupportedError(
+                f"backend {backend}: a custom mask in RaggedIndex.mask, supported are causal attention and windows"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,7 @@ class Capabilities:
 
     `matmul_dtypes` are the types that the chip multiplies at a rate of their own, the fastest last.
     `batch_invariant`: a token's numbers are the same bits in every bucket and beside any neighbours.
+    `custom_masks`: ragged_attention takes a mask in its RaggedIndex.
     """
 
     dtypes: tuple[str, ...]
@@ -86,6 +106,7 @@ class Capabilities:
     page_sizes: tuple[int, ...] = ()
     matmul_dtypes: tuple[str, ...] = ("float32",)
     batch_invariant: bool = False
+    custom_masks: bool = False
 
 
 @runtime_checkable
@@ -185,6 +206,9 @@ class Backend(Protocol):
 
         Returns the attention output (zeros at padding) and the cache. `sinks` are per-head logits that take part
         in the softmax and carry no value.
+
+        Raises:
+            UnsupportedError: the index has a mask, and this backend's `capabilities` no custom masks.
         """
         ...
 

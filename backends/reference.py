@@ -31,7 +31,9 @@ class ReferenceBackend:
     name: str = "reference"
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
-        dtypes=("float32", "bfloat16", "float16"), kv_dtypes=("float32", "bfloat16", "float16")
+        dtypes=("float32", "bfloat16", "float16"),
+        kv_dtypes=("float32", "bfloat16", "float16"),
+        custom_masks=True,
     )
 
     @property
@@ -200,7 +202,7 @@ def reference_ragged_attention(
     key_position = jnp.arange(index.page_table.shape[1] * page_size)
 
     def attend(row: Row) -> Float[Array, "Q K G H"]:
-        scores, values = row_scores(q, cache, layer, row, key_position, max_query_len, spec)
+        scores, values = row_scores(q, cache, layer, row, key_position, max_query_len, spec, index.mask)
         top = jnp.maximum(scores.max(axis=-1), jnp.finfo(jnp.float32).min)
         sink = None if sinks is None else sinks.astype(jnp.float32).reshape(-1, groups)[..., None]
         if sink is not None:
@@ -256,19 +258,26 @@ def row_scores(
     key_position: Int[Array, "S"],
     max_query_len: int,
     spec: AttentionSpec,
+    mask: Bool[Array, "T queries"] | None = None,
 ) -> tuple[Float[Array, "K G Q S"], Float[Array, "S K H"]]:
     """Scores of a row's queries, padded to a rectangle, with the keys in its pages, in fp32, -inf where a key is not
-    seen; and the values. `key_position` tells the position of each key."""
+    seen; and the values. `key_position` tells the position of each key, `mask` is RaggedIndex's."""
     start, query_len, kv_len, pages = row
     num_tokens, num_heads, head_dim = q.shape
     slot = jnp.arange(max_query_len)
     groups = num_heads // cache.shape[4]
-    queries = q[jnp.minimum(start + slot, num_tokens - 1)].reshape(max_query_len, -1, groups, head_dim)
+    token = jnp.minimum(start + slot, num_tokens - 1)
+    queries = q[token].reshape(max_query_len, -1, groups, head_dim)
     gathered = cache[layer, pages].astype(q.dtype)
     keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
     query_position = (kv_len - query_len + slot)[:, None]
     written = key_position < kv_len
-    visible = written & (key_position <= query_position)
+    if mask is None:
+        visible = written & (key_position <= query_position)
+    else:
+        new = key_position - (kv_len - query_len)  # which of the row's new tokens
+        seen = mask[token][:, jnp.clip(new, 0, mask.shape[1] - 1)] & (new < mask.shape[1])
+        visible = written & ((new < 0) | seen)
     if spec.window is not None:
         visible &= key_position > query_position - spec.window
 

@@ -55,6 +55,7 @@ class ContextBackend(Wrapped):
         sinks: Float[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         """As Backend.ragged_attention; not as its primitive, whose lowering knows no mesh axes."""
+        index = index.without_mask(f"{self.name} under the layout sequence")
         held = Share(jax.lax.axis_index(self.axes), self.pages.page_size(cache), self.shares)
         size = q.shape[0]
         places = TokenPlaces.of(size * self.shares if self.split else size, index)

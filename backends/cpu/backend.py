@@ -112,7 +112,7 @@ class CpuBackend(ReferenceBackend):
         spec: AttentionSpec,
         sinks: Float[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
-        return cpu_ragged_attention(q, k, v, cache, layer, index, spec, sinks)
+        return cpu_ragged_attention(q, k, v, cache, layer, index.without_mask(self.name), spec, sinks)
 
     def shared_pages(self) -> SharedPages | None:
         return None  # its kernels read packed pages whole

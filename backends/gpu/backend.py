@@ -106,6 +106,7 @@ class GpuBackend(ReferenceBackend):
         spec: AttentionSpec,
         sinks: Float[Array, "N"] | None = None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
+        index = index.without_mask(self.name)
         return ragged_attention.bind(self._attend, q, k, v, cache, layer, index, spec, sinks)
 
     def dense_attention(

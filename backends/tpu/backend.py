@@ -48,6 +48,7 @@ class TpuBackend(ReferenceBackend):
         dtypes=("float32", "bfloat16"),
         kv_dtypes=KV_DTYPES,
         page_sizes=PAGE_SIZES,
+        custom_masks=True,
     )
     generation: str | None = None
     interpret: bool = False
@@ -112,7 +113,9 @@ class TpuBackend(ReferenceBackend):
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         """A few rows at a time: XLA writes out the moves of every row that it gathers at once, and takes 16 to 26 s to
         compile 512 rows of 8,192; 64 at a time take 1.2 s, and no longer to run by its own estimate."""
-        return table[ids] if len(ids) <= _ROWS_AT_ONCE else jax.lax.map(lambda i: table[i], ids, batch_size=_ROWS_AT_ONCE)
+        return (
+            table[ids] if len(ids) <= _ROWS_AT_ONCE else jax.lax.map(lambda i: table[i], ids, batch_size=_ROWS_AT_ONCE)
+        )
 
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
@@ -194,7 +197,7 @@ class TpuBackend(ReferenceBackend):
         sinks: Float[Array, "N"] | None,
     ) -> tuple[Float[Array, "T N H"], PyTree]:
         """Rows of few queries by one kernel, those of many by the other; each passes over the rows that are not its."""
-        how: dict[str, Any] = dict(generation=self.target, interpret=self.interpret)
+        how: dict[str, Any] = dict(generation=self.target, interpret=self.interpret, mask=index.mask)
         if index.max_query_len is not None and index.max_query_len <= MAX_QUERIES:
             return decode_attention(q, k, v, cache, layer, index, spec, sinks, **how)
         # In a mixed batch the rows of one query are most: the narrowest decode kernel serves them best.

@@ -123,6 +123,35 @@ def test_three_calls_attend_as_loops_do(name: str, case: Case, data: st.DataObje
         np.testing.assert_array_equal(out[starts[-1] :], 0)
 
 
+def test_a_mask_says_which_new_tokens_are_seen_or_is_refused_by_name(backend: Backend) -> None:
+    """A tree of four candidates behind two old positions, and a row of one token; the window's first key is gone."""
+    old, page = 2, backend.page_size
+    tree = np.asarray([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1], [0, 0, 1, 1], [1, 0, 0, 0]], bool)
+    rng, spec = np.random.default_rng(0), AttentionSpec(0.3, window=5)
+    q, k, v = (rng.normal(size=(5, heads, 16)).astype(np.float32) for heads in (6, 2, 2))
+    before = [rng.normal(size=(old, 2, 16)).astype(np.float32) for _ in range(2)]
+    table, group = jnp.asarray([[1], [0]], jnp.int32), CacheGroup(1, 2, 16, spec.window, 3)
+    cache = backend.allocate_cache(group, num_pages=2, page_size=page, dtype=jnp.float32)
+
+    def call(q: Any, k: Any, v: Any, cache: Any, starts: list[int], lens: list[int], mask: Any) -> Any:
+        index = RaggedIndex(table, jnp.asarray(starts, jnp.int32), jnp.asarray(lens, jnp.int32), 4, mask)
+        operands = [jnp.asarray(x) for x in (q, k, v)]
+        return backend.ragged_attention(*operands, cache, jnp.int32(0), index, spec)
+
+    if not backend.capabilities.custom_masks:
+        with pytest.raises(UnsupportedError, match=rf"backend {backend.name}: a custom mask in RaggedIndex.mask"):
+            call(q, k, v, cache, [0, 4, 5], [old + 4, 1], jnp.asarray(tree))
+        return
+    _, cache = call(np.zeros((old, 6, 16), np.float32), *before, cache, [0, old, old], [old, 0], None)
+    out, _ = call(q, k, v, cache, [0, 4, 5], [old + 4, 1], jnp.asarray(tree))
+    keys, values = (np.concatenate([x, y[:4]]) for x, y in zip(before, (k, v), strict=True))
+    for t in range(4):
+        at = [s for s in range(old + 4) if s > old + t - 5 and (s < old or tree[t, s - old])]
+        want = attend(q[t : t + 1], keys[at], values[at], Case(2, 3, 16, AttentionSpec(0.3)), None)
+        np.testing.assert_allclose(out[t : t + 1], want, atol=1e-5)
+    np.testing.assert_allclose(out[4], v[4].repeat(3, axis=0), atol=1e-5)
+
+
 def test_dense_attention_is_causal_and_ends_with_each_row(backend: Backend) -> None:
     case, rng, lengths = CASES[0], np.random.default_rng(0), [20, 7]
     q, k, v = (rng.normal(size=(2, 20, heads, 16)).astype(np.float32) for heads in (6, 2, 2))
