@@ -167,7 +167,7 @@ def _reason(value: int) -> str:
     names = generation_pb2.FinishReason
     if value not in names.values():
         return "unknown"  # newer than this client
-    return names.Name(value).removeprefix(_REASON).lower()  # pyright: ignore[reportArgumentType]  # an enum's number
+    return names.Name(value).removeprefix(_REASON).lower()
 
 
 def _stopped_by(message: Any) -> str | int | None:

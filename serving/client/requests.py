@@ -20,6 +20,7 @@ _LISTS = ("bad_words", "stop", "stop_token_ids")
 _TEMPLATE = ("tools", "template_variables", "add_generation_prompt")
 _COMMON = ("request_id", "model", "priority", "queue_timeout", "total_timeout", "cache_salt", "use_prefix_cache")
 _OUTPUT = ("omit_text", "omit_token_ids", "chunk_tokens")
+_POOLING = {"mean": inference_pb2.POOLING_MEAN, "last": inference_pb2.POOLING_LAST}
 _FIELDS = {"queue_timeout": "queue_timeout_seconds", "total_timeout": "total_timeout_seconds"}
 
 
@@ -68,10 +69,9 @@ def embed_request(prompt: Prompt, pooling: str, options: Mapping[str, Any]) -> i
     _check(options, (*_TEMPLATE, *_COMMON))
     request = inference_pb2.EmbedRequest()
     _fill(request, prompt, options)
-    try:
-        request.pooling = inference_pb2.Pooling.Value(f"POOLING_{pooling.upper()}")
-    except ValueError:
-        raise InvalidParameterError("pooling", pooling, "mean or last") from None
+    if pooling not in _POOLING:
+        raise InvalidParameterError("pooling", pooling, "mean or last")
+    request.pooling = _POOLING[pooling]
     return request
 
 

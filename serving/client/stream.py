@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
 
 from .attempts import Attempts
 from .collector import Collector
@@ -100,7 +101,7 @@ class AsyncEventStream(AsyncIterator[Event]):
                 self._call = None
                 await asyncio.sleep(self._attempts.wait_after(failure))
                 continue
-            if message is grpc.aio.EOF:
+            if message is EOF:
                 self._closed = True
                 break
             self._begun = True

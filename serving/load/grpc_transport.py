@@ -1,6 +1,7 @@
 """Requests over gRPC, in the native protocol."""
 
 import grpc
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
 
 from ..client.errors import error_of
 from ..client.requests import generate_request
@@ -48,7 +49,7 @@ class GrpcTransport:
         request = generate_request(ask.prompt, {**self._options, "max_tokens": ask.max_tokens})
         call = self._stubs.inference.Generate(request, metadata=self._target.metadata)
         try:
-            while (event := await call.read()) is not grpc.aio.EOF:
+            while (event := await call.read()) is not EOF:
                 kind = event.WhichOneof("event")
                 if kind == "delta":
                     record.arrivals.append((clock(), len(event.delta.token_ids) or 1))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
 
 from .policy import ranked
 from .prefix_map import BYTES_PER_TOKEN, PrefixMap
@@ -23,6 +24,9 @@ from .upstream import Upstream
 _DROPPED = ("user-agent", "te", "content-type", "host")
 
 Reader = Callable[[bytes], Prompt]
+
+type Context = Any
+"""A grpc.aio.ServicerContext; the real one is no subclass of it."""
 
 
 class Proxy(grpc.GenericRpcHandler):
@@ -58,11 +62,11 @@ class Proxy(grpc.GenericRpcHandler):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
         """Called by gRPC for each call."""
         method = handler_call_details.method
 
-        async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
             if self.draining:
                 await refuse(context, "the router is shutting down")
             replay = Replay(requests)
@@ -81,7 +85,7 @@ class Proxy(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(handle)  # on the wire all four kinds of method are one
 
-    async def _forward(self, method: str, replay: Replay, context: grpc.aio.ServicerContext) -> None:
+    async def _forward(self, method: str, replay: Replay, context: Context) -> None:
         first = await replay.message(0)
         prompt = self._readers.get(method, _no_prompt)(first or b"")
         failure: grpc.aio.AioRpcError | None = None
@@ -109,7 +113,7 @@ class Proxy(grpc.GenericRpcHandler):
         return self._upstreams[best[0].name] if best else None
 
     async def _attempt(
-        self, upstream: Upstream, method: str, prompt: Prompt, replay: Replay, context: grpc.aio.ServicerContext
+        self, upstream: Upstream, method: str, prompt: Prompt, replay: Replay, context: Context
     ) -> grpc.aio.AioRpcError | None:
         """Lets one server answer. Returns its failure if another one may still try; ends the call otherwise."""
         standing = upstream.standing
@@ -123,13 +127,13 @@ class Proxy(grpc.GenericRpcHandler):
         standing.turn = self._turn
         standing.in_flight += 1
         standing.pending_tokens += pending
-        call = upstream.channel.stream_stream(method)(
+        call: Any = upstream.channel.stream_stream(method)(
             timeout=context.time_remaining(), metadata=_metadata(context.invocation_metadata())
         )
         sending = asyncio.create_task(_send(call, replay))
         begun = False
         try:
-            while (answer := await call.read()) is not grpc.aio.EOF:
+            while (answer := await call.read()) is not EOF:
                 if not begun:
                     begun = True
                     replay.keep_no_longer()
@@ -152,7 +156,7 @@ class Proxy(grpc.GenericRpcHandler):
             standing.in_flight -= 1
             standing.pending_tokens -= pending
 
-    async def _ask_all(self, method: str, replay: Replay, context: grpc.aio.ServicerContext) -> None:
+    async def _ask_all(self, method: str, replay: Replay, context: Context) -> None:
         """One message to every server that can be reached, one answer made of theirs."""
         message = await replay.message(0) or b""
         calls = [
@@ -177,7 +181,7 @@ def _no_prompt(_: bytes) -> Prompt:
     return Prompt()
 
 
-async def _send(call: "grpc.aio.StreamStreamCall[bytes, bytes]", replay: Replay) -> None:
+async def _send(call: Any, replay: Replay) -> None:
     number = 0
     try:
         while (message := await replay.message(number)) is not None:
@@ -188,7 +192,7 @@ async def _send(call: "grpc.aio.StreamStreamCall[bytes, bytes]", replay: Replay)
         pass  # the reading side has the status
 
 
-async def _end(context: grpc.aio.ServicerContext, error: grpc.aio.AioRpcError) -> None:
+async def _end(context: Context, error: grpc.aio.AioRpcError) -> None:
     """The client gets the server's status, its details and trailing metadata."""
     await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 

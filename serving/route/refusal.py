@@ -1,5 +1,7 @@
 """Which failures another server may make good, and the router's own refusals."""
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -22,7 +24,7 @@ def is_lost(error: grpc.aio.AioRpcError) -> bool:
     return error.code() is grpc.StatusCode.UNAVAILABLE and details_of(error.trailing_metadata())[1] is None
 
 
-async def refuse(context: grpc.aio.ServicerContext, message: str) -> None:
+async def refuse(context: Any, message: str) -> None:
     """Ends a call with UNAVAILABLE and the time to come back."""
     retry, packed = error_details_pb2.RetryInfo(), any_pb2.Any()
     retry.retry_delay.CopyFrom(duration_pb2.Duration(seconds=int(RETRY_SECONDS)))

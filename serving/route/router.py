@@ -6,8 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ...backends.errors import DistaffError
 from ..client.target import MAX_MESSAGE_BYTES, Target
@@ -61,7 +60,7 @@ class Router:
         self._host, self._credentials = host, credentials
         self._services = ("", *services)
         self._server = grpc.aio.server(options=_OPTIONS)
-        self._health = health.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Router":

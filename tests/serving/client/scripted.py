@@ -59,7 +59,7 @@ def delta(text: str, *ids: int, index: int = 0) -> generation_pb2.GenerateEvent:
 def finished(reason: str = "LENGTH", tokens: int = 2, index: int = 0, **rest: Any) -> generation_pb2.GenerateEvent:
     event = generation_pb2.Finished(
         index=index,
-        reason=generation_pb2.FinishReason.Value(f"FINISH_REASON_{reason}"),
+        reason=f"FINISH_REASON_{reason}",
         completion_tokens=tokens,
         usage=generation_pb2.Usage(prompt_tokens=5, completion_tokens=tokens, cached_prompt_tokens=1),
         timings=generation_pb2.Timings(queue_seconds=0.25, total_seconds=2.0),

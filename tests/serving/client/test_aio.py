@@ -12,6 +12,7 @@ from distaff.serving.client import (
     Client,
     DeadlineError,
     InvalidRequestError,
+    Result,
     RetryPolicy,
     UnavailableError,
 )
@@ -82,7 +83,7 @@ def test_a_batch() -> None:
     error = inference_pb2.ItemError(code="INVALID_ARGUMENT", message="too long", field="prompt")
     script = [item(key="1", event=admitted()), item(key="0", error=error), item(key="1", event=delta("one", 2))]
     zero, one = asked(Scripted(script), lambda client: client.batch(["a", "b"]))
-    assert isinstance(zero, InvalidRequestError) and one.text == "one"
+    assert isinstance(zero, InvalidRequestError) and isinstance(one, Result) and one.text == "one"
 
 
 def test_leaving_a_stream_and_cancelling_a_task_end_the_request() -> None:

@@ -53,7 +53,7 @@ class Site:
             self.headers.append(head)
             writer.write(b"HTTP/1.1 %d X\r\nconnection: close\r\ncontent-type: text/event-stream\r\n\r\n" % self.status)
             for step in self.scripts[min(len(self.bodies), len(self.scripts)) - 1]:
-                if isinstance(step, float):
+                if isinstance(step, int | float):
                     await asyncio.sleep(step)
                 else:
                     writer.write(step.encode())

@@ -7,8 +7,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 METHOD = "/test.Echo/Say"
 
@@ -36,7 +35,7 @@ class Echo(grpc.GenericRpcHandler):
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self.health = health.HealthServicer()
+        self.health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         self.server.add_generic_rpc_handlers((self,))
@@ -56,19 +55,19 @@ class Echo(grpc.GenericRpcHandler):
     def target(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         if not handler_call_details.method.startswith("/test.Echo/"):
             return None
         return grpc.stream_stream_rpc_method_handler(self.handle)
 
-    async def handle(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+    async def handle(self, requests: AsyncIterator[bytes], context: Any) -> None:
         try:
             await self._handle(requests, context)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
 
-    async def _handle(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+    async def _handle(self, requests: AsyncIterator[bytes], context: Any) -> None:
         self.metadata = {**dict(context.invocation_metadata() or ()), "left": context.time_remaining()}
         sent = 0
         async for message in requests:

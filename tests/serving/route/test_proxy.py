@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ from distaff.serving.route.router import Router
 from .echo import METHOD, Echo
 
 READERS = {METHOD: lambda message: Prompt(message)}
-type Scene = tuple[Router, list[Echo], grpc.aio.Channel]
+type Scene = tuple[Router, list[Echo], Any]
 
 
 def joined(answers: object) -> bytes:
@@ -53,8 +54,12 @@ def run(play: Callable[[Scene], Awaitable[None]], count: int = 2) -> None:
     asyncio.run(whole())
 
 
-async def say(channel: grpc.aio.Channel, message: bytes = b"x", method: str = METHOD) -> bytes:
+async def say(channel: Any, message: bytes = b"x", method: str = METHOD) -> bytes:
     return await channel.unary_unary(method)(message)
+
+
+def _health(channel: Any) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
 
 
 async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
@@ -75,7 +80,7 @@ def test_all_four_kinds_of_method_pass() -> None:
         await call.write(b"two")
         await call.done_writing()
         assert (await call.read())[1:] == (await call.read())[1:] == b":two"
-        assert await call.read() is grpc.aio.EOF
+        assert not await call.read()
 
     run(play)
 
@@ -100,7 +105,7 @@ def test_a_status_passes_with_its_details() -> None:
             for echo in echoes:
                 echo.refuse, echo.got = code, []
             error = await failure(say(channel))
-            assert (error.code(), error.details()) == (code, f"{error.details()[0]} refuses")
+            assert error.code() is code and error.details() in ("a refuses", "b refuses")
             assert sum(len(echo.got) for echo in echoes) == 1, "only what may be made good is tried again"
         error = await failure(say(channel, method="/other.Service/Call"))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -159,7 +164,7 @@ def test_a_server_that_is_killed_and_comes_back() -> None:
 def test_its_health_is_that_of_any_server() -> None:
     async def play(cast: Scene) -> None:
         router, echoes, channel = cast
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch: Any = _health(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         await echoes[0].say(False)
         await until(lambda: not router.upstreams[0].standing.ready)
