@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from . import backends, bench, bench_host, bench_kernels, convert, doctor, export, generate, hardware, layout, models
+from . import (
+    backends,
+    batch,
+    bench,
+    bench_host,
+    bench_kernels,
+    convert,
+    doctor,
+    export,
+    generate,
+    hardware,
+    layout,
+    models,
+    sweep,
+)
 from .reporting import exit_code_of
 from .sections import SectionedCommand
 
@@ -43,9 +57,11 @@ def _root(
 
 
 app.command("generate", cls=SectionedCommand)(generate.generate)
+app.add_typer(batch.app, name="batch")
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.add_typer(layout.app, name="layout")
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(models.app, name="models")
 bench.app.command("host")(bench_host.bench_host)
 bench.app.command("kernels")(bench_kernels.bench_kernels)

@@ -121,3 +121,26 @@ class Preparer:
         if self._tokenizer is None:
             raise LineError("invalid_prompt", f"the model has no tokenizer, so {what} cannot be served: give token ids")
         return self._tokenizer
+
+
+class _Checking(Preparer):
+    """Makes whole requests where only their fields would be looked at, so that lengths are seen too."""
+
+    def check(self, line: Line) -> None:
+        self.prepare(line)
+
+
+def checking_preparer(
+    model: str, *, offline: bool | None, context: int | None, seed: int = 0, names: Sequence[str] = ()
+) -> Preparer:
+    """A preparer that knows a model's tokenizer and context, without its weights.
+
+    Raises:
+        DistaffError: the model cannot be found or read.
+    """
+    from ...models.checkpoints import open_checkpoint, resolve_model
+    from ...models.families import config_from_hf
+
+    checkpoint = open_checkpoint(resolve_model(model, offline=offline))
+    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    return _Checking(checkpoint.tokenizer(), context=context or config.max_positions, job_seed=seed, served_names=names)

@@ -1,0 +1,407 @@
+"""`distaff batch`: a file of requests in, a file of answers out."""
+
+import json as json_module
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..backends.errors import InvalidParameterError, UsageError
+from .batch_group import RUN, BatchGroup, RunCommand
+from .batch_progress import BatchProgress, Standing
+from .batch_tables import print_scan, print_summary, scan_report
+from .options import (
+    ENGINE,
+    Backend,
+    Context,
+    Coordinator,
+    Debug,
+    Devices,
+    Dtype,
+    Host,
+    Hosts,
+    HostTimeout,
+    Json,
+    KVMemory,
+    Layout,
+    MaxBatch,
+    NumHosts,
+    Offline,
+    parse_size,
+)
+from .output import print_json
+from .progress import ProgressDisplay
+from .reporting import reporting
+from .sampling_options import given
+from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
+
+if TYPE_CHECKING:
+    from ..serving import LLM
+    from ..serving.batch_jobs.formats import InputFiles
+    from ..serving.batch_jobs.job import Job, JobSpec, Store
+    from ..serving.batch_jobs.on_llm import LLMRun
+    from ..serving.batch_jobs.prepare import Preparer
+
+app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
+
+INPUT = "What is read"
+JOB = "The job"
+_WITH_ERRORS = 3
+
+
+class Kind(StrEnum):
+    """What is told apart among input files."""
+
+    JSONL = "jsonl"
+    TEXT = "text"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class Endpoint(StrEnum):
+    """What becomes of prompts that are no OpenAI requests."""
+
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+
+
+class IdPolicy(StrEnum):
+    """What becomes of lines without a name of their own."""
+
+    FAIL = "fail"
+    SUFFIX = "suffix"
+
+
+@app.callback()
+def batch() -> None:
+    """Answer a file of requests."""
+
+
+@app.command(RUN, cls=RunCommand, hidden=True)
+def run(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A file, a glob in quotes, or a URL (gs://, s3://).")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Where answers go: a file, or a URL.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A name (see 'distaff models'), a folder, a .gguf file or a hub id."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look for lines that cannot be answered.")] = False,
+    format: Annotated[
+        Kind | None,
+        typer.Option("--format", help="What the input is, where its name does not say.", rich_help_panel=INPUT),
+    ] = None,
+    endpoint: Annotated[
+        Endpoint,
+        typer.Option("--endpoint", help="What prompts of text, CSV and Parquet are sent as.", rich_help_panel=INPUT),
+    ] = Endpoint.COMPLETIONS,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option("--prompt-column", help="Of CSV and Parquet.", metavar="NAME", rich_help_panel=INPUT),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            help="Makes a prompt of columns: 'Translate {text} to {language}'; {prompt} is a line of text.",
+            metavar="TEXT",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id-column",
+            help="Of CSV and Parquet: custom_id. [default: line-N]",
+            metavar="NAME",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    defaults: Annotated[
+        str | None,
+        typer.Option(
+            "--defaults",
+            help="Fields for requests that do not set them, such as '{\"max_tokens\": 64}'.",
+            metavar="JSON",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    ids: Annotated[
+        IdPolicy,
+        typer.Option(
+            "--ids",
+            help="A custom_id that is missing or not the first: fail the line, or make one.",
+            rich_help_panel=INPUT,
+        ),
+    ] = IdPolicy.FAIL,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--served-model-name",
+            help="Fail lines that name another model; may be given several times. [default: any is this one]",
+            metavar="NAME",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run stopped, if one did.", rich_help_panel=JOB)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier job left here.", rich_help_panel=JOB)
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of lines that name none.", metavar="N", min=0, rich_help_panel=JOB)
+    ] = 0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Part I of N, from 0; 'distaff batch merge' joins them.",
+            metavar="I/N",
+            rich_help_panel=JOB,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price", help="Dollars for a chip-hour. [default: the hardware table's]", metavar="X", rich_help_panel=JOB
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="What weights and cache are held in.", rich_help_panel=ENGINE)
+    ] = Dtype.BFLOAT16,
+    backend: Backend = "auto",
+    layout: Layout = None,
+    devices: Devices = None,
+    max_batch: MaxBatch = None,
+    kv_memory: KVMemory = None,
+    context: Context = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="The same bytes however often the job is stopped; slower.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = True,
+    hosts: Hosts = None,
+    coordinator: Coordinator = None,
+    num_hosts: NumHosts = None,
+    host: Host = None,
+    host_timeout: HostTimeout = None,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a file of requests. No answer is lost or computed twice, however often the job is stopped.
+
+    INPUT is JSON lines as OpenAI's batches have them (custom_id, method, url, body; the urls are
+    /v1/chat/completions, /v1/completions and /v1/embeddings), or prompts: lines of text, CSV or Parquet.
+    Answers go to OUTPUT in the order of INPUT; lines that cannot be answered to OUTPUT.errors.jsonl; what it took to
+    OUTPUT.manifest.json. Until then everything is in OUTPUT.journal. SIGTERM stops within five seconds.
+
+    \b
+    Examples:
+      distaff batch requests.jsonl answers.jsonl -m smollm2-135m-instruct
+      distaff batch requests.jsonl answers.jsonl -m smollm2-135m-instruct --resume
+      distaff batch requests.jsonl answers.jsonl --check
+      distaff batch prompts.txt answers.jsonl -m smollm2-135m-instruct --endpoint chat --defaults '{"max_tokens": 64}'
+      distaff batch 'reviews-*.csv' answers.jsonl -m smollm2-135m-instruct --template "Is this praise? {review}"
+      distaff batch gs://bucket/in.jsonl gs://bucket/out.jsonl -m smollm2-135m-instruct --shard 0/4 --resume
+
+    \b
+    Exit codes:
+      0 every line answered; 3 some lines failed; 75 stopped, --resume goes on; 1 failed; 2 wrong use
+
+    \b
+    --json prints one object:
+      output, total, completed, failed, errors (by code), prompt_tokens, completion_tokens, total_tokens,
+      runs, seconds (of all runs, loading included), busy_seconds, tokens_per_s, completion_tokens_per_s,
+      tokens_per_s_per_chip, batch_occupancy, prefix_hit_rate, mfu, mbu (of the last run), chips,
+      chip_hours, dollars_per_chip_hour, price_source, dollars, dollars_per_million_tokens
+      with --check: lines, good, bad, errors (by code), problems (where, code, message of the first 20), input
+    """
+    began = time.monotonic()
+    with reporting(debug):
+        if resume and overwrite:
+            raise UsageError("--resume goes on and --overwrite starts anew: give one of them")
+        if model is None and not check:
+            raise UsageError("--model is missing: name what is to answer, or give --check")
+        if price is not None and not price >= 0:
+            raise InvalidParameterError("--price", price, "dollars for a chip-hour, 0 or more")
+        prepare_layout(layout, devices)
+        joined = read_hosts(hosts, coordinator, num_hosts, host, host_timeout, layout)
+        if joined is not None:
+            keep_stdout()
+        options: dict[str, Any] = {
+            "dtype": dtype.value, "backend": backend, "offline": offline or None, "deterministic": deterministic,
+            **given(max_batch=max_batch, context=context, layout=layout, hosts=joined,
+                    kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory)),
+        }  # fmt: skip
+        if joined is not None and joined.index:
+            _follow(model or "", options)
+            return
+        from ..serving.batch_jobs.formats import Format, InputFiles, InputSpec
+        from ..serving.batch_jobs.job import Job, JobSpec, open_store
+        from ..serving.batch_jobs.prepare import Preparer, checking_preparer
+        from ..serving.batch_jobs.scan import Ids, scan_input
+        from ..serving.batch_jobs.shard import WHOLE, Shard
+        from ..serving.batch_jobs.stop import StopSignals
+
+        part = WHOLE if shard is None else Shard.parse(shard)
+        spec = InputSpec(
+            (source,),
+            format=None if format is None else Format(format.value),
+            endpoint=endpoint.value,
+            prompt_column=prompt_column,
+            template=template,
+            id_column=id_column,
+            defaults=_defaults(defaults),
+        )
+        job_spec = JobSpec(ids=Ids(ids.value), seed=seed, shard=part, settings=given(
+            served_model_names=served_model_name, defaults=spec.defaults or None, template=template,
+            prompt_column=prompt_column, id_column=id_column, endpoint=endpoint.value,
+        ))  # fmt: skip
+        files = InputFiles(spec)
+        names = served_model_name or ()
+        preparer = Preparer(None, job_seed=seed, served_names=names)
+        with StopSignals() as signals:
+            if check:
+                if model is not None:
+                    preparer = checking_preparer(
+                        model, offline=offline or None, context=context, seed=seed, names=names
+                    )
+                _check(files, job_spec, preparer, as_json=json)
+                return
+            store = open_store(output if shard is None else part.name(output))
+            found = scan_input(files, job_spec.ids, preparer.check)
+            print_scan(found)
+            with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:
+                if job.complete is not None:
+                    _report(store, job.complete, price, None, None, as_json=json)
+                    raise typer.Exit(_WITH_ERRORS if job.complete["request_counts"]["failed"] else 0)
+                with ProgressDisplay(model or "") as display:
+                    from ..serving import LLM
+                    from ..serving.batch_jobs.on_llm import LLMRun
+
+                    llm = LLM(model or "", on_progress=display, **options)
+                    warn_unused(llm, layout)
+                    llm.engine.warm_up()
+                try:
+                    run = LLMRun(
+                        llm,
+                        job,
+                        name=model or "",
+                        dtype=dtype.value,
+                        layout=layout,
+                        seed=seed,
+                        served_names=names,
+                        began=began,
+                    )
+                    with BatchProgress(lambda: _standing(job, run)) as progress:
+                        outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
+                    _report(store, outcome.manifest, price, llm, dtype, as_json=json)
+                finally:
+                    llm.close()
+        if outcome.failed:
+            raise typer.Exit(_WITH_ERRORS)
+
+
+@app.command("merge")
+def merge(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="What was given to each part as OUTPUT.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an OUTPUT that exists.")] = False,
+    price: Annotated[
+        float | None,
+        typer.Option("--price", help="Dollars for a chip-hour. [default: the hardware table's]", metavar="X"),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Join the parts that 'distaff batch --shard I/N' has made, once all of them are complete.
+
+    \b
+    Examples:
+      distaff batch merge answers.jsonl
+      distaff batch merge gs://bucket/out.jsonl --json
+
+    \b
+    Exit codes and --json are those of 'distaff batch'.
+    """
+    with reporting(debug):
+        from ..serving.batch_jobs.job import open_store
+        from ..serving.batch_jobs.merge import merge_shards
+
+        store = open_store(output)
+        manifest = merge_shards(output, store, overwrite=overwrite)
+        _report(store, manifest, price, None, None, as_json=json)
+        if manifest["request_counts"]["failed"]:
+            raise typer.Exit(_WITH_ERRORS)
+
+
+def _follow(model: str, options: Mapping[str, Any]) -> None:
+    """On a host that is not the first: computes what host 0 plans."""
+    from ..serving import LLM
+
+    with ProgressDisplay(model) as display:
+        llm = LLM(model, on_progress=display, **options)
+    llm.engine.warm_up()
+    llm.follow()
+
+
+def _defaults(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json_module.loads(text)
+    except ValueError as error:
+        raise InvalidParameterError("--defaults", text, f"a JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise InvalidParameterError("--defaults", text, "a JSON object")
+    return value
+
+
+def _check(files: "InputFiles", spec: "JobSpec", preparer: "Preparer", *, as_json: bool) -> None:
+    """Reports every line that cannot be answered; with a model its prompts are counted in tokens too."""
+    from ..serving.batch_jobs.scan import scan_input
+
+    found = scan_input(files, spec.ids, preparer.check)
+    print_scan(found)
+    if as_json:
+        print_json(scan_report(found))
+    else:
+        typer.echo(f"{found.lines} lines, {found.lines - found.bad} can be answered")
+    if found.bad:
+        raise typer.Exit(_WITH_ERRORS)
+
+
+def _standing(job: "Job", run: "LLMRun") -> Standing:
+    index = job.journal.index
+    tokens = index.prompt_tokens + index.completion_tokens
+    return Standing(index.done, sum(index.failed.values()), job.total, tokens, run.figures())
+
+
+def _report(
+    store: "Store",
+    manifest: Mapping[str, Any],
+    price: float | None,
+    llm: "LLM | None",
+    dtype: Dtype | None,
+    *,
+    as_json: bool,
+) -> None:
+    from ..serving.batch_jobs.work import Price, price_of, summary
+
+    limits = None
+    if llm is not None and dtype is not None:
+        from ..serving.batch_jobs.chips import attached_chip, limits_of
+
+        limits = limits_of(llm, attached_chip(), dtype.value)
+    cost = price_of(manifest) if price is None else Price(price, "given by --price")
+    told = {"output": str(store), **summary(manifest, price=cost, limits=limits)}
+    if as_json:
+        print_json(told)
+    else:
+        print_summary(told)

@@ -1,0 +1,91 @@
+"""Joins the outputs of shards into one, in the order of the input."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from .errors import InputError, JobExistsError, JobMismatchError
+from .job import Store, open_store
+from .shard import Shard
+from .source import filesystem, is_url, local_path
+
+
+def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[str, Any]:
+    """Joins all shards of an output; they stay where they are.
+
+    Returns:
+        The manifest of the whole.
+
+    Raises:
+        InputError: there are none, or one is missing or not complete.
+        JobExistsError: the output is there, and may not be replaced.
+        JobMismatchError: the shards are of different jobs.
+    """
+    there = store.found()
+    if there and not overwrite:
+        raise JobExistsError(f"{store}: {', '.join(there)} exists already; --overwrite replaces it")
+    shards = _shards(output)
+    stores = [open_store(shard.name(output)) for shard in shards]
+    manifests = [each.read_manifest() for each in stores]
+    missing = [str(each) for each, manifest in zip(stores, manifests, strict=True) if manifest is None]
+    if missing:
+        raise InputError(
+            f"{missing[0]} is not complete ({len(missing)} of {len(stores)} are not): run it with --resume"
+        )
+    whole = joined([manifest for manifest in manifests if manifest is not None], output)
+    rows = [each.read_rows() for each in stores]
+    store.publish(_chained(good for good, _ in rows), _chained(bad for _, bad in rows), whole)
+    return whole
+
+
+def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any]:
+    """One manifest of several, in order.
+
+    Raises:
+        JobMismatchError: they are of different inputs, models or settings.
+    """
+    errors: Counter[str] = Counter()
+    for manifest in manifests:
+        errors.update(manifest["errors"])
+        for name in {*manifest["job"], *manifests[0]["job"]} - {"shard", "now"}:
+            first, other = manifests[0]["job"].get(name), manifest["job"].get(name)
+            if first != other:
+                raise JobMismatchError(f"{output}: its parts are of different jobs: {name} is {first!r} and {other!r}")
+    models = [run["model"] for manifest in manifests for run in manifest["runs"]]
+    if any(model != models[0] for model in models):
+        raise JobMismatchError(f"{output}: its parts were answered by different models")
+
+    def summed(part: str) -> dict[str, int]:
+        return {name: sum(each[part][name] for each in manifests) for name in manifests[0][part]}
+
+    return {
+        **manifests[0],
+        "job": {**manifests[0]["job"], "shard": [0, 1]},
+        "request_counts": summed("request_counts"),
+        "errors": dict(sorted(errors.items())),
+        "usage": summed("usage"),
+        "seconds": round(sum(each["seconds"] for each in manifests), 3),
+        "runs": [run for each in manifests for run in each["runs"]],
+    }
+
+
+def _shards(output: str) -> list[Shard]:
+    """Every shard that there must be, by the names of those that there are."""
+    if is_url(output):
+        fs, path = filesystem(output)
+        fs.invalidate_cache()
+        names = [str(each) for each in fs.glob(f"{path}.shard-*")]
+    else:
+        path = local_path(output)
+        names = [str(each) for each in path.parent.glob(f"{path.name}.shard-*")]
+    counts = {int(name.split("-of-")[1][:5]) for name in names if "-of-" in name}
+    if len(counts) != 1:
+        told = "none" if not counts else f"of different numbers: {', '.join(map(str, sorted(counts)))}"
+        raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found {told}")
+    (count,) = counts
+    return [Shard(index, count) for index in range(count)]
+
+
+def _chained(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    return chain.from_iterable(parts)

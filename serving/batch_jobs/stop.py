@@ -1,0 +1,77 @@
+"""Signals that ask a job to stop, and the promise that it does so in time."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from .errors import JobStoppedError
+
+GRACE_SECONDS = 4.5
+"""Spot machines vanish soon after SIGTERM: what has not come to an end by then is cut off."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """While this is entered, SIGTERM and SIGINT only set `asked`; GRACE_SECONDS later, or with the next signal, the
+    process ends whatever it does. For the main thread, which may be inside a compiler at the time.
+
+    Attributes:
+        asked: whether a signal came.
+    """
+
+    def __init__(self, grace: float = GRACE_SECONDS) -> None:
+        self.asked = False
+        self._grace = grace
+        self._left = threading.Event()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._read, self._write = socket.socketpair()
+        self._write.setblocking(False)
+        # Python's own handlers run between bytecodes of the main thread; this byte is written at once.
+        self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for each in _SIGNALS:
+            self._handlers[each] = signal.signal(each, _ignore)
+        threading.Thread(target=self._watch, name="distaff-batch-stop", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        self._write.close()  # ends the watching thread
+
+    def _watch(self) -> None:
+        with self._read:
+            if not self._signalled():
+                return
+            self.asked = True
+            self._read.settimeout(self._grace)
+            try:
+                if not self._signalled():
+                    return
+                why = "a second signal came"
+            except TimeoutError:
+                why = f"{self._grace:g} s were not enough to end in order"
+        if not self._left.is_set():
+            sys.stderr.write(f"stopped at once: {why}; --resume goes on\n")
+            sys.stderr.flush()
+            os._exit(JobStoppedError.exit_code)
+
+    def _signalled(self) -> bool:
+        """Waits for one of the signals; False when there is nobody left to send one."""
+        while data := self._read.recv(1):
+            if data[0] in _SIGNALS:
+                return True
+        return False
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """The watching thread has seen it."""
