@@ -110,7 +110,8 @@ def gateway(clients: Clients, server: Server) -> Iterator[str]:
     """SMG in front of the server: the URL of its OpenAI API."""
     port, metrics = free_port(), free_port()
     command = [clients.path("smg"), "launch", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-    command += ["--worker-urls", f"grpc://{server.target}", "--prometheus-port", str(metrics)]
+    command += ["--worker-urls", f"grpc://{server.target}"]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(metrics)]
     url = f"http://127.0.0.1:{port}"
     with running(command, stdout=subprocess.DEVNULL) as process:
         until_it_has_models(url, process)

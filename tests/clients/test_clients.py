@@ -95,7 +95,9 @@ def check_contract(theirs: dict[str, Any]) -> None:
     assert {method.name for method in service.methods} == set(theirs["methods"])
 
 
-def test_openai_through_a_gateway(clients: Clients, gateway: str, text: str, tokenizer: Tokenizer) -> None:
+def test_openai_and_anthropic_through_a_gateway(
+    clients: Clients, gateway: str, text: str, tokenizer: Tokenizer
+) -> None:
     """The gateway applies the chat template, tokenises and spells with the tokenizer that our server hands it."""
     (message,) = CHAT["messages"]
     seen = clients.program("gateway.py", gateway, message["content"], ROW["prompt"], str(COUNT))
@@ -106,6 +108,9 @@ def test_openai_through_a_gateway(clients: Clients, gateway: str, text: str, tok
         assert {name: seen[kind]["usage"][name] for name in usage} == usage
     assert seen["stream"]["messages"] > 1
     assert seen["completion"] == {"text": text, "reason": "length"}
+    assert seen["anthropic"] == expected
+    assert seen["embedding"]["width"] == 576
+    assert seen["embedding"]["usage"]["prompt_tokens"] == len(ROW["prompt_token_ids"])
     assert "structured output is not supported" in seen["refused"]
 
 

@@ -1,10 +1,11 @@
-"""The openai client against SMG, which stands in front of a server. Prints what it saw as JSON.
+"""The openai client, and a message of Anthropic's API, against SMG in front of a server. Prints what it saw as JSON.
 
 python gateway.py URL QUESTION PROMPT MAX_TOKENS
 """
 
 import json
 import sys
+import urllib.request
 
 import openai
 
@@ -30,6 +31,15 @@ def main() -> None:
 
     completion = client.completions.create(prompt=prompt, **greedy)
     seen["completion"] = {"text": completion.choices[0].text, "reason": completion.choices[0].finish_reason}
+    embedding = client.embeddings.create(model=model, input=prompt)
+    seen["embedding"] = {"width": len(embedding.data[0].embedding), "usage": embedding.usage.to_dict()}
+
+    body = {"model": model, "max_tokens": max_tokens, "temperature": 0, "messages": messages}
+    request = urllib.request.Request(
+        f"{url}/v1/messages", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        seen["anthropic"] = json.load(answer)["content"][0]["text"]
     try:
         client.chat.completions.create(messages=messages, response_format={"type": "json_object"}, **greedy)
     except openai.BadRequestError as error:
