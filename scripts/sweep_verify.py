@@ -1,0 +1,138 @@
+"""`distaff sweep verify`: the compilers' work, and what is told about it."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..backends.hardware import Chip
+from ..models.checkpoints.registry import cache_dir
+from ..sharding.presets import preset
+from ..sharding.sweep.compile_cache import CompileCache
+from ..sharding.sweep.store import Sweep, load, save
+from ..sharding.sweep.verify import Check, Verified, checks_of, compiled_row, ordered, run_checks
+from .output import size_text
+from .sweep_request import request_of
+
+BUILDER = f"{__package__}.sweep_case:build"
+
+
+def verified(
+    folder: Path,
+    table: Mapping[str, Chip],
+    *,
+    top: int,
+    phases: Sequence[str] | None,
+    jobs: int,
+    timeout: float,
+    cache: Path | None,
+    offline: bool,
+) -> dict[str, Any]:
+    """Compiles the first rows of a sweep and writes what was found into its folder."""
+    began = time.perf_counter()
+    sweep = load(folder)
+    request = request_of(sweep, table, offline=offline)
+    phases = phases or (("decode", "prefill") if request.phase == "both" else (request.phase,))
+    kept = CompileCache(cache or cache_dir() / "sweep")
+    slices = {on.name: on for on in request.slices}
+    chosen = [row for row in sweep.rows if row["fits"] or row["evidence"] == "refused"][:top]
+    layouts = {row["id"]: preset(row["preset"], row["mesh"]) for row in chosen}
+    checks: list[Check] = []
+    skipped: dict[str, str] = {}
+    for row in chosen:
+        found = checks_of(request, row, layouts[row["id"]], slices[row["hw"]], builder=BUILDER, phases=phases)
+        if isinstance(found, str):
+            skipped[row["id"]] = found
+        else:
+            checks += found
+    if jobs > 1:
+        _compile_beside(checks, kept, jobs=jobs, timeout=timeout)
+    answers: dict[str, list[Verified]] = {}
+    for each in run_checks(checks, kept, timeout=timeout, on_start=_say):
+        answers.setdefault(each.check.row, []).append(each)
+    made: dict[str, Any] = {}
+    for row in chosen:
+        if row["id"] in answers:
+            made[row["id"]] = compiled_row(row, answers[row["id"]], request, layouts[row["id"]], slices[row["hw"]])
+        elif row["id"] in skipped:
+            made[row["id"]] = {**row, "reason": skipped[row["id"]]}
+    rows = ordered([made.get(row["id"], row) for row in sweep.rows])
+    save(Sweep(sweep.asked, sweep.summary, rows, sweep.pairs), folder)
+    every = [each for found in answers.values() for each in found]
+    return {
+        "rows": [made[row["id"]] for row in chosen if row["id"] in made],
+        "compiled": sum(not each.cached for each in every),
+        "cached": sum(each.cached for each in every),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def print_verified(found: Mapping[str, Any]) -> None:
+    """What `distaff sweep verify` prints."""
+    head = (
+        "ID",
+        "LAYOUT",
+        "BATCH",
+        "STEP",
+        "ARGUMENTS",
+        "TEMPORARIES",
+        "SENDS",
+        "GFLOP",
+        "KCYCLES",
+        "ESTIMATE",
+        "BY ANALYTIC",
+    )
+    table: list[tuple[str, ...]] = []
+    for row in found["rows"]:
+        for phase, step in (row["compiled"] or {}).items():
+            first = (row["id"], row["layout"], str(row["batch"]), phase)
+            if "refused" in step:
+                table.append((*first, f"refused: {step['refused']['message'][:90]}", *[""] * 6))
+                continue
+            estimate, ratio = step["estimate_ms"], step["estimate_by_analytic"]
+            table.append(
+                (
+                    *first,
+                    size_text(step["arguments_bytes"]),
+                    size_text(step["temporary_bytes"]),
+                    "as predicted" if step["sends_as_predicted"] else "OTHERWISE",
+                    f"{step['flops'] / 1e9:.1f}",
+                    "n/a" if step["cycles"] is None else f"{step['cycles'] / 1e3:.0f}",
+                    "n/a" if estimate is None else f"{estimate:.2f} ms",
+                    "n/a" if ratio is None else f"{ratio:.2f}",
+                )
+            )
+        if not row["compiled"] and row["reason"]:
+            table.append((row["id"], row["layout"], str(row["batch"]), "-", row["reason"], *[""] * 6))
+    wide = [line for line in table if not line[5]]
+    widths = [max(len(line[n]) for line in (head, *table) if n < 4 or line not in wide) for n in range(len(head))]
+    for line in (head, *table):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    typer.echo(
+        f"{found['compiled']} steps compiled and {found['cached']} known, in {found['seconds']:.1f} s; cycles are the "
+        "compiler's estimates, nothing was timed"
+    )
+
+
+def _say(check: Check) -> None:
+    sys.stderr.write(f"Compiling {check.phase} of {check.row} for {check.job.topology}\n")
+
+
+def _compile_beside(checks: Sequence[Check], cache: CompileCache, *, jobs: int, timeout: float) -> None:
+    """Fills the cache with several compilers at once."""
+    missing = [check for check in checks if cache.get(check.job) is None]
+    if len(missing) < 2:
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for done in [pool.submit(_compile_share, missing[n::jobs], cache, timeout) for n in range(jobs)]:
+            done.result()
+
+
+def _compile_share(checks: Sequence[Check], cache: CompileCache, timeout: float) -> None:
+    for _ in run_checks(checks, cache, timeout=timeout, on_start=_say):
+        pass

@@ -1,0 +1,32 @@
+"""Efficiencies in a file."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .efficiency import Efficiencies, Efficiency
+from .errors import SweepError
+
+
+def read_calibration(path: Path) -> Efficiencies:
+    """Reads what calibrate wrote.
+
+    Raises:
+        SweepError: the file is not of that form.
+    """
+    try:
+        read: Any = yaml.safe_load(path.read_text("utf-8"))
+        made = {name: Efficiency.from_dict(read[name]) for name in ("low", "best", "high")}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise SweepError(
+            f"--calibration {path}: expected low, best and high with figures of {', '.join(Efficiency().as_dict())} "
+            f"({error}); `distaff sweep calibrate` writes such a file"
+        ) from error
+    return Efficiencies(**made, origin=str(read.get("origin", path.name)))
+
+
+def calibration_yaml(found: Efficiencies, *, about: dict[str, Any]) -> str:
+    """The file that read_calibration reads; `about` says how good it is."""
+    tables = {name: getattr(found, name).as_dict() for name in ("low", "best", "high")}
+    return yaml.safe_dump({"origin": found.origin, **tables, "about": about}, sort_keys=False)
