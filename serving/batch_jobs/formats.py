@@ -1,5 +1,6 @@
 """Files of four kinds to lines: OpenAI batch JSONL, plain text, CSV and Parquet."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -7,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from ...backends.errors import InvalidParameterError, UnsupportedError
 from .errors import InputError, LineError
@@ -92,7 +93,7 @@ class InputFiles:
             except OSError as error:
                 raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
 
-    def _read(self, kind: Format, file: str, data: BinaryIO, before: int) -> Generator[Line, None, int]:
+    def _read(self, kind: Format, file: str, data: Any, before: int) -> Generator[Line, None, int]:
         """The lines of a file behind `before` others; returns how many it has."""
         if kind is Format.CSV:
             return (yield from self._rows(file, before, _csv_rows(file, data)))
@@ -173,7 +174,7 @@ def _format_of(file: str) -> Format:
     return _SUFFIXES[suffix]
 
 
-def _csv_rows(file: str, data: BinaryIO) -> Iterator[Mapping[str, Any]]:
+def _csv_rows(file: str, data: Any) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(MAX_LINE_BYTES)
     text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
     try:
@@ -184,9 +185,12 @@ def _csv_rows(file: str, data: BinaryIO) -> Iterator[Mapping[str, Any]]:
             yield row
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from error
+    finally:
+        with contextlib.suppress(ValueError):  # the file, which is its opener's, is closed already
+            text.detach()
 
 
-def _parquet_rows(file: str, data: BinaryIO) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(file: str, data: Any) -> Iterator[Mapping[str, Any]]:
     try:
         import pyarrow
         from pyarrow import parquet

@@ -1,5 +1,6 @@
 """Joins the outputs of shards into one, in the order of the input."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -79,7 +80,8 @@ def _shards(output: str) -> list[Shard]:
     else:
         path = local_path(output)
         names = [str(each) for each in path.parent.glob(f"{path.name}.shard-*")]
-    counts = {int(name.split("-of-")[1][:5]) for name in names if "-of-" in name}
+    found = (re.search(r"\.shard-\d{5}-of-(\d{5})[^/]*$", name) for name in names)
+    counts = {int(each[1]) for each in found if each is not None}
     if len(counts) != 1:
         told = "none" if not counts else f"of different numbers: {', '.join(map(str, sorted(counts)))}"
         raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found {told}")

@@ -45,8 +45,10 @@ def _object(data: bytes) -> dict[str, Any]:
         raise LineError(
             "invalid_encoding", f"byte {error.start} is 0x{data[error.start]:02x}, expected UTF-8"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise LineError("invalid_json", f"not JSON: {error or 'nested too deeply'}") from error
+    except RecursionError as error:
+        raise LineError("invalid_json", "not JSON that can be read: nested too deeply") from error
+    except ValueError as error:
+        raise LineError("invalid_json", f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise LineError("invalid_json", f"the line is {_short(value)}, expected an object")
     return value

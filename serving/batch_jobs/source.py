@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from glob import has_magic, iglob
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from ...backends.errors import UnsupportedError
 from .errors import InputError
@@ -58,7 +58,7 @@ def expand(places: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def open_binary(place: str) -> AbstractContextManager[BinaryIO]:
+def open_binary(place: str) -> AbstractContextManager[Any]:
     """Opens one file for reading.
 
     Raises:
@@ -67,7 +67,7 @@ def open_binary(place: str) -> AbstractContextManager[BinaryIO]:
     try:
         if is_url(place):
             fs, path = filesystem(place)
-            return cast("AbstractContextManager[BinaryIO]", fs.open(path, "rb"))
-        return cast("AbstractContextManager[BinaryIO]", local_path(place).open("rb"))
+            return fs.open(path, "rb")
+        return local_path(place).open("rb")
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or error}); is it still there?") from error

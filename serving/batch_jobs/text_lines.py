@@ -1,7 +1,7 @@
 """Lines of a file as bytes, one at a time, however long the file or a line is."""
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any
 
 from .errors import LineError
 
@@ -10,7 +10,7 @@ MAX_LINE_BYTES = 64 * 2**20
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(file: BinaryIO) -> Iterator[bytes | LineError]:
+def read_lines(file: Any) -> Iterator[bytes | LineError]:
     """Every line without its end (LF or CRLF) and, at the very start, without a byte order mark; blank ones are b"".
     A line that is too long comes out as an error, and is never in memory as a whole."""
     first = True

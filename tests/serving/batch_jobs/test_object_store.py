@@ -1,0 +1,144 @@
+"""Jobs on an object store: when a machine is lost with its disk another goes on, one writes, the manifest is last."""
+
+import random
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from distaff.serving.batch_jobs.errors import JobLockedError, JobStoppedError
+from distaff.serving.batch_jobs.lease import Lease, create
+from distaff.serving.batch_jobs.local_store import LocalStore
+from distaff.serving.batch_jobs.object_store import ObjectStore
+from distaff.serving.batch_jobs.records import Record
+from distaff.serving.batch_jobs.segments import Segments
+
+from .conftest import Bench, Killed
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    name = f"/batch-{uuid.uuid4().hex}"
+    yield name
+    fs = fsspec.filesystem("memory")
+    if fs.exists(name):
+        fs.rm(name, recursive=True)
+
+
+def memory() -> Any:
+    return fsspec.filesystem("memory")
+
+
+def store_in(folder: str, **seconds: float) -> ObjectStore:
+    return ObjectStore(f"memory:/{folder}/out.jsonl", **{"lease_seconds": 0.05, "segment_seconds": 0.02, **seconds})
+
+
+def test_machines_that_vanish_lose_no_answer_and_give_none_twice(
+    bench: Bench, sixty: Path, tmp_path: Path, folder: str
+) -> None:
+    """Nothing of a machine is left but what is on the store: its temporary file and its lease's release are gone."""
+    local = LocalStore(tmp_path / "whole.jsonl")
+    bench.run(sixty, local)
+    rng, killed, total = random.Random(3), 0, bench.steps
+    for attempt in range(100):
+        left = rng.randint(1, total // 3)
+
+        def die() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+
+        store = store_in(folder)
+        release = Lease.release
+        try:
+            Lease.release = lambda self: None  # type: ignore[method-assign]
+            bench.run(sixty, store, resume=attempt > 0, on_step=die)
+            break
+        except Killed:
+            killed += 1
+        finally:
+            Lease.release = release  # type: ignore[method-assign]
+    fs = memory()
+    assert killed >= 3
+    assert fs.cat_file(f"{folder}/out.jsonl") == local.output.read_bytes()
+    assert fs.cat_file(f"{folder}/out.jsonl.errors.jsonl") == local.errors.read_bytes()
+    manifest = store_in(folder).read_manifest()
+    assert manifest is not None and len(manifest["runs"]) == killed + 1
+    assert sorted(path.rsplit("/", 1)[1] for path in fs.find(folder)) == [
+        "out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.manifest.json",
+    ]  # fmt: skip
+
+
+def test_stopped_it_leaves_nothing_pending_and_its_lease(bench: Bench, sixty: Path, folder: str) -> None:
+    store = store_in(folder, segment_seconds=1000.0, lease_seconds=1000.0)
+    with pytest.raises(JobStoppedError):
+        bench.run(sixty, store, stop_after=20)
+    assert [path for path in memory().find(folder) if "segment" in path]
+    assert store.found() == ["out.jsonl.journal"]
+    bench.run(sixty, store, resume=True)  # at once, however long leases live
+    assert store.found() == ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.manifest.json"]
+
+
+def test_without_a_manifest_an_output_is_none(bench: Bench, sixty: Path, folder: str) -> None:
+    """Killed between the output and the manifest, the job goes on from its segments."""
+    store = store_in(folder)
+    publish = store.publish
+
+    def half(good: Any, bad: Any, manifest: Any) -> None:
+        publish(good, bad, manifest)
+        memory().rm_file(store.manifest)
+        raise Killed
+
+    store.publish = half  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        bench.run(sixty, store)
+    whole, steps = memory().cat_file(store.output), bench.steps
+    bench.run(sixty, store_in(folder), resume=True)
+    assert memory().cat_file(store.output) == whole and store.read_manifest() is not None
+    assert bench.steps == steps
+
+
+def test_a_lease_is_made_once() -> None:
+    fs, path = memory(), f"/lease-{uuid.uuid4().hex}"
+    assert create(fs, path, b"ours") and not create(fs, path, b"theirs")
+    assert create(fs, path, b"ours")  # the answer to our first write may have been lost
+    fs.rm_file(path)
+
+
+def test_a_holder_that_lives_keeps_its_lease(folder: str) -> None:
+    first = Lease(memory(), folder, seconds=10.0)
+
+    def beat(seconds: float) -> None:
+        first._renewed -= 100
+        first.renew()
+
+    with pytest.raises(JobLockedError, match="another process works on this job"):
+        Lease(memory(), folder, seconds=10.0, sleep=beat)
+    slept: list[float] = []
+    second = Lease(memory(), folder, seconds=10.0, sleep=slept.append)
+    assert second.number == 2 and sum(slept) == pytest.approx(10.0)
+    with pytest.raises(JobLockedError, match="has taken this job over"):
+        first.check()
+    second.release()
+    assert Lease(memory(), folder, seconds=10.0, sleep=lambda seconds: pytest.fail("waited")).number == 3
+
+
+def test_one_who_has_lost_the_lease_writes_no_more(folder: str) -> None:
+    slow = Segments(memory(), folder, segment_seconds=1000.0, lease_seconds=0.01)
+    slow.begin({"job": 1})
+    slow.append(Record(1, "a", "", 5, True, "", 1, 1, b"slow"))
+    other = Segments(memory(), folder, lease_seconds=0.01)
+    assert other.index.done == 0 and other.index.header == {"job": 1}
+    with pytest.raises(JobLockedError, match="this one stops"):
+        slow.sync()
+    other.append(Record(1, "a", "", 5, True, "", 1, 1, b"fast"))
+    other.sync()
+    slow.close()
+    other.close()
+    third = Segments(memory(), folder)
+    assert list(third.rows(good=True)) == [b"fast\n"]
+    third.close()
