@@ -1,6 +1,5 @@
 """`distaff bench`: how fast this machine runs a model."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..backends.errors import InvalidParameterError, UsageError
+from ..backends.errors import UsageError
 from .bench_tables import print_reports
 from .options import (
     Backend,
@@ -34,6 +33,7 @@ from .options import (
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
+from .spans import parse_span
 from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
 
 if TYPE_CHECKING:
@@ -174,7 +174,10 @@ def bench_offline(
     With --policy all these are those of the first one, and "policies" lists such an object of each.
     """
     with reporting(debug):
-        spans = {"prompt_len": _span("--prompt-len", prompt_len), "output_len": _span("--output-len", output_len)}
+        spans = {
+            "prompt_len": parse_span("--prompt-len", prompt_len),
+            "output_len": parse_span("--output-len", output_len),
+        }
         options = {
             "dtype": dtype.value,
             "backend": backend,
@@ -305,11 +308,3 @@ def _encoder(llm: "LLM") -> "Callable[[str], Sequence[int]]":
         return llm.tokenizer.encode(text)
 
     return encode
-
-
-def _span(option: str, text: str) -> tuple[int, int]:
-    """Reads "32:384", or one number for both."""
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
-    if found is None:
-        raise InvalidParameterError(option, text, "LOW:HIGH, such as 32:384")
-    return int(found[1]), int(found[2] or found[1])

@@ -12,6 +12,7 @@ from . import (
     bench,
     bench_host,
     bench_kernels,
+    bench_serve,
     convert,
     doctor,
     export,
@@ -64,6 +65,7 @@ app.add_typer(layout.app, name="layout")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(models.app, name="models")
 bench.app.command("host")(bench_host.bench_host)
+bench.app.command("serve", cls=SectionedCommand)(bench_serve.bench_serve)
 bench.app.command("kernels")(bench_kernels.bench_kernels)
 app.add_typer(bench.app, name="bench")
 app.command("backends")(backends.backends)

@@ -59,7 +59,7 @@ def _ask(line: str, where: str, vocab_size: int | None, source: random.Random, s
         raise UsageError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: expected {_EXPECTED}, found {line.strip()[:80]}")
-    at: Any = value["timestamp"] / 1e3 if _is_number(value.get("timestamp")) else value.get("at")
+    at: Any = value["timestamp"] / 1e3 if _is_number(value.get("timestamp")) else value.get("at", 0.0)
     max_tokens = _first(value, "max_tokens", "output_len", "output_length")
     if not _is_number(at) or not _is_whole(max_tokens):
         raise UsageError(f"{where}: expected {_EXPECTED}, found {line.strip()[:80]}")

@@ -9,19 +9,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ...backends.errors import DistaffError
-from ..client.target import MAX_MESSAGE_BYTES, Target
+from ..client.target import Target
+from ..rpc.settings import RpcSettings
+from ..rpc.tls import TlsFiles, server_credentials
 from .prefix_map import PrefixMap
 from .proxy import Proxy, Reader
 from .upstream import Poll, Upstream
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error
-)
+_HEALTH_SECONDS = 1.0  # a watcher that does not read keeps nobody from shutting down
 _FORCED = 128 + signal.SIGTERM
 
 
@@ -30,6 +25,7 @@ class Router:
 
     Args:
         targets: the servers.
+        settings, tls: where it listens, and how.
         readers: how to find the prompt in a request, for each method that has one.
         everywhere: methods whose calls go to all servers; each joins their answers into one.
         poll: asks a server how busy it is.
@@ -43,39 +39,37 @@ class Router:
         self,
         targets: Sequence[Target],
         *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        credentials: grpc.ServerCredentials | None = None,
+        settings: RpcSettings | None = None,
+        tls: TlsFiles | None = None,
         readers: Mapping[str, Reader],
         everywhere: Mapping[str, Callable[[Sequence[bytes]], bytes]],
         poll: Poll | None = None,
         services: Sequence[str] = (),
     ) -> None:
-        self.port = port
+        self.settings = settings or RpcSettings()
+        self.port = self.settings.port
+        self._tls = tls
         self.prefixes = PrefixMap()
         self.upstreams = [
             Upstream(target, poll=poll, on_return=self._returned, on_change=self._changed) for target in targets
         ]
         self.proxy = Proxy(self.upstreams, readers=readers, everywhere=everywhere, prefixes=self.prefixes)
-        self._host, self._credentials = host, credentials
         self._services = ("", *services)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=self.settings.arguments())
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Router":
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._server.add_generic_rpc_handlers((self.proxy,))
-        address = f"{self._host}:{self.port}"
+        address = self.settings.address
         try:
-            if self._credentials is None:
+            if self._tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, self._credentials)
+                self.port = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
-            raise DistaffError(
-                f"{address}: cannot listen there; is the port taken? --port 0 picks a free one"
-            ) from error
+            raise DistaffError(f"cannot listen on {address}: is it taken? Port 0 takes a free one") from error
         await self._tell_health()
         await self._server.start()
         for upstream in self.upstreams:
@@ -93,7 +87,8 @@ class Router:
     async def drain(self, grace: float) -> None:
         """Takes no calls any more, and gives those that run `grace` seconds."""
         self.proxy.draining = True
-        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _HEALTH_SECONDS)
         await self.proxy.idle(grace)
 
     @property

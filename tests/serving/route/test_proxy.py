@@ -14,6 +14,7 @@ from distaff.serving.client.errors import details_of
 from distaff.serving.client.target import Target
 from distaff.serving.route.prompts import Prompt
 from distaff.serving.route.router import Router
+from distaff.serving.rpc.settings import RpcSettings
 
 from .echo import METHOD, Echo
 
@@ -38,7 +39,10 @@ async def scene(count: int = 2) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         echoes = [await stack.enter_async_context(Echo(name)) for name in "abcd"[:count]]
         router = Router(
-            [Target(echo.target) for echo in echoes], readers=READERS, everywhere={"/test.Echo/All": joined}
+            [Target(echo.target) for echo in echoes],
+            settings=RpcSettings(port=0),
+            readers=READERS,
+            everywhere={"/test.Echo/All": joined},
         )
         await stack.enter_async_context(router)
         await until(lambda: all(upstream.standing.ready for upstream in router.upstreams))
