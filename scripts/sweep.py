@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Of a sweep, as plan --out made it.")]
-RowId = Annotated[str, typer.Argument(metavar="ID", help="Of a row; its first characters will do.")]
+RowId = Annotated[str, typer.Argument(metavar="ID", help="Of a row, or its first characters; best is the first row.")]
 
 
 @app.callback()
@@ -211,7 +211,7 @@ def explain(
 
     \b
     Examples:
-      distaff sweep explain run 1a2b
+      distaff sweep explain run best
       distaff sweep explain run 1a2b --json
 
     \b
@@ -286,6 +286,77 @@ def emit(
             typer.echo(text, nl=False)
         else:
             output.write_text(text, "utf-8")
+
+
+@app.command("report")
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: report.html in the folder]")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a sweep as one HTML file: the Pareto plot, details on hover, filters, layouts drawn on their devices.
+
+    \b
+    Examples:
+      distaff sweep report run
+      distaff sweep report run -o report.html
+    """
+    with reporting(debug):
+        from ..sharding.sweep.page import page
+        from ..sharding.sweep.store import load
+
+        path = output or folder / "report.html"
+        path.write_text(page(load(folder)), "utf-8")
+        typer.echo(str(path))
+
+
+@app.command("calibrate")
+def calibrate(
+    points: Annotated[
+        Path,
+        typer.Option("--points", metavar="FILE", help="YAML: a list of measured steps (docs/sweep.md has the fields)."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="For plan --calibration. [default: stdout]")
+    ] = None,
+    chips_file: ChipsFile = None,
+    figures: Figures = None,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit what chips reach of their nominal rates to measured steps, and say how far off it is.
+
+    Each point is predicted by a fit to all the others; the errors of these are what is reported, and they set the
+    bounds low and high.
+
+    \b
+    Examples:
+      distaff sweep calibrate --points measured.yaml -o calibration.yaml
+      distaff sweep plan -m llama-3.1-8b --hw v5e:4x4 --calibration calibration.yaml
+
+    \b
+    --json prints one object: best, mean_error, worst_error, points (name, ms, fitted_ms, left_out_ms, error).
+    """
+    with reporting(debug):
+        prepare_devices()
+        from ..sharding.sweep.calibrate import calibrate as fit
+        from ..sharding.sweep.calibration import calibration_yaml
+        from .sweep_points import calibration_object, print_calibration, read_points
+
+        found = fit(read_points(points, chip_table(chips_file, figures, None), offline=offline))
+        about = calibration_object(found)
+        text = calibration_yaml(found.efficiencies(points.name), about=about)
+        if output is not None:
+            output.write_text(text, "utf-8")
+        if json:
+            print_json(about)
+        else:
+            print_calibration(found)
+            if output is None:
+                typer.echo("\n" + text, nl=False)
 
 
 def _layout(row: dict[str, Any]) -> "Layout":

@@ -31,12 +31,12 @@ class Sweep:
     pairs: list[Row]
 
     def row(self, given: str) -> Row:
-        """The row of an id, or of the beginning of one.
+        """The row of an id, or of the beginning of one; the first one of "best".
 
         Raises:
             SweepFileError: none, or several.
         """
-        found = [row for row in self.rows if row["id"].startswith(given)]
+        found = self.rows[:1] if given == "best" else [row for row in self.rows if row["id"].startswith(given)]
         if len(found) != 1:
             known = ", ".join(row["id"] for row in (found or self.rows)[:5])
             raise SweepFileError(

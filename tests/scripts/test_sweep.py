@@ -1,0 +1,199 @@
+"""`distaff sweep`: planned, explained, compared, written out and shown."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distaff.scripts.sweep_request import model_config, parse_time
+from distaff.scripts.sweep_tables import draw_front
+from distaff.scripts.sweep_verify import BUILDER
+from distaff.sharding.parsing import parse_layout
+from distaff.sharding.presets import preset
+from distaff.sharding.sweep.compile_cache import CompileCache
+from distaff.sharding.sweep.verify import Verified, checks_of, compiled_row, ordered, run_checks
+
+type Run = Callable[..., int]
+type Capture = pytest.CaptureFixture[str]
+
+TINY = "llama:layers=2,embed=256,mlp=512,heads=4,kv_heads=2,vocab=512"
+PLAN = ("sweep", "plan", "-m", TINY, "--hw", "v5e:2x2", "--batch", "1:8", "--isl", "128", "--osl", "32")
+
+
+@pytest.fixture
+def planned(distaff: Run, capsys: Capture, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    assert distaff(*PLAN, "--out", str(tmp_path / "run"), "--json") == 0
+    return tmp_path / "run", json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_is_explained_compared_and_written_out(
+    planned: tuple[Path, dict[str, Any]], distaff: Run, capsys: Capture, tmp_path: Path
+) -> None:
+    folder, found = planned
+    first, second = found["rows"][:2]
+    assert found["summary"]["candidates"] > 20 and first["evidence"] == "analytic"
+    assert distaff("sweep", "explain", str(folder), first["id"]) == 0
+    assert "twice the memory bandwidth" in capsys.readouterr().out
+    assert distaff("sweep", "diff", str(folder), first["id"], second["id"]) == 0
+    assert f"{first['id']}" in capsys.readouterr().out
+    path = tmp_path / "layout.yaml"
+    assert distaff("sweep", "emit", str(folder), first["id"][:5], "-o", str(path)) == 0
+    read = parse_layout(str(path), num_devices=4)
+    wanted = preset(first["preset"], first["mesh"])
+    assert (read.mesh, read.rules, read.prefill) == (wanted.mesh, wanted.rules, wanted.prefill)
+
+
+def test_the_table_has_a_front_and_targets(distaff: Run, capsys: Capture) -> None:
+    assert distaff(*PLAN, "--slo-tpot", "1ms", "--objective", "throughput") == 0
+    out = capsys.readouterr().out
+    assert (
+        "tokens/s for each chip; * nothing is better in both" in out and "estimates that no chip has confirmed" in out
+    )
+    assert "rows meet it" in out
+    assert distaff(*PLAN, "--slo-ttft", "1ms", "--slo-tpot", "0.0001ms") == 0
+    out = capsys.readouterr().out
+    assert "no candidate meets it; nearest:" in out and "tpot" in out.split("nearest:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--hw", "v99:2x2"), "chip 'v99' is not in the hardware table"),
+        (("--hw", "v5e:3x3"), "no v5e slice is 3 chips long"),
+        (("--hw", "wse3:1"), "its dense peak is not known; give it with --set wse3.flops=N"),
+        (("--hw", "v5e:2x2", "--objective", "energy"), "the power of v5e is not known; give it with --set"),
+        (("--hw", "v5e:2x2", "--batch", "8:1"), "8 is above 1"),
+        (("--hw", "v5e:2x2", "--weights", "int3"), "precisions are fp32, bf16"),
+        (("--hw", "v5e:2x2", "--axes", "tensors"), "mesh axes are data"),
+        (("--hw", "v5e:2x2", "--slo-ttft", "fast"), "a time such as 500ms"),
+        (("--hw", "v5e:2x2", "--trace", "nowhere"), "--trace nowhere: line 1 is not a JSON object"),
+        (("--hw", "v5e:1x1", "--isl", "900000", "--batch", "64"), "does not fit: v5e:1x1: a device needs at least"),
+    ],
+)
+def test_bad_input_is_said_with_exit_code_2(
+    arguments: tuple[str, ...], says: str, distaff: Run, capsys: Capture
+) -> None:
+    assert distaff("sweep", "plan", "-m", TINY, *arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_model_is_a_family_with_numbers_or_a_file(tmp_path: Path) -> None:
+    config = model_config(TINY, offline=True)
+    assert (config.num_layers, config.layers[0].attention.head_dim, config.tied) == (2, 64, False)
+    assert model_config("llama-3.1-8b", offline=True).num_layers == 32
+    assert parse_time("--slo-ttft", "1.5s") == 1.5 and parse_time("--slo-ttft", "20ms") == pytest.approx(0.02)
+
+
+def test_a_trace_gives_the_workload(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text('{"input_tokens": 100, "output_tokens": 10}\n{"input_tokens": 300, "output_tokens": 30}\n')
+    assert distaff(*PLAN[:-4], "--trace", str(trace), "--json") == 0
+    asked = json.loads(capsys.readouterr().out)["asked"]
+    assert (asked["isl"], asked["osl"], asked["longest"]) == (200, 20, 330)
+
+
+def test_the_front_is_drawn_with_the_fastest_to_the_left() -> None:
+    rows = [
+        {"fits": True, "tpot_ms_best": wait, "tokens_per_second_per_chip": tokens, "pareto": best}
+        for wait, tokens, best in ((1, 10, True), (10, 100, True), (10, 10, False))
+    ]
+    lines = draw_front(rows)
+    assert lines[1].endswith("*") and lines[1].startswith("100 |")
+    assert lines[14].startswith(" 10 |*") and lines[14].endswith(".")
+
+
+def test_calibration_reports_what_it_leaves_out(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
+    """Steps that take what chips with known efficiencies would: they are found again."""
+    assert distaff(*PLAN, "--json", "--phase", "decode", "--isl", "4000") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    steps = [
+        {"model": TINY, "hw": row["hw"], "layout": row["layout"], "phase": "decode", "rows": row["batch"],
+         "context": 4016, "ms": row["decode_ms"]["total"]}
+        for row in rows if ":" not in row["layout"]
+    ]  # fmt: skip
+    points, made = tmp_path / "points.yaml", tmp_path / "calibration.yaml"
+    points.write_text(yaml.safe_dump(steps))
+    assert distaff("sweep", "calibrate", "--points", str(points), "-o", str(made), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["mean_error"] < 0.05 and len(found["points"]) == len(steps)
+    assert distaff(*PLAN, "--calibration", str(made), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["asked"]["efficiencies"]["origin"] == "points.yaml"
+
+
+def browser() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("needs Chromium")
+    return found
+
+
+@pytest.mark.slow
+def test_the_report_shows_details_on_hover(planned: tuple[Path, dict[str, Any]], distaff: Run, capsys: Capture) -> None:
+    folder, found = planned
+    assert distaff("sweep", "report", str(folder)) == 0
+    path = folder / "report.html"
+    hover = "document.querySelectorAll('circle')[0].dispatchEvent(new MouseEvent('mouseenter'))"
+    path.write_text(path.read_text().replace("</body>", f"<script>{hover}</script></body>"))
+    dom = subprocess.run(
+        [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    shown = dom.split('id="detail"')[1]
+    assert dom.count("<circle") == sum(row["fits"] for row in found["rows"])
+    assert 'id="front"' in dom and 'id="grid"' in shown and "HBM: weights" in shown
+    assert any(f'data-id="{row["id"]}"' in shown.split(">")[0] for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_the_compiler_agrees_and_is_asked_once(tmp_path: Path, distaff: Run, capsys: Capture) -> None:
+    """Memory of arguments within 0.1 %, what is sent as predicted, and a second run from the cache."""
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    model = "llama:layers=4,embed=1024,mlp=4096,heads=8,kv_heads=4,vocab=4096,head_dim=128"
+    plan = ("sweep", "plan", "-m", model, "--hw", "v5e:2x2", "--batch", "8", "--isl", "1024", "--osl", "128")
+    assert distaff(*plan, "--phase", "decode", "--axes", "tensor", "--out", str(folder)) == 0
+    capsys.readouterr()
+    verify = ("sweep", "verify", str(folder), "--top", "1", "--cache", str(cache), "--json")
+    if (code := distaff(*verify)) == 1 and "libtpu" in (said := capsys.readouterr().err):
+        pytest.skip(said)
+    assert code == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["rows"]
+    step = row["compiled"]["decode"]
+    assert row["evidence"] == "compiled" and row["compiler"].startswith("libtpu")
+    assert step["sends_as_predicted"] and step["cycles"] > 0 and step["estimate_ms"] > 0
+    assert distaff(*verify) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["compiled"], again["cached"]) == (0, 1) and again["seconds"] < 10
+
+
+def test_what_the_compiler_refuses_is_behind_what_it_accepts(
+    planned: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A job whose builder does not exist is an error of all; a refusal in the cache is a row's."""
+    from distaff.backends.hardware import chips
+    from distaff.scripts.sweep_request import request_of
+    from distaff.sharding.sweep.store import load
+
+    folder, _ = planned
+    sweep = load(folder)
+    request = request_of(sweep, chips(), offline=True)
+    row = sweep.rows[0]
+    layout, on = preset(row["preset"], row["mesh"]), request.slices[0]
+    checks = checks_of(request, row, layout, on, builder=BUILDER, phases=("decode",))
+    assert not isinstance(checks, str)
+    cache = CompileCache(tmp_path / "cache")
+    cache.put(checks[0].job, {"kind": "hbm", "message": "too much"})
+    (found,) = run_checks(checks, cache, timeout=1)
+    assert isinstance(found, Verified) and found.cached and found.refused is not None
+    refused = compiled_row(row, [found], request, layout, on)
+    assert refused["evidence"] == "refused" and refused["reason"] == "decode: hbm: too much" and not refused["fits"]
+    assert ordered([refused, *sweep.rows[1:]])[-1]["id"] == row["id"]
+    eight = {**row, "weights": "int8"}
+    assert "steps compute with weights of fp32, bf16 alone" in str(
+        checks_of(request, eight, layout, on, builder=BUILDER, phases=("decode",))
+    )
