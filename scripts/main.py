@@ -13,6 +13,7 @@ from . import (
     bench_host,
     bench_kernels,
     bench_serve,
+    chat,
     convert,
     doctor,
     export,
@@ -20,6 +21,7 @@ from . import (
     hardware,
     layout,
     models,
+    route,
     sweep,
 )
 from .reporting import exit_code_of
@@ -68,6 +70,8 @@ bench.app.command("host")(bench_host.bench_host)
 bench.app.command("serve", cls=SectionedCommand)(bench_serve.bench_serve)
 bench.app.command("kernels")(bench_kernels.bench_kernels)
 app.add_typer(bench.app, name="bench")
+app.command("chat", cls=SectionedCommand)(chat.chat)
+app.command("route", cls=SectionedCommand)(route.route)
 app.command("backends")(backends.backends)
 app.command("doctor")(doctor.doctor)
 app.command("hardware")(hardware.hardware)

@@ -1,0 +1,309 @@
+"""`distaff chat`: a conversation with a running server, in the terminal."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..backends.errors import DistaffError, UsageError
+from .client_options import Ca, Target, TokenFile, read_token
+from .options import Debug, Json
+from .output import TextStream, print_json
+from .reporting import reporting
+from .sampling_options import (
+    END,
+    FrequencyPenalty,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    given,
+)
+
+if TYPE_CHECKING:
+    from ..serving.client import Result
+    from ..serving.client.conversation import Conversation
+
+HELP = """\
+/system TEXT   begin anew, with this before the conversation; without TEXT, with nothing
+/reset         forget what was said
+/retry         ask the last question once more
+/set NAME=X    change a sampling parameter, such as temperature=0; without X, back to its default
+/save FILE     write the conversation as JSON
+/load FILE     go on with a saved one
+/help          these lines
+/quit          leave, as does Ctrl-D
+Ctrl-C ends an answer, or leaves. A line that ends in \\ goes on with the next one."""
+
+
+def chat(
+    message: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Ask this, print the answer, and end; - stands for what is piped in.", metavar="MESSAGE..."
+        ),
+    ] = None,
+    target: Target = "127.0.0.1:50051",
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="What to ask. [default: what is served]")] = "",
+    system: Annotated[
+        str | None, typer.Option("--system", help="What stands before the conversation.", metavar="TEXT")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option("--load", help="Go on with a conversation that was saved.", metavar="FILE")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the conversation here when it ends.", metavar="FILE")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            help="Most tokens of an answer. [default: what the context holds]",
+            metavar="N",
+            rich_help_panel=END,
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    frequency_penalty: FrequencyPenalty = None,
+    stop: Stop = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Talk with a model that a server serves (distaff serve).
+
+    In a terminal it asks for your next message until you leave; with MESSAGE, or with a text piped in, it answers once:
+    the answer goes to stdout, all else to stderr. The server needs a model with a chat template.
+
+    \b
+    Examples:
+      distaff chat
+      distaff chat "Why is the sky blue?"
+      distaff chat --system "Answer in French." --temperature 0 --save talk.json
+      git diff | distaff chat "Describe this change in one line:" -
+      distaff chat --target grpcs://llm.example.org:443 --token-file token.txt
+
+    \b
+    In a terminal:
+      /system TEXT  /reset  /retry  /set NAME=X  /save FILE  /load FILE  /help  /quit
+
+    \b
+    --json, with a MESSAGE or a pipe, prints one object:
+      id, text, token_ids, finish_reason, usage, timings, seed, choices, prompt_logprobs
+    """
+    with reporting(debug):
+        sampling = given(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop,
+        )
+        sampling["max_tokens"] = max_tokens
+        question = _question(message)
+        if question is None and json:
+            raise UsageError("--json is for one answer: give a message, or pipe one in")
+        from ..serving.client import Client
+        from ..serving.client.conversation import Conversation
+
+        with Client(target, token=read_token(token_file), ca=ca) as client:
+            conversation = Conversation(client, system=system, sampling={**sampling, "model": model or None})
+            if history is not None:
+                conversation.load(history)
+            if question is None:
+                served = client.model(model)
+                if not served.has_chat_template:
+                    raise UsageError(f"{served.name} has no chat template: it goes on with texts, but holds no talks")
+                Terminal(conversation, served.name, target).run()
+            else:
+                _answer_once(conversation, question, as_json=json)
+            if save is not None:
+                conversation.save(save)
+
+
+def _question(message: list[str] | None) -> str | None:
+    """What is asked once: the words, "-" among them for what is piped in; or that alone. None for a talk."""
+    if message:
+        return " ".join(f"\n{_piped()}\n" if word == "-" else word for word in message).strip("\n")
+    if sys.stdin.isatty():
+        return None
+    question = _piped()
+    if not question.strip():
+        raise UsageError('no message: give one, as in: distaff chat "Why is the sky blue?", or pipe a text in')
+    return question
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read().strip("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin: is not UTF-8 ({error}); expected a text") from error
+
+
+def _answer_once(conversation: "Conversation", question: str, *, as_json: bool) -> None:
+    stream = TextStream()
+    result = conversation.say(question, (lambda _: None) if as_json else stream.write)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    stream.finish()
+    if sys.stderr.isatty():
+        sys.stderr.write(statistics(result) + "\n")
+
+
+def statistics(result: "Result") -> str:
+    """What an answer took, on one line."""
+    usage, times = result.usage, result.timings
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    decoded = usage.completion_tokens - 1
+    speed = f", {decoded / times.decode:.1f} tokens/s" if times.decode > 0 and decoded > 0 else ""
+    ended = "" if result.finish_reason in ("eos", "stop_string", "stop_token") else f", ended by {result.finish_reason}"
+    return (
+        f"[{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens; first token after "
+        f"{times.first_token:.2f} s{speed}{ended}]"
+    )
+
+
+class Terminal:
+    """Reads lines, shows answers.
+
+    Args:
+        read: asks for a line; raises EOFError at the end.
+    """
+
+    def __init__(
+        self, conversation: "Conversation", model: str, target: str, *, read: Callable[[str], str] | None = None
+    ) -> None:
+        from rich.console import Console
+
+        self._conversation, self._model, self._target = conversation, model, target
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._read = read or self._console.input
+        self._running = True
+        self._commands: Mapping[str, Callable[[str], None]] = {
+            "/system": self._system,
+            "/reset": self._reset,
+            "/retry": self._retry,
+            "/set": self._set,
+            "/save": self._save,
+            "/load": self._load,
+            "/help": lambda _: self._note(HELP),
+            "/quit": lambda _: self._quit(),
+        }
+
+    def run(self) -> None:
+        """Goes on until the user leaves."""
+        self._note(f"{self._model} at {self._target}; /help tells what there is besides talking")
+        for line in self._lines():
+            try:
+                self._take(line)
+            except DistaffError as error:
+                self._console.print(f"error: {error}", style="red", markup=False)
+            if not self._running:
+                return
+
+    def _take(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        if not name.startswith("/"):
+            self._say(line)
+        elif name in self._commands:
+            self._commands[name](rest.strip())
+        else:
+            self._note(f"there is no {name}; there are\n{HELP}")
+
+    def _lines(self) -> Iterator[str]:
+        while True:
+            try:
+                line = self._read("[bold]>[/bold] ")
+                while line.endswith("\\"):
+                    line = line[:-1] + "\n" + self._read("[bold].[/bold] ")
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            if line.strip():
+                yield line
+
+    def _say(self, text: str) -> None:
+        stream = TextStream()
+        try:
+            result = self._conversation.say(text, stream.write)
+        except KeyboardInterrupt:
+            stream.finish()
+            self._note("[stopped]")
+        else:
+            stream.finish()
+            self._note(statistics(result))
+
+    def _system(self, text: str) -> None:
+        self._conversation.reset()
+        self._conversation.system = text or None
+        self._note("a new conversation")
+
+    def _reset(self, _: str) -> None:
+        self._conversation.reset()
+        self._note("a new conversation")
+
+    def _retry(self, _: str) -> None:
+        turns = self._conversation.turns
+        asked = next((number for number in reversed(range(len(turns))) if turns[number]["role"] == "user"), None)
+        if asked is None:
+            raise UsageError("nothing was asked yet")
+        question = turns[asked]["content"]
+        del turns[asked:]
+        self._say(question)
+
+    def _set(self, text: str) -> None:
+        name, equals, value = text.partition("=")
+        if not equals:
+            shown = {key: each for key, each in self._conversation.sampling.items() if each is not None}
+            raise UsageError(f"expected NAME=X, such as temperature=0; set are {shown}")
+        self._conversation.sampling.pop(name.strip(), None)
+        if value.strip():
+            self._conversation.sampling[name.strip()] = _value(value.strip())
+
+    def _save(self, text: str) -> None:
+        self._conversation.save(Path(_named(text)))
+        self._note(f"wrote {text}")
+
+    def _load(self, text: str) -> None:
+        self._conversation.load(Path(_named(text)))
+        self._note(f"{len(self._conversation.turns)} messages")
+
+    def _quit(self) -> None:
+        self._running = False
+
+    def _note(self, text: str) -> None:
+        self._console.print(text, style="dim", markup=False)
+
+
+def _named(text: str) -> str:
+    if not text:
+        raise UsageError("expected the name of a file")
+    return text
+
+
+def _value(text: str) -> Any:
+    """A number where it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
