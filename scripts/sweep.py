@@ -359,6 +359,53 @@ def calibrate(
                 typer.echo("\n" + text, nl=False)
 
 
+@app.command("run")
+def run(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As for generate; random:CONFIG.json has no weights to download.")
+    ],
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Of the CPU: virtual ones.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Requests at once.")] = 8,
+    isl: Annotated[int, typer.Option("--isl", metavar="N", min=1, help="Tokens of a prompt.")] = 32,
+    osl: Annotated[int, typer.Option("--osl", metavar="N", min=2, help="Tokens of an answer.")] = 24,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Times of each layout, in turn.")] = 5,
+    most: Annotated[int, typer.Option("--most", metavar="N", min=1, help="Layouts to run.")] = 16,
+    presets: Annotated[
+        str | None, typer.Option("--presets", metavar="P,...", help="Of these presets alone. [default: all]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to keep it, as plan does.")] = None,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure decode steps of layouts on the devices that are here, beside what is predicted of them.
+
+    The prediction knows the devices by microbenchmarks alone: a product, reading memory, a small and a large sum.
+    Each layout runs in an engine of its own; they take turns, and medians are compared.
+
+    \b
+    Examples:
+      distaff sweep run -m random:config.json --devices 8
+      distaff sweep run -m smollm2-135m-instruct --devices 4 --presets tensor,replica
+
+    \b
+    --json prints one object: rows (as those of plan, with measured_ms) and summary (kendall_tau over the pairs that
+    differ by more than 15 %, pairs, regret, microbenchmarks).
+    """
+    with reporting(debug):
+        prepare_devices(devices)
+        from .sweep_run import print_run, run_layouts
+
+        found = run_layouts(
+            model, devices=devices, batch=batch, isl=isl, osl=osl, rounds=rounds, most=most,
+            presets=None if presets is None else presets.split(","), out=out, offline=offline,
+        )  # fmt: skip
+        if json:
+            print_json(found)
+        else:
+            print_run(found)
+
+
 def _layout(row: dict[str, Any]) -> "Layout":
     from ..sharding.presets import preset
 

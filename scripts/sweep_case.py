@@ -10,6 +10,7 @@ from ..backends.hardware import chip as chip_of
 from ..sharding.presets import preset as layout_of
 from ..sharding.step import ShardedModel
 from ..sharding.step_case import step_case
+from ..sharding.sweep.verify import PAGE
 from .sweep_request import model_config
 
 
@@ -33,7 +34,7 @@ def build(
         rows=rows,
         queries=queries,
         context=max(context, queries),
-        page=getattr(backend, "page_size", 16),
+        page=PAGE,
         kv_dtype=jnp.dtype(kv_dtype),
     )
 

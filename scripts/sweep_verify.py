@@ -98,7 +98,8 @@ def print_verified(found: Mapping[str, Any]) -> None:
             table.append(
                 (
                     *first,
-                    size_text(step["arguments_bytes"]),
+                    f"{size_text(step['arguments_bytes'])} "
+                    f"({step['arguments_bytes'] / step['predicted_arguments_bytes'] - 1:+.2%})",
                     size_text(step["temporary_bytes"]),
                     "as predicted" if step["sends_as_predicted"] else "OTHERWISE",
                     f"{step['flops'] / 1e9:.1f}",

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from ...backends.compile_job import CompileJob
 from ...backends.compile_process import CompileProcess
 from ...backends.compiler.errors import CompileError, CompilerAbortedError, CompileTimeoutError
 from ...backends.compiler.report import CompileReport
 from ...backends.errors import DistaffError
+from ...models.config import ModelConfig
+from ...models.row_state import RowState
 from ..collectives import StepShape, predict
+from ..footprint import footprint
 from ..layout import Layout
 from ..report import comparison
 from .compile_cache import CompileCache
@@ -25,6 +30,8 @@ from .slices import Slice
 from .work import used
 
 KERNELS = ".*attention.*"
+PAGE = 128
+"""Of the caches that are compiled, as the TPU backend has them."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}
 
 
@@ -159,6 +166,15 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["evidence"] == "refused", not row["fits"]))
 
 
+def argument_bytes(config: ModelConfig, layout: Layout, row: Row, shape: StepShape, longest: int) -> int:
+    """Of one device: weights, the pages of the rows' caches, and what is known of each row."""
+    held = footprint(config, layout, _DTYPES[row["weights"]], _DTYPES[row["kv"]])
+    pages = shape.rows * -(-longest // PAGE)
+    state = RowState.empty(shape.rows, longest, config.vocab_size)
+    tables = 4 * pages * len(config.cache_groups)
+    return held.weights + pages * PAGE * held.cache_token + tables + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 def _concerns_all(error: DistaffError) -> bool:
     from ...backends.compiler.errors import CompilerNotFoundError, SchedulesMissingError, UnknownTopologyError
     from ...backends.errors import UsageError
@@ -184,12 +200,16 @@ def _step(
     )
     cycles = report.least_cycles
     kernels = sum(kernel.seconds * kernel.calls for kernel in report.kernels)
+    expected = argument_bytes(
+        request.config, layout, row, found.check.shape, max(request.workload.longest, found.check.shape.queries)
+    )
     estimate = None if cycles is None else cycles / on.chip.clock_hertz + kernels + sending
     counted = row[f"{found.check.phase}_ms"]["total"]
     return {
         "seconds": report.compile_seconds,
         "cached": found.cached,
         "arguments_bytes": memory.arguments,
+        "predicted_arguments_bytes": expected,
         "temporary_bytes": memory.temporaries,
         "peak_bytes": peak,
         "sends_as_predicted": compared["agrees"],

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,8 @@ def test_the_compiler_agrees_and_is_asked_once(tmp_path: Path, distaff: Run, cap
     step = row["compiled"]["decode"]
     assert row["evidence"] == "compiled" and row["compiler"].startswith("libtpu")
     assert step["sends_as_predicted"] and step["cycles"] > 0 and step["estimate_ms"] > 0
+    assert step["arguments_bytes"] == pytest.approx(step["predicted_arguments_bytes"], rel=0.001)
+    assert step["peak_bytes"] == pytest.approx(row["memory_bytes"], rel=0.05)
     assert distaff(*verify) == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["compiled"], again["cached"]) == (0, 1) and again["seconds"] < 10
@@ -197,3 +200,58 @@ def test_what_the_compiler_refuses_is_behind_what_it_accepts(
     assert "steps compute with weights of fp32, bf16 alone" in str(
         checks_of(request, eight, layout, on, builder=BUILDER, phases=("decode",))
     )
+
+
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+}
+
+
+def distaff_process(*arguments: str) -> str:
+    """In a process of its own, with its own devices; its output."""
+    program = "from distaff.scripts.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_layout_that_is_written_out_gives_the_tokens_of_one_device(
+    tiny_model: Path, distaff: Run, capsys: Capture, tmp_path: Path
+) -> None:
+    plan = ("sweep", "plan", "-m", str(tiny_model), "--hw", "v5e:2x4", "--batch", "8", "--out", str(tmp_path / "run"))
+    assert distaff(*plan, "--objective", "latency", "--isl", "64", "--osl", "16") == 0
+    path = tmp_path / "layout.yaml"
+    assert distaff("sweep", "emit", str(tmp_path / "run"), "best", "-o", str(path)) == 0
+    capsys.readouterr()
+    assert parse_layout(str(path), num_devices=8).num_devices == 8
+    generate = ("generate", "-m", str(tiny_model), "--prompt", "Hello there", "--max-tokens", "16", "--json",
+                "--temperature", "0", "--ignore-eos")  # fmt: skip
+    laid = ("--layout", str(path), "--devices", "8")
+    one, many = (json.loads(distaff_process(*generate, *more).splitlines()[-1]) for more in ((), laid))
+    assert many["token_ids"] == one["token_ids"] and len(one["token_ids"]) == 16
+
+
+@pytest.mark.soak
+def test_layouts_on_cpu_devices_are_in_the_predicted_order(tmp_path: Path) -> None:
+    """By microbenchmarks alone; at least 12 layouts, tau at least 0.6 over pairs that differ by more than 15 %, and the
+    pick within 15 % of the best."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(SMALL))
+    found = json.loads(distaff_process("sweep", "run", "-m", f"random:{config}", "--devices", "8", "--json"))
+    for row in found["rows"]:
+        print(row["layout"], row["measured_ms"], row["decode_ms"]["total"])
+    assert sum(row["evidence"] == "measured" for row in found["rows"]) >= 12
+    assert found["summary"]["kendall_tau"] >= 0.6
+    assert found["summary"]["regret"] <= 0.15
