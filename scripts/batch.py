@@ -163,6 +163,14 @@ def run(
             rich_help_panel=JOB,
         ),
     ] = None,
+    tolerate_errors: Annotated[
+        bool,
+        typer.Option(
+            "--tolerate-errors",
+            help="Exit with 0 though some lines failed, where a cluster would try again.",
+            rich_help_panel=JOB,
+        ),
+    ] = False,
     price: Annotated[
         float | None,
         typer.Option(
@@ -281,7 +289,9 @@ def run(
             with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:
                 if job.complete is not None:
                     _report(store, job.complete, price, None, None, as_json=json)
-                    raise typer.Exit(_WITH_ERRORS if job.complete["request_counts"]["failed"] else 0)
+                    raise typer.Exit(
+                        _WITH_ERRORS if job.complete["request_counts"]["failed"] and not tolerate_errors else 0
+                    )
                 with ProgressDisplay(model or "") as display:
                     from ..serving import LLM
                     from ..serving.batch_jobs.on_llm import LLMRun
@@ -305,7 +315,7 @@ def run(
                     _report(store, outcome.manifest, price, llm, dtype, as_json=json)
                 finally:
                     llm.close()
-        if outcome.failed:
+        if outcome.failed and not tolerate_errors:
             raise typer.Exit(_WITH_ERRORS)
 
 

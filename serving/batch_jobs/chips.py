@@ -1,17 +1,13 @@
 """Which chips a job runs on, and what the hardware table says of them."""
 
-from typing import TYPE_CHECKING
-
 import jax
 
 from ...backends.errors import UnsupportedError
 from ...backends.hardware import Chip, chips
 from ...backends.tpu.generations import generation_of
 from ...sharding.backend import ShardedBackend
-
-if TYPE_CHECKING:
-    from ..limits import MachineLimits
-    from ..llm import LLM
+from ..limits import MachineLimits, measure_limits
+from .loaded import Loaded
 
 
 def attached_chip() -> Chip | None:
@@ -26,7 +22,7 @@ def attached_chip() -> Chip | None:
     return next((chip for name, chip in chips().items() if device.platform != "cpu" and name in kind), None)
 
 
-def num_chips(llm: "LLM", chip: Chip | None) -> int:
+def num_chips(llm: Loaded, chip: Chip | None) -> int:
     """Chips in use; a host's CPU is one."""
     devices = 1
     if isinstance(llm.backend, ShardedBackend):
@@ -36,10 +32,8 @@ def num_chips(llm: "LLM", chip: Chip | None) -> int:
     return max(1, devices // (1 if chip is None else chip.devices_per_chip))
 
 
-def limits_of(llm: "LLM", chip: Chip | None, dtype: str) -> "MachineLimits":
+def limits_of(llm: Loaded, chip: Chip | None, dtype: str) -> MachineLimits:
     """Bytes and FLOPs a second of all chips together: by their makers' figures, else measured."""
-    from ..limits import MachineLimits, measure_limits
-
     if chip is None:
         return measure_limits(llm.backend, dtype)
     count = num_chips(llm, chip)

@@ -4,15 +4,14 @@ import hashlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..llm import LLM
+from .loaded import Loaded
 
 _PACKAGES = ("distaff", "jax", "jaxlib", "libtpu")
 
 
-def model_identity(llm: "LLM", name: str, *, dtype: str) -> dict[str, Any]:
+def model_identity(llm: Loaded, name: str, *, dtype: str) -> dict[str, Any]:
     """What must be the same in every run of a job."""
     config = llm.engine.config
     return {
@@ -25,7 +24,7 @@ def model_identity(llm: "LLM", name: str, *, dtype: str) -> dict[str, Any]:
     }
 
 
-def place(llm: "LLM", layout: str | None) -> dict[str, Any]:
+def place(llm: Loaded, layout: str | None) -> dict[str, Any]:
     """What may differ between runs: with `deterministic`, answers may differ in the last bits of numbers then."""
     return {"backend": llm.backend.name, "layout": layout, "versions": versions()}
 

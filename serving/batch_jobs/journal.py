@@ -58,7 +58,7 @@ class Journal:
         """Adds a record; it is on the disk within SYNC_SECONDS, or after `sync`.
 
         Raises:
-            OSError: the disk is full or gone; the journal is as it was before the records that are not there yet.
+            OSError: the disk is full or gone; the journal holds the whole records that it had room for.
         """
         data = record.to_bytes()
         self.index.add(record, self._end + self._pending_bytes)
@@ -126,11 +126,13 @@ class Journal:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
+        written = 0
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.pwrite(self._file, view, self._end + len(data) - len(view)) :]
+            while written < len(data):
+                written += os.pwrite(self._file, memoryview(data)[written:], self._end + written)
         except OSError:
+            # What fits is kept, down to its last whole record.
+            self._end += data.rfind(b"\n", 0, written) + 1
             os.ftruncate(self._file, self._end)
             raise
         self._end += len(data)

@@ -22,6 +22,8 @@ class LocalStore:
     """
 
     def __init__(self, output: Path) -> None:
+        if output.is_dir() or not output.name:
+            raise OutputError(f"{output}: cannot be written, since it is a folder; name a file")
         self.output = output
         self.errors = output.with_name(f"{output.name}.errors.jsonl")
         self.manifest = output.with_name(f"{output.name}.manifest.json")
@@ -29,7 +31,7 @@ class LocalStore:
         folder = output.parent
         if not folder.is_dir():
             raise OutputError(f"{output}: there is no folder {folder}; make it first")
-        if not os.access(folder, os.W_OK) or output.is_dir():
+        if not os.access(folder, os.W_OK):
             raise OutputError(f"{output}: cannot be written; name a file in a folder that may be written")
 
     def __str__(self) -> str:

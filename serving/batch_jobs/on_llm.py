@@ -7,11 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..http.spelling import Spelling
-from ..llm import LLM
 from .answers import Answers
 from .chips import attached_chip, num_chips
 from .identity import model_identity, place
 from .job import Job, Outcome
+from .loaded import Loaded
 from .prepare import Preparer
 from .work import RunWork
 
@@ -20,7 +20,7 @@ _PER_SLOT = 2
 
 
 class LLMRun:
-    """Answers a job with an LLM.
+    """Answers a job with a model.
 
     Args:
         name: what the model was called.
@@ -30,7 +30,7 @@ class LLMRun:
 
     def __init__(
         self,
-        llm: LLM,
+        llm: Loaded,
         job: Job,
         *,
         name: str,

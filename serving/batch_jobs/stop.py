@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .errors import JobStoppedError
 
@@ -29,7 +29,7 @@ class StopSignals:
         self._left = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         # Python's own handlers run between bytecodes of the main thread; this byte is written at once.

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...backends.hardware import chips
 from ...models.config import ModelConfig
 from ...models.costs import Steps, Work, work_of
+from ..limits import MachineLimits
 from ..metrics import Metrics, shares
-
-if TYPE_CHECKING:
-    from ..limits import MachineLimits
 
 _COUNTED = ("steps", "tokens", "drawn", "attended", "read", "seconds", "rows", "bucket_tokens")
 
@@ -72,7 +70,7 @@ def price_of(manifest: Mapping[str, Any]) -> Price | None:
 
 
 def summary(
-    manifest: Mapping[str, Any], *, price: Price | None = None, limits: "MachineLimits | None" = None
+    manifest: Mapping[str, Any], *, price: Price | None = None, limits: MachineLimits | None = None
 ) -> dict[str, Any]:
     """A job's totals over all its runs.
 
@@ -108,7 +106,7 @@ def summary(
     }
 
 
-def _shares_of_limits(runs: Sequence[Mapping[str, Any]], limits: "MachineLimits | None") -> dict[str, Any]:
+def _shares_of_limits(runs: Sequence[Mapping[str, Any]], limits: MachineLimits | None) -> dict[str, Any]:
     """MFU and MBU while the device was at work, batch occupancy and prefix hits, of the last run."""
     run = runs[0] if runs else {}
     seconds = run.get("device_seconds")

@@ -56,6 +56,7 @@ class Bench:
         overwrite: bool = False,
         stop_after: int | None = None,
         on_step: Callable[[], None] = lambda: None,
+        stopping: Callable[[], bool] = lambda: False,
         window: int = 16,
         input: dict[str, Any] | None = None,
     ) -> Outcome:
@@ -84,7 +85,7 @@ class Bench:
                 identity=IDENTITY,
                 advance=advance,
                 capacity=16,
-                stopping=lambda: stop_after is not None and self.steps - begun >= stop_after,
+                stopping=lambda: stopping() or (stop_after is not None and self.steps - begun >= stop_after),
                 on_step=on_step,
                 window=window,
             )

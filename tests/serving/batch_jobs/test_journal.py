@@ -81,7 +81,7 @@ def test_a_record_that_rotted_is_answered_again(tmp_path: Path) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("partial", [0, 1, 17])
+@pytest.mark.parametrize("partial", [0, 1, 17, len(record(6).to_bytes()) + 5])
 def test_a_full_disk_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partial: int) -> None:
     path = tmp_path / "j"
     whole = filled(path)
@@ -95,10 +95,11 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.Mo
     journal = Journal(path)
     monkeypatch.setattr(module.os, "pwrite", full)
     journal.append(record(6))
+    journal.append(record(7))
     with pytest.raises(OSError, match="No space left"):
         journal.sync()
     journal.close()
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole + (record(6).to_bytes() if partial > 20 else b"")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

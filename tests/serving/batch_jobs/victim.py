@@ -1,0 +1,35 @@
+"""A job on the fake engine in a process of its own, to be killed: python -m tests.serving.batch_jobs.victim IN OUT [S].
+
+Each step takes S seconds. Exits as `distaff batch` does.
+"""
+
+import sys
+import time
+
+from distaff.backends.errors import DistaffError
+from distaff.serving.batch_jobs.job import open_store
+from distaff.serving.batch_jobs.stop import StopSignals
+
+from .conftest import Bench
+
+
+def main(source: str, output: str, seconds: str = "0.02", grace: str = "4.5") -> int:
+    stuck = float(seconds)
+    with StopSignals(float(grace)) as signals:
+        print("ready", flush=True)
+        try:
+            outcome = Bench().run(
+                source,
+                open_store(output),
+                resume=True,
+                on_step=lambda: time.sleep(stuck),
+                stopping=lambda: signals.asked,
+            )
+        except DistaffError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+    return 3 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
