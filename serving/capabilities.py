@@ -51,6 +51,10 @@ _FLAG = (1, None, "yes")
 _TEXTS = (("",), ("a", ""), (1,), 1, None)
 _IDS = (5, "5", (-1,), (1.0,), (True,), (MAX_TOKEN_ID + 1,), {1: 2})
 
+MAX_STOP_TEXTS = 64
+MAX_STOP_TEXT_LEN = 1024
+"""Each text is looked for at every token, by the thread that serves everybody."""
+
 PARAMETERS = (
     Parameter(
         "max_tokens",
@@ -178,11 +182,11 @@ PARAMETERS = (
     Parameter(
         "stop",
         (),
-        Texts(),
+        Texts(MAX_STOP_TEXTS, MAX_STOP_TEXT_LEN),
         Where.HOST,
         "Texts that end the answer when they come up; they are left out of it.",
         ("a",),
-        _TEXTS,
+        (("a" * (MAX_STOP_TEXT_LEN + 1),), *_TEXTS),
     ),
     Parameter(
         "stop_token_ids",

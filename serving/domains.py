@@ -76,13 +76,15 @@ class Flag:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of at least one character; a bare one stands for itself."""
+    """Texts of at least one character, and of `longest` at most; a bare one stands for itself."""
 
     limit: int | None = None
+    longest: int | None = None
 
     @property
     def expected(self) -> str:
-        return ("" if self.limit is None else f"at most {self.limit} ") + "texts of at least one character"
+        lengths = "at least one character" if self.longest is None else f"1 to {self.longest} characters"
+        return ("" if self.limit is None else f"at most {self.limit} ") + f"texts of {lengths}"
 
     def read(self, name: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Iterable):
@@ -90,6 +92,9 @@ class Texts:
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not all(isinstance(text, str) and text for text in texts):
             raise InvalidParameterError(name, value, self.expected)
+        longest = max(map(len, texts), default=0)
+        if self.longest is not None and longest > self.longest:
+            raise TooManyError(name, longest, self.longest, "characters in one text")
         return _distinct(name, texts, self.limit, "texts")
 
 

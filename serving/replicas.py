@@ -111,6 +111,10 @@ class Replicas:
         """Whether everything is compiled."""
         return all(engine.is_warm for engine in self.engines)
 
+    def forget_prefixes(self) -> int:
+        """As Engine.forget_prefixes."""
+        return sum(engine.forget_prefixes() for engine in self.engines)
+
     @property
     def is_ready(self) -> bool:
         """As Engine.is_ready, of all."""

@@ -1,8 +1,9 @@
 """Who gets in: places are taken when a call comes, and given back when the engine has let go of it."""
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .errors import OverloadedError
 from .limits import FrontLimits, TenantLimits
@@ -19,23 +20,20 @@ class Occupancy:
     tokens: int = 0
 
 
-@dataclass
 class _Rate:
     """Calls that ended a second, of late."""
 
-    clock: Callable[[], float]
-    value: float = 0.0
-    last: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.last = self.clock()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=64)
 
     def note(self) -> None:
-        now = self.clock()
-        gap = max(now - self.last, 1e-6)
-        self.last = now
-        weight = min(1.0, gap / (gap + 5.0))  # about the last five seconds
-        self.value += weight * (1 / gap - self.value)
+        self._ends.append(self._clock())
+
+    @property
+    def value(self) -> float:
+        """0 where none has ended yet."""
+        return len(self._ends) / max(self._clock() - self._ends[0], 1e-3) if self._ends else 0.0
 
 
 class Place:
@@ -83,12 +81,13 @@ class Admission:
     Attributes:
         total: what everybody has under way.
         tenants: the same for each tenant that has something.
+        limits: may be replaced at any time.
     """
 
     def __init__(self, limits: FrontLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = Occupancy()
         self.tenants: dict[str, Occupancy] = {}
-        self._limits = limits
+        self.limits = limits
         self._rate = _Rate(clock)
 
     def enter(self, tenant: str) -> Place:
@@ -123,13 +122,13 @@ class Admission:
     def retry_after(self) -> float:
         """Seconds until a place is likely to be free: what waits, by how fast calls end."""
         if self._rate.value <= 0:
-            return self._limits.retry_after
+            return self.limits.retry_after
         seconds = (self.total.queued + 1) / self._rate.value
-        return min(max(seconds, 0.1, self._limits.retry_after / 10), _LONGEST_RETRY)
+        return min(max(seconds, 0.1, self.limits.retry_after / 10), _LONGEST_RETRY)
 
     def _both(self, tenant: str) -> tuple[tuple[Occupancy, TenantLimits, str], ...]:
         own = self.tenants.get(tenant) or Occupancy()
-        return (self.total, self._limits.total, "the server"), (own, self._limits.of(tenant), "this client")
+        return (self.total, self.limits.total, "the server"), (own, self.limits.of(tenant), "this client")
 
     def _check(self, what: str, count: int, limit: int | None, whose: str) -> None:
         if limit is not None and count > limit:

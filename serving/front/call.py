@@ -43,6 +43,7 @@ class Call:
         cache_salt: prefixes are shared among calls of the same salt only.
         tenant: who it counts for; from authentication, never from the request.
         traceparent: W3C trace context.
+        user: who the client says that it asks for; told in the log alone.
 
     Raises:
         InvalidParameterError: a field that no server could honour.
@@ -61,6 +62,7 @@ class Call:
     use_prefix_cache: bool = True
     tenant: str = ""
     traceparent: str | None = None
+    user: str = ""
 
     def __post_init__(self) -> None:
         if len(self.id) > MAX_ID_LEN or not self.id.isprintable():

@@ -67,3 +67,7 @@ class AuthenticationError(DistaffError):
 
 class ForbiddenError(DistaffError):
     """Who calls may not do this."""
+
+
+class NotPossibleError(DistaffError):
+    """The server is not in a state, or not set up, to do this."""

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -23,13 +24,15 @@ from .card import ModelCard
 from .counters import FrontCounters
 from .errors import DeadlineError, DrainingError, DuplicateIdError, NotReadyError, UnknownModelError
 from .events import Reason
-from .limits import FrontLimits
+from .limits import FrontLimits, TenantLimits
 from .prompts import Prompts
 from .relay import Relay, Wire
 from .status import status_of
 from .stream import Stream
 
 _WORKERS = 2
+_LAST_SECONDS = 1.0
+"""For the engine to let go of requests before it is closed on them."""
 _CHECK_SECONDS = 0.05
 """How often streams and the engine are looked after."""
 
@@ -51,7 +54,7 @@ class Load:
     Attributes:
         waiting, running: calls without a slot, and with one.
         tokens_in_flight: prompt and longest answer of these, summed.
-        pages_used, pages_total: of the KV cache, all groups together; prompts that are only remembered count as used.
+        pages_used, pages_total: of the KV cache, all groups together; prompts that are only remembered hold none.
         streams: calls whose engine work has not ended.
     """
 
@@ -102,8 +105,9 @@ class Front:
         self._clock = clock
         self._prompts = Prompts(tokenizer, card, limits)
         self._admission = Admission(limits, clock)
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[tuple[str, str], Stream] = {}
         self._observers: list[Callable[[State], None]] = []
+        self._watchers: list[Callable[[Call, Stream], None]] = []
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="distaff-front")
         self._relay: Relay | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -118,6 +122,10 @@ class Front:
     def on_state(self, call: Callable[[State], None]) -> None:
         """Calls this in the loop with each new state."""
         self._observers.append(call)
+
+    def on_ended(self, watcher: Callable[[Call, Stream], None]) -> None:
+        """Calls this in the loop with each call that was let in, once the engine has let go of it."""
+        self._watchers.append(watcher)
 
     # Lifetime
 
@@ -148,17 +156,14 @@ class Front:
             self._enter(State.DRAINING)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace)
-        for stream in tuple(self._streams.values()):
-            stream.end(Reason.DRAINED)
-        await self._empty.wait()
+        await self._end_streams(None)
 
     async def close(self) -> None:
         """Ends every call and the engine. Closing again does nothing."""
         if self.state is State.CLOSED:
             return
         self._enter(State.CLOSED)
-        for stream in tuple(self._streams.values()):
-            stream.end(Reason.DRAINED)
+        await self._end_streams(_LAST_SECONDS)
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -193,9 +198,9 @@ class Front:
             self.counters.refused[status_of(error).kind] += 1
             raise
 
-    def cancel(self, id: str) -> bool:
-        """Ends a call; whether there was one. Cancelling again does nothing."""
-        stream = self._streams.get(id)
+    def cancel(self, id: str, *, tenant: str = "") -> bool:
+        """Ends a call of this tenant; whether there was one. Cancelling again does nothing."""
+        stream = self._streams.get((tenant, id))
         if stream is None or stream.cause is not None:
             return False
         stream.end(Reason.CANCELLED)
@@ -225,6 +230,19 @@ class Front:
         """
         return await self._beside(lambda: self._prompts.detokenize(ids))
 
+    async def forget_prefixes(self) -> int:
+        """Empties the prefix cache; how many pages that freed."""
+        return await self._beside(self.engine.forget_prefixes)
+
+    def limit_tenants(self, tenants: Mapping[str, TenantLimits]) -> None:
+        """From now on these are the limits of single tenants; who has more under way keeps it."""
+        self.limits = replace(self.limits, tenants=tenants)
+        self._admission.limits = self.limits
+
+    def seconds_since(self, when: float) -> float:
+        """How long ago something was, such as Stream.opened."""
+        return self._clock() - when
+
     def load(self) -> Load:
         """How busy it is."""
         total, metrics = self._admission.total, self.metrics
@@ -238,6 +256,12 @@ class Front:
             max_batch=metrics.max_batch,
         )
 
+    def check_model(self, name: str) -> None:
+        """Raises UnknownModelError for a name that is not served, where names were given."""
+        if self.served_names and name and name not in self.served_names:
+            names = ", ".join(self.served_names)
+            raise UnknownModelError(f"model is {name[:100]!r}, expected one of those served: {names}")
+
     def streams(self) -> tuple[Stream, ...]:
         """The calls whose engine work has not ended."""
         return tuple(self._streams.values())
@@ -247,20 +271,21 @@ class Front:
     async def _open(self, call: Call) -> Stream:
         arrival = self._clock()
         self._check_state()
-        if self.served_names and call.model and call.model not in self.served_names:
-            names = ", ".join(self.served_names)
-            raise UnknownModelError(f"model is {call.model!r}, expected one of those served: {names}")
+        self.check_model(call.model)
         id = call.id or f"req-{secrets.token_hex(12)}"
-        if id in self._streams:
+        key = call.tenant, id  # what others call their requests is none of a tenant's business
+        if key in self._streams:
             raise DuplicateIdError(f"a request with the id {id!r} is running: choose another, or leave it out")
         if 0.0 in (call.timeout, call.queue_timeout):
             raise DeadlineError("the time given was over when the request arrived")
         place = self._admission.enter(call.tenant)
         stream = Stream(id, counters=self.counters, most=self.limits.max_buffered_events, clock=self._clock)
-        self._streams[id] = stream
+        self._streams[key] = stream
         self._empty.clear()
         stream.when_admitted(lambda stream: place.admitted())
-        stream.when_ended(lambda stream: self._leave(stream, place))
+        stream.when_ended(lambda stream: self._leave(key, stream, place))
+        for watcher in self._watchers:
+            stream.when_ended(partial(watcher, call))
         try:
             await self._submit(call, stream, place, arrival)
         except BaseException as error:
@@ -302,9 +327,9 @@ class Front:
             running = loop.call_later(total, stream.end, Reason.DEADLINE)
             stream.when_ended(lambda stream: running.cancel())
 
-    def _leave(self, stream: Stream, place: Place) -> None:
+    def _leave(self, key: tuple[str, str], stream: Stream, place: Place) -> None:
         place.leave()
-        del self._streams[stream.id]
+        del self._streams[key]
         if not self._streams:
             self._empty.set()
         if stream.submitted:
@@ -323,6 +348,12 @@ class Front:
         if self.state is State.CLOSED:
             raise EngineClosedError("the front is closed")
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    async def _end_streams(self, seconds: float | None) -> None:
+        for stream in tuple(self._streams.values()):
+            stream.end(Reason.DRAINED)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), seconds)
 
     # Looking after it
 

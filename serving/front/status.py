@@ -9,6 +9,7 @@ from ..errors import CacheTooSmallError, ContextLengthError, DeviceError, EmptyP
 from . import errors
 
 HTTP_CODES = {
+    "FAILED_PRECONDITION": 400,
     "INVALID_ARGUMENT": 400,
     "UNAUTHENTICATED": 401,
     "PERMISSION_DENIED": 403,
@@ -57,6 +58,7 @@ _TABLE: tuple[tuple[type[BaseException], str, str, str | None], ...] = (
     (errors.SlowReaderError, "RESOURCE_EXHAUSTED", "slow_reader", None),
     (errors.AuthenticationError, "UNAUTHENTICATED", "unauthenticated", None),
     (errors.ForbiddenError, "PERMISSION_DENIED", "forbidden", None),
+    (errors.NotPossibleError, "FAILED_PRECONDITION", "not_possible", None),
     (asyncio.CancelledError, "CANCELLED", "cancelled", None),
     (ContextLengthError, "INVALID_ARGUMENT", "too_long", "prompt"),
     (CacheTooSmallError, "INVALID_ARGUMENT", "too_long", "max_tokens"),

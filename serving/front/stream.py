@@ -7,7 +7,7 @@ from types import TracebackType
 
 from ...backends.errors import DistaffError
 from ..generation import Result, Start
-from ..results import FinishReason, Timings, TokenEvent, Usage
+from ..results import Completion, FinishReason, Timings, TokenEvent, Usage
 from ..types import Request
 from .buffer import Buffer
 from .counters import FrontCounters
@@ -26,9 +26,10 @@ class Stream(AsyncIterator[Event]):
         id: the call's name.
         cause: why it was ended from outside, if it was.
         admitted: the first event, once it has come.
-        reason: of the choice that ended last.
+        finished: the last event of each choice that has ended.
         usage, timings: once it has ended, of what was done until then.
         prompt_token_ids: what the prompt came to.
+        opened: when it came, by the front's clock.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Stream(AsyncIterator[Event]):
         self.timings = Timings()
         self.prompt_token_ids: tuple[int, ...] = ()
         self.error: BaseException | None = None
-        self.reason: Reason | None = None
+        self.finished: dict[int, Finished] = {}
         self._result: Result | None = None
         self._request: Request | None = None
         self._counters = counters
@@ -49,7 +50,7 @@ class Stream(AsyncIterator[Event]):
         self._buffer = Buffer(most)
         self._counts: list[int] = []
         self._ended = self._discards = False
-        self._read_at = clock()
+        self.opened = self._read_at = clock()
         self._waiter: asyncio.Future[None] | None = None
         self._abort: Callable[[], None] | None = None
         self._on_admitted: list[Callable[[Stream], None]] = []
@@ -72,7 +73,12 @@ class Stream(AsyncIterator[Event]):
             return self.cause.value
         if self.error is not None:
             return Reason.ERROR.value
-        return "done" if self.reason is None else self.reason.value
+        return next((end.reason.value for end in self.finished.values()), "done")
+
+    @property
+    def completion(self) -> Completion | None:
+        """What it came to, if it was to generate text and has ended; cut short where there is a `cause`."""
+        return self._result if isinstance(self._result, Completion) else None
 
     # Reading
 
@@ -207,8 +213,9 @@ class Stream(AsyncIterator[Event]):
         if finish is not None and finish is not FinishReason.ERROR and self.admitted is not None:
             assert self._request is not None
             count = self._counts[index]
-            self.reason = reason_of(finish, event.stopped_by, count, self._request.params, self.cause)
-            self._add(Finished(index, self.reason, event.stopped_by, count))
+            reason = reason_of(finish, event.stopped_by, count, self._request.params, self.cause)
+            self.finished[index] = Finished(index, reason, event.stopped_by, count)
+            self._add(self.finished[index])
 
     def _end(self, end: End) -> None:
         self._ended = True

@@ -1,18 +1,17 @@
 """What the services of other servers' protocols share: how they refuse, and who calls."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 
 from ...backends.errors import UnsupportedError
-from ..front import Call, status_of
-
-type Context = Any
-"""A grpc.aio.ServicerContext; the real one is no subclass of it."""
+from ..front import Call, ForbiddenError, Front, Reason, Stream
+from .callers import current
+from .failures import Context
+from .native_request import metadata, time_left
 
 SEED_MASK = 2**64 - 1
 """Negative seeds of protocols with signed ones become the 64 bits that they are."""
@@ -51,22 +50,45 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-@asynccontextmanager
-async def answering(context: Context) -> AsyncIterator[None]:
-    """Ends an RPC with the status of what is raised inside."""
-    try:
-        yield
-    except grpc.aio.AbortError:
-        raise
-    except Exception as error:
-        status = status_of(error)
-        await context.abort(grpc.StatusCode[status.grpc], status.message)
-
-
 def called(call: Call, context: Context) -> Call:
-    """The call with what the transport knows of it: how long its client waits, and its trace."""
-    left = context.time_remaining()
-    timeouts = [seconds for seconds in (call.timeout, left) if seconds is not None]
-    timeout = max(0.0, min(timeouts)) if timeouts else None
-    trace = {key: value for key, value in context.invocation_metadata() or () if key == "traceparent"}
-    return dataclasses.replace(call, timeout=timeout, traceparent=trace.get("traceparent"))
+    """The call with what the transport knows of it: how long its client waits, who that is, and its trace."""
+    timeouts = [seconds for seconds in (call.timeout, time_left(context)) if seconds is not None]
+    return dataclasses.replace(
+        call,
+        timeout=min(timeouts, default=None),
+        tenant=current.get().tenant,
+        traceparent=metadata(context, "traceparent"),
+    )
+
+
+@asynccontextmanager
+async def opened(front: Front, call: Call, context: Context) -> AsyncIterator[Stream]:
+    """A call's stream, whose events are written to the client inside.
+
+    Raises:
+        SlowReaderError: the client did not take what was written, so the front ended the call.
+    """
+    async with await front.open(called(call, context)) as stream:
+        task = asyncio.current_task()
+
+        def give_up(stream: Stream) -> None:
+            if stream.cause is Reason.SLOW_READER and task is not None:
+                task.cancel()
+
+        stream.when_ended(give_up)
+        try:
+            yield stream
+        except asyncio.CancelledError:
+            if stream.cause is not Reason.SLOW_READER:
+                raise
+    if stream.cause is Reason.SLOW_READER:
+        raise stream.cause_error()
+
+
+def only_for_admins(method: str) -> None:
+    """
+    Raises:
+        ForbiddenError: the caller of this RPC may not use the Admin service, and so not this method either.
+    """
+    if not current.get().admin:
+        raise ForbiddenError(f"{method} is for callers who may use the Admin service")

@@ -1,8 +1,8 @@
 """The service vllm.grpc.engine.VllmEngine: the protocol of vLLM's gRPC server, which gateways speak."""
 
+import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
 
 import grpc
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
@@ -10,8 +10,12 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call, Chat, Finished, Front, State
+from ..generation import Result
 from ..results import Completion, Embedding
-from .compatible import Context, answering, called
+from .callers import current
+from .compatible import called, only_for_admins, opened, refuse
+from .failures import Context
+from .profiler import Profiler
 from .vllm_answer import Answer, input_logprobs
 from .vllm_info import loads, model_info, server_info
 from .vllm_request import embed_call, generate_call, num_kept
@@ -19,15 +23,21 @@ from .vllm_tokenizer import CHUNK_BYTES, TokenizerArchive
 
 SERVICE = pb.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 
+MAX_FLUSH_SECONDS = 3600
+_LOOK_SECONDS = 0.02
+_WHOLE_TRACE = "a trace holds all that the devices do until StopProfile, in the server's folder"
+
 
 class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
     """
     Args:
         front: what serves the calls.
+        profiler: makes traces.
     """
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, profiler: Profiler | None = None) -> None:
         self._front = front
+        self._profiler = profiler or Profiler(None)
         self._archive = TokenizerArchive(front.tokenizer)
         self._started = time.monotonic()
         self._last_request = 0.0
@@ -36,41 +46,33 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
         """Lets a server answer for it."""
         vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(self, server)
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         """Chunks as tokens come, and one complete message for each choice; without `stream` the latter alone."""
         self._last_request = time.time()
-        async with answering(context):
-            call = called(await self._truncated(generate_call(request), request), context)
-            answer = Answer(stream=request.stream, num_top=call.params.logprobs)
-            wants_prompt = call.params.prompt_logprobs is not None
-            async with await self._front.open(call) as stream:
-                async for event in stream:
-                    message = answer.add(event)
-                    if message is not None:
-                        yield message
-                    # What the prompt's tokens are worth is known for certain when all has ended.
-                    if isinstance(event, Finished) and request.stream and not wants_prompt:
-                        for message in answer.completes(None):
-                            yield message
-                of_prompt = None
-                if wants_prompt:
-                    result = await stream.result()
-                    assert isinstance(result, Completion)
-                    of_prompt = _of_prompt(result, call.params.prompt_logprobs or 0)
-                for message in answer.completes(of_prompt):
-                    yield message
+        call = await self._truncated(generate_call(request), request)
+        answer = Answer(stream=request.stream, num_top=call.params.logprobs)
+        wants_prompt = call.params.prompt_logprobs is not None
+        async with opened(self._front, call, context) as stream:
+            async for event in stream:
+                message = answer.add(event)
+                if message is not None:
+                    await context.write(message)
+                # What the prompt's tokens are worth is told when all has ended.
+                if isinstance(event, Finished) and request.stream and not wants_prompt:
+                    for message in answer.completes(None):
+                        await context.write(message)
+            of_prompt = _of_prompt(await stream.result(), call.params.prompt_logprobs)
+            for message in answer.completes(of_prompt):
+                await context.write(message)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """The mean of the last hidden states of the given tokens."""
         self._last_request = time.time()
-        async with answering(context):
-            async with await self._front.open(called(embed_call(request), context)) as stream:
-                result = await stream.result()
-            assert isinstance(result, Embedding)
-            vector = result.vector.tolist()
-            return pb.EmbedResponse(
-                embedding=vector, prompt_tokens=result.usage.prompt_tokens, embedding_dim=len(vector)
-            )
+        async with await self._front.open(called(embed_call(request), context)) as stream:
+            result = await stream.result()
+        assert isinstance(result, Embedding)
+        vector = result.vector.tolist()
+        return pb.EmbedResponse(embedding=vector, prompt_tokens=result.usage.prompt_tokens, embedding_dim=len(vector))
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         """Whether requests are taken."""
@@ -80,7 +82,7 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         """Ends requests by their ids; those that have ended, or never were, are no error."""
         for id in request.request_ids:
-            self._front.cancel(id)
+            self._front.cancel(id, tenant=current.get().tenant)
         return pb.AbortResponse()
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
@@ -91,29 +93,52 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
 
     async def GetLoads(self, request: pb.GetLoadsRequest, context: Context) -> pb.GetLoadsResponse:
         """One entry, for all replicas together; of the sections, "core" is all there is."""
-        async with answering(context):
-            if request.HasField("dp_rank") and request.dp_rank != 0:
-                raise InvalidParameterError("dp_rank", request.dp_rank, "0: all replicas are reported together")
-            return loads(self._front)
+        if request.HasField("dp_rank") and request.dp_rank != 0:
+            raise InvalidParameterError("dp_rank", request.dp_rank, "0: all replicas are reported together")
+        return loads(self._front)
 
-    async def GetTokenizer(
-        self, request: common_pb2.GetTokenizerRequest, context: Context
-    ) -> AsyncIterator[common_pb2.GetTokenizerChunk]:
+    async def GetTokenizer(self, request: common_pb2.GetTokenizerRequest, context: Context) -> None:
         """A zip archive of the tokenizer's files in pieces; the last one has the archive's SHA-256."""
-        async with answering(context):
-            data, digest = await self._archive.read()
-            for start in range(0, len(data), CHUNK_BYTES):
-                end = start + CHUNK_BYTES
-                yield common_pb2.GetTokenizerChunk(data=data[start:end], sha256=digest if end >= len(data) else "")
+        data, digest = await self._archive.read()
+        for start in range(0, len(data), CHUNK_BYTES):
+            end = start + CHUNK_BYTES
+            sha256 = digest if end >= len(data) else ""
+            await context.write(common_pb2.GetTokenizerChunk(data=data[start:end], sha256=sha256))
 
-    async def SubscribeKvEvents(
-        self, request: common_pb2.SubscribeKvEventsRequest, context: Context
-    ) -> AsyncIterator[common_pb2.KvEventBatch]:
-        """Not offered: clients find the load by GetLoads."""
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED, "KV cache events are not published: poll GetLoads for the load instead"
-        )
-        yield common_pb2.KvEventBatch()  # makes this a stream, and is never reached
+    async def SubscribeKvEvents(self, request: common_pb2.SubscribeKvEventsRequest, context: Context) -> None:
+        """Not offered."""
+        reason = "KV cache events are not published: poll GetLoads for the load instead"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+
+    async def FlushCache(
+        self, request: common_pb2.FlushCacheRequest, context: Context
+    ) -> common_pb2.FlushCacheResponse:
+        """Forgets the prefixes that nobody uses, once nothing runs."""
+        only_for_admins("FlushCache")
+        if not 0 <= request.timeout_s <= MAX_FLUSH_SECONDS:
+            raise InvalidParameterError("timeout_s", request.timeout_s, f"seconds from 0 to {MAX_FLUSH_SECONDS}")
+        end = time.monotonic() + request.timeout_s
+        while (running := len(self._front.streams())) and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_SECONDS)
+        if running:
+            return common_pb2.FlushCacheResponse(success=False, message=f"{running} requests are under way")
+        freed = await self._front.forget_prefixes()
+        return common_pb2.FlushCacheResponse(success=True, message=f"{freed} pages are free again")
+
+    async def StartProfile(
+        self, request: common_pb2.StartProfileRequest, context: Context
+    ) -> common_pb2.ProfileResponse:
+        """Begins a trace below the folder that the server was started with, whatever the steps do."""
+        only_for_admins("StartProfile")
+        refuse(request, dict.fromkeys(request.DESCRIPTOR.fields_by_name, _WHOLE_TRACE))
+        self._profiler.start()
+        return common_pb2.ProfileResponse(success=True, message="recording")
+
+    async def StopProfile(self, request: common_pb2.StopProfileRequest, context: Context) -> common_pb2.ProfileResponse:
+        """Writes the trace."""
+        only_for_admins("StopProfile")
+        await asyncio.to_thread(self._profiler.stop)
+        return common_pb2.ProfileResponse(success=True, message="written")
 
     async def _truncated(self, call: Call, request: pb.GenerateRequest) -> Call:
         """The call with the end of its prompt alone, if the request says so."""
@@ -126,5 +151,8 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
         return dataclasses.replace(call, prompt=ids[-count:])
 
 
-def _of_prompt(result: Completion, num_top: int) -> pb.InputLogProbs:
+def _of_prompt(result: Result, num_top: int | None) -> pb.InputLogProbs | None:
+    if num_top is None:
+        return None
+    assert isinstance(result, Completion)
     return input_logprobs(result.prompt_logprobs or (), result.prompt_token_ids, num_top)
