@@ -43,7 +43,9 @@ class Upstream:
         """Calls that were sent there."""
         self._poll = poll
         self._on_return, self._on_change = on_return, on_change
+        self._stub: Any = health_pb2_grpc.HealthStub(self.channel)
         self._was_away = True
+        self._doubted = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -51,11 +53,11 @@ class Upstream:
 
     async def watch(self) -> None:
         """Follows its health until cancelled."""
-        stub: Any = health_pb2_grpc.HealthStub(self.channel)
         wait = _AGAIN_SECONDS[0]
         while True:
+            call = self._stub.Watch(health_pb2.HealthCheckRequest(), metadata=self.target.metadata)
             try:
-                async for answer in stub.Watch(health_pb2.HealthCheckRequest(), metadata=self.target.metadata):
+                while (answer := await self._next(call)) is not None:
                     wait = _AGAIN_SECONDS[0]
                     self._set(answer.status == health_pb2.HealthCheckResponse.SERVING)
             except grpc.aio.AioRpcError as error:
@@ -63,9 +65,23 @@ class Upstream:
                     self._set(True)
                     await asyncio.sleep(_AGAIN_SECONDS[1])
                     continue
+            finally:
+                call.cancel()
             self.lost()
+            self._doubted.clear()
             await asyncio.sleep(wait)
             wait = min(2 * wait, _AGAIN_SECONDS[1])
+
+    async def _next(self, call: Any) -> Any:
+        """The next word on its health; None at the end, or where a call gives reason to ask anew."""
+        answer, doubt = asyncio.ensure_future(call.read()), asyncio.ensure_future(self._doubted.wait())
+        try:
+            await asyncio.wait((answer, doubt), return_when=asyncio.FIRST_COMPLETED)
+            return None if self._doubted.is_set() else answer.result() or None
+        finally:
+            for task in (answer, doubt):
+                task.cancel()
+            await asyncio.gather(answer, doubt, return_exceptions=True)
 
     async def follow_load(self) -> None:
         """Asks it how busy it is, now and again, until cancelled or told that it does not say."""
@@ -79,8 +95,9 @@ class Upstream:
             await asyncio.sleep(_LOAD_SECONDS)
 
     def lost(self) -> None:
-        """It cannot be reached: nothing is sent there until its health says otherwise."""
+        """It cannot be reached: nothing is sent there until its health, asked anew, says otherwise."""
         self._was_away = True
+        self._doubted.set()
         self._set(False)
 
     async def close(self) -> None:
