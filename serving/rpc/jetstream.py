@@ -1,13 +1,12 @@
 """The service jetstream_proto.Orchestrator: the protocol of JetStream, whose clients it outlived."""
 
-from collections.abc import AsyncIterator
-
 import grpc
 
 from ...backends.errors import InvalidParameterError
-from ..front import Call, Delta, Finished, Front, State
+from ..front import Call, Delta, Front, State
 from ..types import SamplingParams
-from .compatible import Context, answering, called, refuse
+from .compatible import opened, refuse
+from .failures import Context
 from .protos.jetstream import jetstream_pb2 as pb
 from .protos.jetstream import jetstream_pb2_grpc
 
@@ -33,20 +32,16 @@ class Orchestrator(jetstream_pb2_grpc.OrchestratorServicer):
         """Lets a server answer for it."""
         jetstream_pb2_grpc.add_OrchestratorServicer_to_server(self, server)
 
-    async def Decode(self, request: pb.DecodeRequest, context: Context) -> AsyncIterator[pb.DecodeResponse]:
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> None:
         """Tokens and their text as they come. An answer cut short from outside ends with an error: the messages
         cannot say so."""
-        async with answering(context):
-            call = called(await self._call(request), context)
-            cut = False
-            async with await self._front.open(call) as stream:
-                async for event in stream:
-                    if isinstance(event, Delta):
-                        yield _message(event, call.params.n)
-                    elif isinstance(event, Finished):
-                        cut = cut or not event.reason.is_complete
-                if cut:
-                    raise stream.cause_error()
+        call = await self._call(request)
+        async with opened(self._front, call, context) as stream:
+            async for event in stream:
+                if isinstance(event, Delta):
+                    await context.write(_message(event, call.params.n))
+        if stream.cause is not None:
+            raise stream.cause_error()
 
     async def HealthCheck(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         """Whether requests are taken."""

@@ -1,17 +1,18 @@
 """The service inference.GRPCInferenceService: the Open Inference Protocol (KServe v2) with Triton's additions."""
 
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from importlib.metadata import version
-from typing import Protocol
 
 import grpc
 from google.protobuf.message import Message
 
 from ...backends.errors import InvalidParameterError
-from ..front import Finished, Front, State, UnknownModelError, status_of
-from .compatible import Context, answering, called, listed
+from ..front import Front, State, UnknownModelError, status_of
+from .compatible import called
+from .failures import Context
 from .kserve_answer import Answer
 from .kserve_model import PLATFORM, Statistics, configuration, metadata
 from .kserve_request import VERSION, read_request
@@ -38,15 +39,7 @@ UNIMPLEMENTED = {
     "LogSettings": _NO_SETTINGS,
 }
 
-
-class _Named(Protocol):
-    """A request that names a model."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
+_log = logging.getLogger(__name__)
 
 
 class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -75,25 +68,23 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """Whether requests for this model are taken."""
-        async with answering(context):
-            self._name(request)
-            return pb.ModelReadyResponse(ready=self._front.state is State.READY)
+        self._name(request.name, request.version)
+        return pb.ModelReadyResponse(ready=self._front.state is State.READY)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name=PLATFORM, version=version("distaff"), extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        async with answering(context):
-            return metadata(self._name(request))
+        return metadata(self._name(request.name, request.version))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        async with answering(context):
-            return pb.ModelConfigResponse(config=configuration(self._name(request), self._front.card))
+        name = self._name(request.name, request.version)
+        return pb.ModelConfigResponse(config=configuration(name, self._front.card))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Of the requests that came through this service since the server started."""
-        async with answering(context):
-            return pb.ModelStatisticsResponse(model_stats=[self._statistics.message(self._name(request))])
+        name = self._name(request.name, request.version)
+        return pb.ModelStatisticsResponse(model_stats=[self._statistics.message(name)])
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         """The model by each of its names."""
@@ -113,7 +104,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One answer in one message."""
-        async with answering(context), aclosing(self._messages(request, context, streams=False)) as messages:
+        async with aclosing(self._messages(request, context, streams=False)) as messages:
             return await anext(messages)
 
     async def ModelStreamInfer(
@@ -127,11 +118,14 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                     async for message in messages:
                         await send(pb.ModelStreamInferResponse(infer_response=message))
             except Exception as error:
+                status = status_of(error)
+                if status.grpc == "INTERNAL":
+                    _log.error("a request failed: %r", error, exc_info=error)
                 failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 failed.parameters["triton_final_response"].bool_param = True
-                await send(pb.ModelStreamInferResponse(error_message=status_of(error).message, infer_response=failed))
+                await send(pb.ModelStreamInferResponse(error_message=status.message, infer_response=failed))
 
-        async with answering(context), aclosing(serve_stream(request_iterator, serve)) as messages:
+        async with aclosing(serve_stream(request_iterator, serve)) as messages:
             async for message in messages:
                 yield message
 
@@ -139,7 +133,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context, *, streams: bool
     ) -> AsyncGenerator[pb.ModelInferResponse]:
         """What answers a request. An answer cut short from outside ends with an error."""
-        started, answered, cut = time.monotonic(), False, False
+        started, answered = time.monotonic(), False
         try:
             asked = read_request(request)
             if asked.stream and not streams:
@@ -150,8 +144,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                     message = answer.add(event)
                     if message is not None:
                         yield message
-                    cut = cut or (isinstance(event, Finished) and not event.reason.is_complete)
-            if cut:
+            if stream.cause is not None:
                 raise stream.cause_error()
             answered = True
             self._statistics.succeeded(stream.timings, time.monotonic() - started)
@@ -165,14 +158,12 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         tokenizer = self._front.tokenizer
         return "" if tokenizer is None else tokenizer.decode([token], skip_special=False)
 
-    def _name(self, request: _Named) -> str:
+    def _name(self, name: str, model_version: str) -> str:
         """The name of the model that is asked for; "" is the one served."""
-        names = self._front.served_names
-        if request.version not in ("", VERSION):
-            raise UnknownModelError(f"version is {request.version[:64]!r}, expected {VERSION!r}, or none")
-        if names and request.name and request.name not in names:
-            raise UnknownModelError(f"model is {request.name[:64]!r}, expected one of those served: {listed(names)}")
-        return request.name or (names[0] if names else self._front.card.name)
+        if model_version not in ("", VERSION):
+            raise UnknownModelError(f"version is {model_version[:64]!r}, expected {VERSION!r}, or none")
+        self._front.check_model(name)
+        return name or (*self._front.served_names, self._front.card.name)[0]
 
 
 def _refusing(method: str, reason: str) -> Callable[[InferenceService, Message, Context], Awaitable[None]]:

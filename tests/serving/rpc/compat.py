@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from distaff.serving.front import Front
+from distaff.serving.rpc.guard import Guard
 
 from ..served import Served, serving
 
@@ -27,10 +28,13 @@ class Reached:
 
 
 @asynccontextmanager
-async def reaching(service: Callable[[Front], Service], **options: Any) -> AsyncIterator[Reached]:
-    """`options` are those of `serving`; at the end nothing may be held."""
+async def reaching(
+    service: Callable[[Front], Service], *, admin: bool = False, **options: Any
+) -> AsyncIterator[Reached]:
+    """`admin` is whether its callers may use the Admin service, `options` are those of `serving`; at the end nothing
+    may be held."""
     async with serving(**options) as served:
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=[Guard(open_admin=admin)])
         service(served.front).add_to(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

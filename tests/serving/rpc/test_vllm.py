@@ -14,6 +14,7 @@ from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from distaff.models.tokenizer import Tokenizer
+from distaff.serving.rpc.profiler import Profiler
 from distaff.serving.rpc.vllm import VllmEngine
 
 from ...fakes import prompt_logprob
@@ -228,5 +229,64 @@ def test_the_tokenizer_arrives_whole(tmp_path: Path) -> None:
             assert read_back.render_chat(chat) == served.tokenizer.render_chat(chat)
         async with engine(with_text=False) as (_, stub), refused("INVALID_ARGUMENT", "no tokenizer"):
             await stub.GetTokenizer(request).read()
+
+    run(test())
+
+
+def test_the_prefix_cache_is_emptied_when_nothing_runs() -> None:
+    async def test() -> None:
+        async with engine(admin=True) as (served, stub):
+            flush = common_pb2.FlushCacheRequest
+            for _ in range(2):
+                _, (whole,) = await read(stub, ask("abcdefgh"))
+            assert whole.cached_tokens
+            served.programs.gate.clear()
+            waiting = asyncio.create_task(read(stub, ask()))
+            await until(served.front.streams)
+            busy = await stub.FlushCache(flush())
+            assert not busy.success and "1 requests" in busy.message
+            flushing = asyncio.ensure_future(stub.FlushCache(flush(timeout_s=10)))
+            served.programs.gate.set()
+            await waiting
+            assert (await flushing).success
+            _, (whole,) = await read(stub, ask("abcdefgh"))
+            assert not whole.cached_tokens
+            async with refused("INVALID_ARGUMENT", "timeout_s"):
+                await stub.FlushCache(flush(timeout_s=float("nan")))
+
+    run(test())
+
+
+def test_traces_go_where_the_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: told.append(folder))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: told.append("stop"))
+
+    async def test() -> None:
+        async with reaching(lambda front: VllmEngine(front, Profiler(tmp_path)), admin=True) as reached:
+            stub = vllm_engine_pb2_grpc.VllmEngineStub(reached.channel)
+            start = common_pb2.StartProfileRequest
+            values = {"output_dir": "/", "start_step": 1, "num_steps": 1, "activities": ["CPU"], "with_stack": True,
+                      "record_shapes": True, "profile_by_stage": True}  # fmt: skip
+            assert values.keys() == set(start.DESCRIPTOR.fields_by_name)
+            for field, value in values.items():
+                async with refused("INVALID_ARGUMENT", f"{field} is set"):
+                    await stub.StartProfile(start(**{field: value}))
+            assert (await stub.StartProfile(start())).success and Path(told[0]).parent == tmp_path
+            assert (await stub.StopProfile(common_pb2.StopProfileRequest())).success and told[1:] == ["stop"]
+
+    run(test())
+
+
+def test_the_server_is_managed_by_admins_alone() -> None:
+    async def test() -> None:
+        async with engine() as (_, stub):
+            for call in (
+                stub.FlushCache(common_pb2.FlushCacheRequest()),
+                stub.StartProfile(common_pb2.StartProfileRequest()),
+                stub.StopProfile(common_pb2.StopProfileRequest()),
+            ):
+                async with refused("PERMISSION_DENIED", "Admin"):
+                    await call
 
     run(test())
