@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,14 @@ def test_python_client(server: Server) -> None:
     text = "\n".join(output(sys.executable, str(EXAMPLES / "client.py"), server.target))
     assert text.count("Paris") >= 2 and "refused because of" in text and "perplexity" in text
     assert text.endswith("128 tokens")
+
+
+def test_the_page_of_the_client(server: Server) -> None:
+    page = (ROOT / "docs" / "serving" / "client.md").read_text().replace("127.0.0.1:50051", server.target)
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(programs) == 2
+    text = "\n".join(output(sys.executable, "-c", "\n".join(programs)))
+    assert "Paris" in text and "Finished(index=1" in text and "top_p" in text
 
 
 def test_node_client(clients: Clients, node_modules: Path, server: Server) -> None:
