@@ -11,7 +11,7 @@ from .options import Debug, Json, Offline
 from .output import print_json
 from .reporting import reporting
 from .startup import prepare_devices
-from .sweep_request import model_config, parse_time, request_of
+from .sweep_request import parse_time, request_of
 from .sweep_tables import print_diff, print_explained, print_sweep
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def plan(
         prepare_devices()
         from ..sharding.sweep.calibration import read_calibration
         from ..sharding.sweep.efficiency import DEFAULT
+        from ..sharding.sweep.models import model_config
         from ..sharding.sweep.request import SweepRequest, Targets, Workload, parse_range
         from ..sharding.sweep.slices import parse_slice
         from ..sharding.sweep.store import save

@@ -10,8 +10,8 @@ from ..backends.hardware import chip as chip_of
 from ..sharding.presets import preset as layout_of
 from ..sharding.step import ShardedModel
 from ..sharding.step_case import step_case
+from ..sharding.sweep.models import model_config
 from ..sharding.sweep.verify import PAGE
-from .sweep_request import model_config
 
 
 def build(

@@ -12,11 +12,11 @@ from ..backends.hardware import Chip
 from ..sharding.parsing import parse_layout
 from ..sharding.sweep.calibrate import Calibration, Point
 from ..sharding.sweep.errors import SweepError
+from ..sharding.sweep.models import model_config
 from ..sharding.sweep.request import WIDTHS
 from ..sharding.sweep.roofline import Rates, Steps
 from ..sharding.sweep.slices import parse_slice
 from ..sharding.sweep.work import device_work
-from .sweep_request import model_config
 
 _FIELDS = ("model", "hw", "layout", "phase", "rows", "tokens", "context", "weights", "kv", "ms")
 

@@ -14,6 +14,7 @@ from ..serving import LLM, SamplingParams
 from ..sharding.layout import Layout
 from ..sharding.sweep.agreement import SURE, kendall_tau, regret
 from ..sharding.sweep.microbench import measure
+from ..sharding.sweep.models import model_config
 from ..sharding.sweep.plan import Placed, score
 from ..sharding.sweep.request import SweepRequest, Workload
 from ..sharding.sweep.rows import Row, rows_of
@@ -22,7 +23,6 @@ from ..sharding.sweep.space import layouts
 from ..sharding.sweep.store import Sweep, save
 from ..sharding.sweep.sweep import asked_of
 from ..sharding.sweep.work import device_work
-from .sweep_request import model_config
 
 _MEMORY = 1 << 34
 

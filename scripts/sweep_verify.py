@@ -102,7 +102,7 @@ def print_verified(found: Mapping[str, Any]) -> None:
                     f"({step['arguments_bytes'] / step['predicted_arguments_bytes'] - 1:+.2%})",
                     size_text(step["temporary_bytes"]),
                     "as predicted" if step["sends_as_predicted"] else "OTHERWISE",
-                    f"{step['flops'] / 1e9:.1f}",
+                    f"{step['flops'] / 1e9:.1f} ({step['flops_by_predicted']:.2f})",
                     "n/a" if step["cycles"] is None else f"{step['cycles'] / 1e3:.0f}",
                     "n/a" if estimate is None else f"{estimate:.2f} ms",
                     "n/a" if ratio is None else f"{ratio:.2f}",

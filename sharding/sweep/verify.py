@@ -27,7 +27,7 @@ from .links import Links
 from .request import COMPUTED, SweepRequest
 from .rows import Row
 from .slices import Slice
-from .work import used
+from .work import device_work, used
 
 KERNELS = ".*attention.*"
 PAGE = 128
@@ -187,7 +187,9 @@ def _concerns_all(error: DistaffError) -> bool:
 def _step(
     row: Row, found: Verified, report: CompileReport, request: SweepRequest, layout: Layout, on: Slice
 ) -> dict[str, Any]:
-    predicted = predict(request.config, layout, found.check.shape, _DTYPES[row["weights"]])
+    shape = found.check.shape
+    predicted = predict(request.config, layout, shape, _DTYPES[row["weights"]])
+    work = device_work(request.config, layout, on, decode=found.check.phase == "decode")
     compared = comparison(layout, predicted, report.collectives)
     memory = report.memory
     peak = memory.arguments + memory.temporaries + memory.outputs - memory.aliased
@@ -200,9 +202,7 @@ def _step(
     )
     cycles = report.least_cycles
     kernels = sum(kernel.seconds * kernel.calls for kernel in report.kernels)
-    expected = argument_bytes(
-        request.config, layout, row, found.check.shape, max(request.workload.longest, found.check.shape.queries)
-    )
+    expected = argument_bytes(request.config, layout, row, shape, max(request.workload.longest, shape.queries))
     estimate = None if cycles is None else cycles / on.chip.clock_hertz + kernels + sending
     counted = row[f"{found.check.phase}_ms"]["total"]
     return {
@@ -215,6 +215,7 @@ def _step(
         "sends_as_predicted": compared["agrees"],
         "sends": compared["compiled"],
         "flops": report.flops,
+        "flops_by_predicted": report.flops / (work.linear * shape.num_tokens + work.head * shape.rows),
         "cycles": cycles,
         "sampled_cycles": report.estimated_cycles,
         "kernel_ms": kernels * 1e3,

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from distaff.scripts.sweep_request import model_config, parse_time
+from distaff.scripts.sweep_request import parse_time
 from distaff.scripts.sweep_tables import draw_front
 from distaff.scripts.sweep_verify import BUILDER
 from distaff.sharding.parsing import parse_layout
 from distaff.sharding.presets import preset
 from distaff.sharding.sweep.compile_cache import CompileCache
+from distaff.sharding.sweep.models import model_config
 from distaff.sharding.sweep.verify import Verified, checks_of, compiled_row, ordered, run_checks
 
 type Run = Callable[..., int]
