@@ -14,7 +14,7 @@ from ..front import Front
 from . import admin, health
 from .guard import Authenticate, Guard
 from .profiler import Profiler
-from .services import SERVICES, Service
+from .services import Service, services
 from .settings import RpcSettings
 from .tls import TlsFiles, server_credentials
 
@@ -55,7 +55,9 @@ class RpcServer:
         self.settings = settings or RpcSettings()
         self.port = self.settings.port
         self._tls = tls
-        self._names = [*SERVICES, admin.SERVICE]
+        profiler = Profiler(profile_dir)
+        served = services(front, profiler)
+        self._names = [*served, admin.SERVICE]
         self.health = health.HealthService(front, self._names)
         self.guard = Guard(authenticate, open_admin=open_admin)
         self._server = grpc.aio.server(
@@ -63,9 +65,8 @@ class RpcServer:
             options=self.settings.arguments(),
             maximum_concurrent_rpcs=self.settings.max_rpcs,
         )
-        for make in SERVICES.values():
-            make(front).add_to(self._server)
-        profiler = Profiler(profile_dir)
+        for service in served.values():
+            service.add_to(self._server)
         self.add(admin.AdminService(front, services=self._names, drain=drain, profiler=profiler))
         self.add(self.health)
         if self.settings.channelz:

@@ -1,12 +1,12 @@
 """Which services there are."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import grpc
 
 from ..front import Front
 from . import inference, jetstream, kserve, models, tokenization, vllm
+from .profiler import Profiler
 
 
 @runtime_checkable
@@ -16,12 +16,13 @@ class Service(Protocol):
     def add_to(self, server: grpc.aio.Server) -> Any: ...
 
 
-SERVICES: Mapping[str, Callable[[Front], Service]] = {
-    inference.SERVICE: inference.InferenceService,
-    tokenization.SERVICE: tokenization.TokenizationService,
-    models.SERVICE: models.ModelsService,
-    vllm.SERVICE: vllm.VllmEngine,
-    kserve.SERVICE: kserve.InferenceService,
-    jetstream.SERVICE: jetstream.Orchestrator,
-}
-"""By their full names, those that are served to everybody."""
+def services(front: Front, profiler: Profiler) -> dict[str, Service]:
+    """By their full names, those that are served to everybody."""
+    return {
+        inference.SERVICE: inference.InferenceService(front),
+        tokenization.SERVICE: tokenization.TokenizationService(front),
+        models.SERVICE: models.ModelsService(front),
+        vllm.SERVICE: vllm.VllmEngine(front, profiler),
+        kserve.SERVICE: kserve.InferenceService(front),
+        jetstream.SERVICE: jetstream.Orchestrator(front),
+    }
