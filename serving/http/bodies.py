@@ -160,7 +160,8 @@ class ChatBody(Sampling):
             params = self.params(max_tokens=max_tokens, logprobs=logprobs)
         except InvalidParameterError as error:
             raise _renamed(error, self._names()) from None
-        return [Call(Chat(self._messages(), self._variables()), params, **self.call_fields())]
+        fields: dict[str, Any] = {"user": self.safety_identifier or ""} | self.call_fields()
+        return [Call(Chat(self._messages(), self._variables()), params, **fields)]
 
     def _max_tokens(self) -> int | None:
         """Without a limit an answer may fill the context."""

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ...backends.errors import InvalidParameterError, UsageError
 from ..front import Status, status_of
 
-_LOG = logging.getLogger("distaff.http")
+_log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {"unknown_model": "model_not_found", "too_long": "context_length_exceeded"}
 """Words that OpenAI's clients look for, where it has one."""
@@ -112,4 +112,4 @@ def error_response(error: BaseException, more: Mapping[str, Any] | None = None) 
 def log_unforeseen(error: BaseException, status: Status) -> None:
     """What clients are not told is for whoever runs the server."""
     if status.grpc == "INTERNAL":
-        _LOG.error("a request failed", exc_info=error)
+        _log.error("a request failed", exc_info=error)

@@ -118,7 +118,7 @@ _PLAIN = (
     *("repetition_penalty", "min_tokens", "bad_words", "allowed_token_ids", "stop_token_ids", "ignore_eos"),
     *("prompt_logprobs", "echo"),
 )
-_OF_CALL = ("model", "priority", "queue_timeout", "timeout", "cache_salt", "use_prefix_cache")
+_OF_CALL = ("model", "user", "priority", "queue_timeout", "timeout", "cache_salt", "use_prefix_cache")
 assert set(_OF_CALL) < set(Call.__dataclass_fields__)
 
 

@@ -1,7 +1,7 @@
 """What stands before every request: who may ask, and how loaded the server was when it answered."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,8 +11,16 @@ from ..telemetry.orca import REQUEST_HEADER, RESPONSE_HEADER, LoadReport
 from .completions import TENANT
 from .errors import error_response
 
-type Authenticate = Callable[[str | None], str]
-"""From an Authorization header to the tenant; raises AuthenticationError or ForbiddenError."""
+
+class Caller(Protocol):
+    """Whom a token belongs to."""
+
+    @property
+    def tenant(self) -> str: ...
+
+
+type Authenticate = Callable[[str | None], Caller]
+"""From an Authorization header to whom it belongs; raises AuthenticationError or ForbiddenError."""
 
 
 class Authentication:
@@ -32,7 +40,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(self._protected):
             try:
-                scope[TENANT] = self._authenticate(Headers(scope=scope).get("authorization"))
+                scope[TENANT] = self._authenticate(Headers(scope=scope).get("authorization")).tenant
             except (AuthenticationError, ForbiddenError) as error:
                 await error_response(error)(scope, receive, send)
                 return

@@ -66,6 +66,11 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def num_connections(self) -> int:
+        """Those that are open."""
+        return len(self._server.server_state.connections)
+
     async def start(self) -> None:
         """Returns once it listens.
 

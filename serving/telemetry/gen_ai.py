@@ -7,10 +7,7 @@ from typing import Any
 from ..bounds import OTEL_REQUEST, OTEL_TOKEN, OTEL_TTFT
 from ..metrics import Histogram
 from .exported import Exported, Labels
-
-OPERATIONS = {"generate": "text_completion", "score": "score", "embed": "embeddings"}
-"""gen_ai.operation.name of each kind of request; there is no well-known name for a score."""
-PROVIDER = "distaff"
+from .operations import OPERATIONS, PROVIDER
 
 
 def _constant(front: Any) -> dict[str, str]:
