@@ -22,7 +22,7 @@ ANSWER = [admitted(), delta("Hello", 1), finished()]
         ("grpc://host:50051", "host:50051", False),
         ("grpcs://host:443", "host:443", True),
         ("[::1]:80", "[::1]:80", False),
-        ("unix:/tmp/socket", "unix:/tmp/socket", False),
+        ("unix:/run/distaff.socket", "unix:/run/distaff.socket", False),
     ],
 )
 def test_addresses(address: str, place: str, secure: bool) -> None:
