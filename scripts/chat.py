@@ -1,7 +1,9 @@
 """`distaff chat`: a conversation with a running server, in the terminal."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,7 +197,7 @@ class Terminal:
 
         self._conversation, self._model, self._target = conversation, model, target
         self._console = Console(highlight=False, soft_wrap=True)
-        self._read = read or self._console.input
+        self._read = read or input
         self._running = True
         self._commands: Mapping[str, Callable[[str], None]] = {
             "/system": self._system,
@@ -210,6 +212,8 @@ class Terminal:
 
     def run(self) -> None:
         """Goes on until the user leaves."""
+        with contextlib.suppress(ImportError):
+            import_module("readline")  # lines can be edited, and earlier ones called back
         self._note(f"{self._model} at {self._target}; /help tells what there is besides talking")
         for line in self._lines():
             try:
@@ -231,9 +235,9 @@ class Terminal:
     def _lines(self) -> Iterator[str]:
         while True:
             try:
-                line = self._read("[bold]>[/bold] ")
+                line = self._read("> ")
                 while line.endswith("\\"):
-                    line = line[:-1] + "\n" + self._read("[bold].[/bold] ")
+                    line = line[:-1] + "\n" + self._read(". ")
             except (EOFError, KeyboardInterrupt):
                 self._console.print()
                 return
