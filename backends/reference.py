@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
 from .shared_pages import ReferencePages, SharedPages
+from .token_places import TokenPlaces
+from .token_scales import TokenScaled, rounded
 
 _MIN_BUCKET = 16
 _MAX_SCORES = 2**24  # fp32 scores that attention holds at once, over all rows and heads
@@ -180,22 +182,31 @@ def reference_ragged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    cache: Float[Array, "L P page 2 K H"],
+    cache: PyTree,
     layer: Int[Array, ""],
     index: RaggedIndex,
     spec: AttentionSpec,
     sinks: Float[Array, "N"] | None = None,
-) -> tuple[Float[Array, "T N H"], Float[Array, "L P page 2 K H"]]:
-    """Attention over paged keys and values, as Backend.ragged_attention describes, with fp32 scores."""
+) -> tuple[Float[Array, "T N H"], PyTree]:
+    """Attention over paged keys and values, as Backend.ragged_attention describes, with fp32 scores.
+
+    The cache is [L, P, page, 2, K, H], or a TokenScaled of such.
+    """
     num_tokens, num_heads, _ = q.shape
-    num_pages, page_size = cache.shape[1:3]
+    pages = _pages_of(cache)
+    num_pages, page_size = pages.shape[1:3]
     num_rows = index.kv_lens.shape[0]
     groups = num_heads // k.shape[1]
 
     tokens = TokenPlaces.of(num_tokens, index)
     page = jnp.where(tokens.padding, num_pages, index.page_table[tokens.row, tokens.position // page_size])
-    new = jnp.stack([k, v], axis=1).astype(cache.dtype)
-    cache = cache.at[layer, page, tokens.position % page_size].set(new, mode="drop")
+    if isinstance(cache, TokenScaled):
+        *divided, cache = cache.with_new(k, v, pages.dtype, layer, index)
+        new = rounded(jnp.stack(divided, axis=1), pages.dtype)
+    else:
+        new = jnp.stack([k, v], axis=1).astype(pages.dtype)
+    pages = pages.at[layer, page, tokens.position % page_size].set(new, mode="drop")
+    cache = TokenScaled(pages, cache.scales) if isinstance(cache, TokenScaled) else pages
 
     # Queries padded to a rectangle, keys gathered from a row's pages; as many rows at once as scores leave room for.
     max_query_len = min(index.max_query_len or num_tokens, num_tokens)
@@ -222,25 +233,6 @@ def reference_ragged_attention(
     return jnp.where(tokens.padding[:, None, None], 0, out).astype(q.dtype), cache
 
 
-@dataclass(frozen=True)
-class TokenPlaces:
-    """The row, the place in it and the position of each token. Padding has the last row; its places mean nothing."""
-
-    row: Int[Array, "T"]
-    offset: Int[Array, "T"]
-    position: Int[Array, "T"]
-    padding: Bool[Array, "T"]
-
-    @classmethod
-    def of(cls, num_tokens: int, index: RaggedIndex) -> "TokenPlaces":
-        token = jnp.arange(num_tokens)
-        row = jnp.searchsorted(index.query_starts[1:], token, side="right")
-        padding = row >= index.kv_lens.shape[0]
-        row = jnp.minimum(row, index.kv_lens.shape[0] - 1)
-        offset = token - index.query_starts[row]
-        return cls(row, offset, index.kv_lens[row] - jnp.diff(index.query_starts)[row] + offset, padding)
-
-
 type Row = tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, "pages"]]
 """First token, queries, positions and pages of a row."""
 
@@ -252,7 +244,7 @@ def rows_of(index: RaggedIndex) -> tuple[Array, Array, Array, Array]:
 
 def row_scores(
     q: Float[Array, "T N H"],
-    cache: Float[Array, "L P page 2 K H"],
+    cache: PyTree,
     layer: Int[Array, ""],
     row: Row,
     key_position: Int[Array, "S"],
@@ -265,10 +257,14 @@ def row_scores(
     start, query_len, kv_len, pages = row
     num_tokens, num_heads, head_dim = q.shape
     slot = jnp.arange(max_query_len)
-    groups = num_heads // cache.shape[4]
+    groups = num_heads // _pages_of(cache).shape[4]
     token = jnp.minimum(start + slot, num_tokens - 1)
     queries = q[token].reshape(max_query_len, -1, groups, head_dim)
-    gathered = cache[layer, pages].astype(q.dtype)
+    gathered = _pages_of(cache)[layer, pages]
+    if isinstance(cache, TokenScaled):
+        scales = jnp.swapaxes(cache.scales[layer, pages], 1, 2)  # pages, positions, of keys and values
+        gathered = gathered.astype(jnp.float32) * scales[..., None, None]
+    gathered = gathered.astype(q.dtype)
     keys, values = jnp.moveaxis(gathered.reshape(-1, *gathered.shape[2:]), 1, 0)
     query_position = (kv_len - query_len + slot)[:, None]
     written = key_position < kv_len
@@ -287,3 +283,7 @@ def row_scores(
         scores = spec.soft_cap * jnp.tanh(scores / spec.soft_cap)
     # Positions never written may hold anything, NaN included, and 0 * NaN is NaN.
     return jnp.where(visible, scores, -jnp.inf), jnp.where(written[:, None, None], values, 0)
+
+
+def _pages_of(cache: PyTree) -> Num[Array, "L P page 2 K H"]:
+    return cache.numbers if isinstance(cache, TokenScaled) else cache

@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from ..base import CacheGroup, PyTree
+from ..errors import UnsupportedError
+from ..token_scales import LARGEST, TokenScaled
 
 LANES = 128
 PAGE_SIZES = (16, 32, 64, 128, 256)
@@ -38,7 +40,30 @@ class ScaledPages:
 
 def pages_of(cache: PyTree) -> Num[Array, "L P rows lanes"]:
     """The pages themselves, of a cache with scales or without."""
+    if isinstance(cache, TokenScaled):
+        return cache.numbers
     return cache.pages if isinstance(cache, ScaledPages) else cache
+
+
+def with_pages(cache: PyTree, pages: Num[Array, "L P rows lanes"]) -> PyTree:
+    """The same cache around other pages."""
+    if isinstance(cache, TokenScaled):
+        return TokenScaled(pages, cache.scales)
+    return ScaledPages(pages, cache.head_scales) if isinstance(cache, ScaledPages) else pages
+
+
+def check_token_scales(kv_dtype: DTypeLike, page: int) -> None:
+    """Declines scales for each token that the kernels have no copies for.
+
+    Raises:
+        UnsupportedError: names the value and what is supported.
+    """
+    name = jnp.dtype(kv_dtype).name
+    if name not in LARGEST:
+        raise UnsupportedError(f"TPU attention: kv dtype {name} with token scales, supported are {', '.join(LARGEST)}")
+    if page % LANES:
+        sizes = ", ".join(str(size) for size in PAGE_SIZES if size % LANES == 0)
+        raise UnsupportedError(f"TPU attention: page size {page} with token scales, supported are {sizes}")
 
 
 def num_lanes(num_kv_heads: int, head_dim: int) -> int:

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..errors import UnsupportedError
+from ..token_scales import LARGEST, TokenScaled, rounded
 from .block_sizes import block_sizes
-from .cache import KV_DTYPES, LANES, PAGE_SIZES, ScaledPages, pages_of
+from .cache import KV_DTYPES, LANES, PAGE_SIZES, ScaledPages, check_token_scales, pages_of, with_pages
 from .decode_kernel import DecodeCall, decode_kernel
 from .decode_pack import (
     pack_new,
@@ -161,7 +162,11 @@ def decode_attention(
         max_decode_len=max_decode_len,
         blocks=blocks,
     )
-    call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret)
+    by_token = isinstance(cache, TokenScaled)
+    if by_token:
+        check_token_scales(name, page)
+        k, v, cache = cache.with_new(k, v, name, layer, index)
+    call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret, by_token)
 
     num_rows = index.kv_lens.shape[0]
     q_lens = jnp.diff(index.query_starts)
@@ -212,13 +217,15 @@ def decode_attention(
     operands = [packed, new]
     if sinks is not None:
         operands.append(pack_row_numbers(sinks.astype(jnp.float32) * math.log2(math.e), shape))
+    if by_token:
+        operands.append(cache.scales)
     made, pages = _call(scalars, operands, pages, call, width, blocks, interpret)
 
     values = unpack_outputs(made[..., : shape.chunk_lanes], shape)
     if scales is not None:
         values = values * jnp.repeat(scales[1], shape.groups)[:, None]
     out = of_tokens(values, jnp.zeros_like(q) if out is None else out)
-    cache = ScaledPages(pages, cache.head_scales) if isinstance(cache, ScaledPages) else pages
+    cache = with_pages(cache, pages)
     if not return_lse:
         return out, cache
     lse = of_tokens(unpack_row_numbers(made[..., -1], shape), jnp.full((num_tokens, num_heads), -jnp.inf, jnp.float32))
@@ -243,7 +250,7 @@ def _call(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(),
-            in_specs=[hbm, hbm] + [vmem] * (len(operands) - 2) + [hbm],
+            in_specs=[hbm, hbm, *[vmem] * call.sinks, *[hbm] * call.token_scales, hbm],
             out_specs=[hbm, hbm],
             scratch_shapes=list(call.scratch(num_rows).values()),
         ),
@@ -260,10 +267,8 @@ def _stored(x: Num[Array, "B Q K H"], shape: DecodeShape, scales: Float[Array, "
     """New keys or values as the cache holds them."""
     if scales is not None:
         x = x.astype(jnp.float32) / scales[:, None]
-    if shape.kv_dtype == "int8":
-        x = jnp.clip(jnp.round(x.astype(jnp.float32)), -127, 127)
-    elif shape.kv_dtype == "float8_e4m3fn":
-        x = jnp.clip(x.astype(jnp.float32), -448, 448)
+    if shape.kv_dtype in LARGEST:
+        x = rounded(x.astype(jnp.float32), shape.kv_dtype)
     x = x.astype(shape.kv_dtype).reshape(*x.shape[:2], -1)
     return jnp.pad(x, ((0, 0), (0, 0), (0, shape.lanes - x.shape[-1])))
 

@@ -53,6 +53,9 @@ class Copies:
     new_sems: Ref
     back_sems: Ref
     out_sems: Ref
+    token_scales: Ref | None = None
+    scales: Ref | None = None
+    scale_sems: Ref | None = None
 
     # Pages.
 
@@ -105,6 +108,25 @@ class Copies:
 
             pl.when((item.pages & size) > 0)(wait)
             size *= 2
+
+    # Scales of tokens, if there are any.
+
+    def _for_scales(self, item: Item, body: Callable[[Any], None]) -> None:
+        if self.token_scales is None or self.scales is None or self.scale_sems is None:
+            return
+        slot = slot_of(item.ring)
+        first = item.row * self.table_width + quotient(item.start, self.shape.page)
+        for page in range(self.shape.block_pages):
+            wanted = page < item.pages
+            source = self.token_scales.at[self.layer[0], self.table[jnp.where(wanted, first + page, 0)]]
+            copy = pltpu.make_async_copy(source, self.scales.at[slot, page], self.scale_sems.at[slot])
+            pl.when(wanted)(partial(body, copy))
+
+    def fetch_scales(self, item: Item) -> None:
+        self._for_scales(item, lambda copy: copy.start())
+
+    def await_scales(self, item: Item) -> None:
+        self._for_scales(item, lambda copy: copy.wait())
 
     # Queries, by the row's ordinal.
 

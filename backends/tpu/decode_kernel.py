@@ -42,6 +42,7 @@ class DecodeCall:
         sinks: whether there are any.
         lse: whether to return log-sum-exps, in a further 128 lanes of the output.
         emulate: the kernel is interpreted, and matrix units are imitated.
+        token_scales: whether each token of the cache has scales of its own.
     """
 
     shape: DecodeShape
@@ -50,6 +51,7 @@ class DecodeCall:
     sinks: bool
     lse: bool
     emulate: bool
+    token_scales: bool = False
 
     @property
     def out_lanes(self) -> int:
@@ -80,6 +82,9 @@ class DecodeCall:
             "totals": numbers,
             "decays": numbers,
         }
+        if self.token_scales:
+            made["scales"] = pltpu.VMEM((SLOTS, shape.block_pages, 2, shape.page), jnp.float32)
+            made["scale_sems"] = sems((SLOTS,))
         if shape.by_hand:
             made["columns"] = pltpu.VMEM((2, chunks, MXU, MXU), shape.matmul_dtype)
         return made
@@ -90,13 +95,15 @@ def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
 
     Operands, in this order: layer [1], kv_lens [B], q_lens [B], table [B * pages], places [B] (of a row's queries, new
     keys and output in their arrays), q_scale [B * Q] where queries are split, seen [B * Q] where rows have several, as
-    scalars; q and new_kv in HBM; sinks if the call has them; the cache. Results: output and the cache, aliased.
+    scalars; q and new_kv in HBM; sinks, and scales of tokens [L, P, 2, page] in HBM, if the call has them; the cache.
+    Results: output and the cache, aliased.
     """
     names = ["layer", "kv_lens", "q_lens", "table", "places"]
     names += ["q_scale"] if call.shape.split else []
     names += ["seen"] if call.shape.max_queries > 1 else []
     names += ["q", "new_kv"]
     names += ["sinks"] if call.sinks else []
+    names += ["token_scales"] if call.token_scales else []
     names += ["cache_in", "output", "cache", *call.scratch(1)]
     named = dict(zip(names, refs, strict=True))
     shape = call.shape
@@ -130,6 +137,7 @@ class _Kernel:
         copies.fetch_queries(num_rows > 0, 0)
         item, place = items.plan(0, num_items, num_rows, (jnp.int32(0), jnp.int32(0)))
         copies.fetch_all_pages(item)
+        copies.fetch_scales(item)
         copies.fetch_new(item)
         copies.fetch_queries((item.last > 0) & (num_rows > 1), 1)
         if shape.by_hand:
@@ -140,6 +148,7 @@ class _Kernel:
         def turn(t: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             scored, added, asked = items.get(t - 1), items.get(t - 4), items.get(t)
             copies.await_sent(added)
+            copies.fetch_scales(asked)
             if shape.copies_at_once:
                 copies.fetch_all_pages(asked)
             copies.await_pages(scored)
@@ -164,6 +173,7 @@ class _Kernel:
                 scores.at[other],
                 pause,
             )
+            copies.await_scales(weighed)
             # Its stores come late, so that copies need not wait for them.
             self._softmax(weighed, scores_of, weights.at[now])
 
@@ -266,12 +276,18 @@ class _Kernel:
         first, shift = item.first > 0, math.log2(shape.full_scale)
         before = (item.ring - 1) & (RING - 1)
         masks = self._visible(item)
+        of_keys, of_values = self._token_scales(item) if self.call.token_scales else (None, None)
+        shares, powers = (None, None) if of_values is None else (1 / of_values, jnp.log2(of_values))
         for chunk in range(shape.num_chunks):
             scores = scores_of(chunk)
             if shape.split:
                 scores = scores * self._factors(item)
+            if of_keys is not None:
+                scores = scores * of_keys
             if self.call.soft_cap is not None:
                 scores = jnp.tanh(scores) * (self.call.soft_cap / _LN_2)
+            if powers is not None:
+                scores = scores + powers
             scores = jnp.where(masks, scores, -jnp.inf)
             initial = refs["sinks"][chunk] if self.call.sinks else _LOWEST
             top_before = jnp.where(first, initial, refs["tops"][before, chunk])
@@ -281,8 +297,18 @@ class _Kernel:
             weights = jnp.exp2(scores - (top - shift))
             refs["tops"][item.ring, chunk] = top
             refs["decays"][item.ring, chunk] = decay
-            refs["totals"][item.ring, chunk] = total * decay + jnp.sum(weights, axis=1, keepdims=True)
+            own = weights if shares is None else jnp.where(masks, weights * shares, 0)
+            refs["totals"][item.ring, chunk] = total * decay + jnp.sum(own, axis=1, keepdims=True)
             weights_ref[chunk] = self._packed(weights)
+
+    def _token_scales(self, item: Item) -> tuple[jax.Array, jax.Array]:
+        """Of an item's keys and of its values, [1, block].
+
+        Values' scales go into the exponents: weights then are those of the numbers in the cache, and none exceeds 1.
+        """
+        slot, scales = slot_of(item.ring), self.refs["scales"]
+        rows = [[scales[slot, page, half : half + 1] for page in range(self.call.shape.block_pages)] for half in (0, 1)]
+        return jnp.concatenate(rows[0], axis=1), jnp.concatenate(rows[1], axis=1)
 
     def _factors(self, item: Item) -> jax.Array:
         """What the scores of split queries are to be multiplied by, one per row or one for all."""

@@ -26,6 +26,7 @@ def decode_work(
     window: int | None = None,
     max_decode_len: int = 1,
     blocks: DecodeBlocks | None = None,
+    token_scales: bool = False,
 ) -> KernelWork:
     """The work of decode_attention for rows of these lengths; arguments as there and as in check_decode.
 
@@ -71,6 +72,8 @@ def decode_work(
         sum(pages) * 2 * page_size * row_bytes + written * tile_rows(shape.kv_dtype) * row_bytes + rows * each_row
     )
 
+    if token_scales:
+        hbm_bytes += sum(pages) * bytes_of(2 * page_size, jnp.float32)
     turns = len(pages) + 2
     group = min(UNROLLED, shape.block_pages)
     first = pages[0] if pages else 0

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
 from ..base import RaggedIndex
-from ..reference import TokenPlaces
+from ..token_places import TokenPlaces
 from .cache import LANES
 from .prefill_plan import TILE_ALIGNMENT, PrefillPlan
 from .prefill_walk import Walk

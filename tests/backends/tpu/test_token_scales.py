@@ -1,0 +1,95 @@
+"""8-bit caches with a scale for each token: TPU kernels, interpreted, against the reference; pages and scales that
+nobody wrote are NaN where the type has one."""
+
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distaff.backends.base import AttentionSpec, CacheGroup, RaggedIndex
+from distaff.backends.errors import UnsupportedError
+from distaff.backends.reference import ReferenceBackend, reference_ragged_attention
+from distaff.backends.token_scales import LARGEST, TokenScaled
+from distaff.backends.tpu.backend import TpuBackend
+from distaff.backends.tpu.decode import DecodeBlocks, decode_attention
+from distaff.backends.tpu.decode_work import decode_work
+
+from .conftest import LAYER, Heads, Step, unpacked
+
+PAGE, WIDTH = 128, 3
+HEADS = Heads(4, 2, 64)
+# Pairs of 8-bit integers have 14 bits, those of 8-bit floats 8, and so has bf16; scales of tokens differ by 30.
+BOUNDS = {
+    ("int8", "v6e"): 1e-3,
+    ("int8", "v5e"): 1e-3,
+    ("float8_e4m3fn", "tpu7x"): 3e-2,
+    ("float8_e4m3fn", "v6e"): 1e-2,
+}
+
+
+def scaled(step: Step, kv_dtype: str, seed: int) -> tuple[TokenScaled, TokenScaled]:
+    """The step's pages with scales of tokens: ours, and as the reference has them."""
+    rng = np.random.default_rng(seed)
+    scales = np.exp(rng.uniform(-2, 1.5, size=(*step.pages.shape[:2], 2, PAGE))).astype(np.float32)
+    if kv_dtype == "int8":
+        scales /= 40
+    old = np.zeros_like(step.written)
+    for row, (length, new) in enumerate(step.rows):
+        for position in range(length - new):
+            old[LAYER, step.table[row, position // PAGE], position % PAGE] = True
+    scales = jnp.asarray(np.where(old[:, :, None], scales, np.nan))
+    theirs = jnp.asarray(unpacked(step.pages, step.heads)).astype(kv_dtype)
+    return TokenScaled(step.pages, scales), TokenScaled(theirs, scales)
+
+
+def drawn(rows: list[tuple[int, int]], seed: int, kv_dtype: str, bound: int | None, tokens: int) -> Step:
+    return Step.drawn(
+        HEADS, rows, page=PAGE, width=WIDTH, seed=seed, dtype="float32", kv_dtype=kv_dtype, max_query_len=bound,
+        num_tokens=tokens,
+    )  # fmt: skip
+
+
+@cache
+def decode(generation: str, spec: AttentionSpec) -> Any:
+    blocks = DecodeBlocks(256, 2**26)
+    return jax.jit(partial(decode_attention, spec=spec, generation=generation, blocks=blocks, interpret=True))
+
+
+@cache
+def reference(spec: AttentionSpec) -> Any:
+    return jax.jit(partial(reference_ragged_attention, spec=spec))
+
+
+def agree(ours: Any, theirs: Any, step: Step, error: float) -> None:
+    (out, cache), (want, want_cache) = ours, theirs
+    assert np.abs(np.asarray(out - want))[: step.num_new].max(initial=0) <= error
+    written = step.written
+    got = unpacked(cache.numbers, step.heads)[written]
+    # A quotient that lies between two numbers may be rounded to either.
+    assert np.abs(got - np.asarray(want_cache.numbers.astype(jnp.float32))[written]).max(initial=0) <= 1
+    at = np.moveaxis(np.broadcast_to(written[:, :, None], cache.scales.shape), 2, 2)
+    np.testing.assert_array_equal(np.asarray(cache.scales)[at], np.asarray(want_cache.scales)[at])
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "generation"),
+    [pytest.param(*key, marks=() if key == ("int8", "v6e") else pytest.mark.slow) for key in BOUNDS],
+)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_decode_is_the_references(kv_dtype: str, generation: str, data: st.DataObject, seed: int) -> None:
+    lengths = st.sampled_from([0, 1, 127, 128, 129, 255, 256, 257, 384])
+    rows = [(length, int(length > 0)) for length in (data.draw(lengths) for _ in range(3))]
+    step = drawn(rows, seed, kv_dtype, 1, 5)
+    spec = AttentionSpec(HEADS.head_dim**-0.5, data.draw(st.sampled_from([None, 150])))
+    sinks = jnp.linspace(-1, 2, HEADS.num_heads)
+    ours, theirs = scaled(step, kv_dtype, seed)
+    call = (step.q, step.k, step.v)
+    got = decode(generation, spec)(*call, ours, jnp.int32(LAYER), step.index, sinks=sinks)
+    want = reference(spec)(*call, theirs, jnp.int32(LAYER), step.index, sinks=sinks)
+    agree(got, want, step, BOUNDS[kv_dtype, generation] * np.abs(np.asarray(want[0])).max())
