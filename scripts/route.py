@@ -1,5 +1,6 @@
 """`distaff route`: one address for several servers."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +65,8 @@ def route(
     first event has come, a call that fails on one server goes to another. All gRPC protocols pass, clients' tokens and
     deadlines with them; Cancel reaches every server; a batch goes to one server as a whole.
 
-    One line on stdout says when it listens. SIGTERM lets running calls end; a second one does not wait.
+    One line on stdout says when it listens; stderr tells which servers come and go. SIGTERM lets running calls end; a
+    second one does not wait.
 
     \b
     Examples:
@@ -76,6 +78,7 @@ def route(
     knows of its own calls alone.
     """
     with reporting(debug):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         from ..serving.client.target import Target
         from ..serving.route.run import run_router
         from ..serving.rpc.settings import RpcSettings

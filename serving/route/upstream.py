@@ -1,6 +1,7 @@
 """One of the servers behind the router: whether it serves, how busy it is, and the way there."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ..client.target import Target
 from .policy import Standing
+
+_log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = (0.1, 2.0)  # between attempts to reach a server that is away: at first, and at most
 _LOAD_SECONDS = 0.5  # between two questions after its load
@@ -109,4 +112,5 @@ class Upstream:
             self._on_return(self)
         if ready != self.standing.ready:
             self.standing.ready = ready
+            _log.info("%s %s", self.name, "serves" if ready else "does not serve")
             self._on_change(self)
