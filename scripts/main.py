@@ -22,6 +22,7 @@ from . import (
     layout,
     models,
     route,
+    serve,
     sweep,
 )
 from .reporting import exit_code_of
@@ -53,6 +54,7 @@ def _root(
     \b
     Begin with:
       distaff generate --model smollm2-135m-instruct --chat --prompt "Why is the sky blue?"
+      distaff serve --model smollm2-135m-instruct
       distaff models        what can be named after --model
       distaff backends      what can compute here
       distaff doctor        what this machine has, and what is wrong with it
@@ -60,6 +62,7 @@ def _root(
 
 
 app.command("generate", cls=SectionedCommand)(generate.generate)
+app.command("serve", cls=SectionedCommand)(serve.serve)
 app.add_typer(batch.app, name="batch")
 app.command("convert")(convert.convert)
 app.command("export")(export.export)

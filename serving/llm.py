@@ -51,6 +51,8 @@ class LLM:
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
 
     Attributes:
+        config, dtype, layout: of the model, of its numbers, and how it lies on devices ("": on one).
+        tokenizer, eos_ids: None where only token ids are understood; the tokens that end a text.
         engine: what runs the requests, an Engine, or several as Replicas; `engine.submit` takes them one by one, with
             priorities and cache salts.
 
@@ -114,6 +116,7 @@ class LLM:
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
         self.config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+        self.dtype, self.layout = dtype, layout or ""
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
             sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=one_program)
@@ -134,14 +137,18 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
+        loaded = checkpoint.load_weights(
+            self.config,
+            dtype=jnp.dtype(dtype),
+            place=sharded[0].place if sharded else None,
+            progress=report("load"),
+        )
+        # Read once; the other replicas have copies, from device to device.
+        weights = [loaded, *(replica.copied(loaded) for replica in sharded[1:])]
+        del loaded
+        self.eos_ids = _eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer)
         engines: list[Engine | OneProgram] = []
         for replica in sharded or (None,):
-            weights = checkpoint.load_weights(
-                self.config,
-                dtype=jnp.dtype(dtype),
-                place=None if replica is None else replica.place,
-                progress=report("load"),
-            )
             build: Callable[..., Engine | OneProgram] = build_engine
             if replica is not None and replica.layout.replicas > 1:
                 build = build_one_program
@@ -149,11 +156,11 @@ class LLM:
                 build = partial(build_engine, link=self._link, on_device=self._on_device)
             engine = build(
                 self.config,
-                weights,
+                weights.pop(0),
                 replica or self.backend,
                 engine_config,
                 dtype=dtype,
-                eos_ids=_eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer),
+                eos_ids=self.eos_ids,
                 tokenizer=self.tokenizer,
                 metrics=engines[0].metrics if engines else None,
                 on_compile=lambda number: on_progress(Progress("compile", number, 0)),

@@ -166,9 +166,30 @@ async def serving(
     served_names: Sequence[str] = (),
     with_text: bool = True,
     eos: bool = False,
+    start: bool = True,
     **engine: Any,
 ) -> AsyncIterator[Served]:
-    """A front that takes calls; at the end everything is closed."""
+    """A front that takes calls, or is not started yet; at the end everything is closed."""
+    served = make_served(limits=limits, served_names=served_names, with_text=with_text, eos=eos, **engine)
+    try:
+        if start:
+            async with served.front:
+                yield served
+        else:
+            yield served
+    finally:
+        served.programs.gate.set()
+
+
+def make_served(
+    *,
+    limits: FrontLimits | None = None,
+    served_names: Sequence[str] = (),
+    with_text: bool = True,
+    eos: bool = False,
+    **engine: Any,
+) -> Served:
+    """The same before anything was started."""
     tokenizer = small_tokenizer()
     made, programs = make_engine(tokenizer=tokenizer, eos=eos, **engine)
     card = ModelCard(
@@ -184,9 +205,4 @@ async def serving(
         eos_ids=frozenset([EOS]) if eos else frozenset(),
     )
     front = Front(made, tokenizer=tokenizer if with_text else None, card=card, limits=limits, served_names=served_names)
-    served = Served(front, made, programs, tokenizer)
-    try:
-        async with front:
-            yield served
-    finally:
-        programs.gate.set()
+    return Served(front, made, programs, tokenizer)
