@@ -4,6 +4,7 @@ import json as json_module
 import time
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from ..backends.errors import InvalidParameterError, UsageError
 from .batch_group import RUN, BatchGroup, RunCommand
 from .batch_progress import BatchProgress, Standing
+from .batch_ray import load, run_on_ray
 from .batch_tables import print_scan, print_summary, scan_report
 from .options import (
     ENGINE,
@@ -48,6 +50,7 @@ app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
 
 INPUT = "What is read"
 JOB = "The job"
+RAY = "A Ray cluster"
 _WITH_ERRORS = 3
 
 
@@ -66,6 +69,13 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     CHAT = "chat"
     EMBEDDINGS = "embeddings"
+
+
+class RunnerKind(StrEnum):
+    """Where a job runs."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class IdPolicy(StrEnum):
@@ -163,6 +173,27 @@ def run(
             rich_help_panel=JOB,
         ),
     ] = None,
+    runner: Annotated[
+        RunnerKind, typer.Option("--runner", help="ray: spread over a Ray cluster.", rich_help_panel=RAY)
+    ] = RunnerKind.LOCAL,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Most actors at once.", metavar="N", min=1, rich_help_panel=RAY)
+    ] = 1,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address", help="Of the cluster. [default: this machine's, or a new one]", rich_help_panel=RAY
+        ),
+    ] = None,
+    ray_resources: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-resources",
+            help='What each actor takes, such as \'{"TPU": 4}\'. [default: {"CPU": 1}]',
+            metavar="JSON",
+            rich_help_panel=RAY,
+        ),
+    ] = None,
     tolerate_errors: Annotated[
         bool,
         typer.Option(
@@ -237,6 +268,8 @@ def run(
             raise UsageError("--resume goes on and --overwrite starts anew: give one of them")
         if model is None and not check:
             raise UsageError("--model is missing: name what is to answer, or give --check")
+        if runner is RunnerKind.RAY and (shard is not None or devices is not None):
+            raise UsageError("--runner ray cuts the input itself and has own devices: drop --shard and --devices")
         if price is not None and not price >= 0:
             raise InvalidParameterError("--price", price, "dollars for a chip-hour, 0 or more")
         prepare_layout(layout, devices)
@@ -254,6 +287,7 @@ def run(
         from ..serving.batch_jobs.formats import Format, InputFiles, InputSpec
         from ..serving.batch_jobs.job import Job, JobSpec, open_store
         from ..serving.batch_jobs.prepare import Preparer, checking_preparer
+        from ..serving.batch_jobs.ray_worker import RayPlan
         from ..serving.batch_jobs.scan import Ids, scan_input
         from ..serving.batch_jobs.shard import WHOLE, Shard
         from ..serving.batch_jobs.stop import StopSignals
@@ -266,7 +300,7 @@ def run(
             prompt_column=prompt_column,
             template=template,
             id_column=id_column,
-            defaults=_defaults(defaults),
+            defaults=_object("--defaults", defaults),
         )
         job_spec = JobSpec(ids=Ids(ids.value), seed=seed, shard=part, settings=given(
             served_model_names=served_model_name, defaults=spec.defaults or None, template=template,
@@ -286,6 +320,30 @@ def run(
             store = open_store(output if shard is None else part.name(output))
             found = scan_input(files, job_spec.ids, preparer.check)
             print_scan(found)
+            if runner is RunnerKind.RAY:
+                plan = RayPlan(
+                    partial(load, model or "", options),
+                    spec,
+                    output,
+                    job_spec,
+                    name=model or "",
+                    dtype=dtype.value,
+                    layout=layout,
+                    served_names=tuple(names),
+                )
+                resources = _object("--ray-resources", ray_resources)
+                manifest = run_on_ray(
+                    plan,
+                    found.lines,
+                    workers,
+                    ray_address,
+                    resources,
+                    resume=resume,
+                    overwrite=overwrite,
+                    stopping=lambda: signals.asked,
+                )
+                _report(store, manifest, price, None, None, as_json=json)
+                raise typer.Exit(_WITH_ERRORS if manifest["request_counts"]["failed"] and not tolerate_errors else 0)
             with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:
                 if job.complete is not None:
                     _report(store, job.complete, price, None, None, as_json=json)
@@ -361,15 +419,15 @@ def _follow(model: str, options: Mapping[str, Any]) -> None:
     llm.follow()
 
 
-def _defaults(text: str | None) -> dict[str, Any]:
+def _object(option: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
         value = json_module.loads(text)
     except ValueError as error:
-        raise InvalidParameterError("--defaults", text, f"a JSON object ({error})") from error
+        raise InvalidParameterError(option, text, f"a JSON object ({error})") from error
     if not isinstance(value, dict):
-        raise InvalidParameterError("--defaults", text, "a JSON object")
+        raise InvalidParameterError(option, text, "a JSON object")
     return value
 
 

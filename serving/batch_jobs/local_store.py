@@ -57,6 +57,11 @@ class LocalStore:
         for path in (self.manifest, self.output, self.errors):
             path.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """Deletes these and the journal."""
+        self.forget_results()
+        self.journal.unlink(missing_ok=True)
+
     def publish(self, good: Iterable[bytes], bad: Iterable[bytes], manifest: dict[str, Any]) -> None:
         """Writes output and errors under other names, and renames them when they are on the disk; the manifest last."""
         text = json.dumps(manifest, indent=2) + "\n"

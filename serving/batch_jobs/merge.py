@@ -26,7 +26,9 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
     there = store.found()
     if there and not overwrite:
         raise JobExistsError(f"{store}: {', '.join(there)} exists already; --overwrite replaces it")
-    shards = _shards(output)
+    shards = shards_of(output)
+    if not shards:
+        raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found none")
     stores = [open_store(shard.name(output)) for shard in shards]
     manifests = [each.read_manifest() for each in stores]
     missing = [str(each) for each, manifest in zip(stores, manifests, strict=True) if manifest is None]
@@ -71,8 +73,12 @@ def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any
     }
 
 
-def _shards(output: str) -> list[Shard]:
-    """Every shard that there must be, by the names of those that there are."""
+def shards_of(output: str) -> list[Shard]:
+    """Every shard that there must be, by the names of those that there are.
+
+    Raises:
+        InputError: they are of jobs that were cut differently.
+    """
     if is_url(output):
         fs, path = filesystem(output)
         fs.invalidate_cache()
@@ -81,12 +87,12 @@ def _shards(output: str) -> list[Shard]:
         path = local_path(output)
         names = [str(each) for each in path.parent.glob(f"{path.name}.shard-*")]
     found = (re.search(r"\.shard-\d{5}-of-(\d{5})[^/]*$", name) for name in names)
-    counts = {int(each[1]) for each in found if each is not None}
-    if len(counts) != 1:
-        told = "none" if not counts else f"of different numbers: {', '.join(map(str, sorted(counts)))}"
-        raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found {told}")
-    (count,) = counts
-    return [Shard(index, count) for index in range(count)]
+    counts = sorted({int(each[1]) for each in found if each is not None})
+    if len(counts) > 1:
+        raise InputError(
+            f"{output}: the parts beside it are of {' and of '.join(map(str, counts))}: delete the wrong ones"
+        )
+    return [Shard(index, counts[0]) for index in range(counts[0])] if counts else []
 
 
 def _chained(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:

@@ -61,6 +61,12 @@ class ObjectStore:
             if self._fs.exists(path):
                 self._fs.rm_file(path)
 
+    def forget(self) -> None:
+        """Deletes these and the segments."""
+        self.forget_results()
+        if self._fs.exists(self.journal):
+            self._fs.rm(self.journal, recursive=True)
+
     def publish(self, good: Iterable[bytes], bad: Iterable[bytes], manifest: dict[str, Any]) -> None:
         """Writes errors, output and manifest in this order: whoever sees the manifest sees the others whole."""
         text = json.dumps(manifest, indent=2) + "\n"

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_a_check_with_a_model_counts_tokens(distaff: Run, tiny_model: Path, here
         (["in.jsonl", "out", "-m", "m", "--shard", "2/2"], 2, "--shard is '2/2', expected I/N"),
         (["in.jsonl", "out", "-m", "m", "--price", "-1"], 2, "--price is -1.0"),
         (["in.jsonl", "out", "-m", "m", "--ids", "guess"], 2, "guess"),
+        (["in.jsonl", "out", "-m", "m", "--runner", "ray", "--shard", "0/2"], 2, "drop --shard and --devices"),
+        (["in.jsonl", "out", "-m", "m", "--runner", "ray", "--ray-resources", "4"], 2, "--ray-resources is '4'"),
         (["merge", "out"], 2, "expected the parts of one job beside it"),
     ],
 )
@@ -134,6 +137,12 @@ def test_wrong_use_is_one_message(
     assert distaff("batch", *arguments) == code
     out, err = capsys.readouterr()
     assert out == "" and message in err and "Traceback" not in err and llm.made == []
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_its_runner_says_what_to_install(distaff: Run, here: Path, capsys: Capture) -> None:
+    assert distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--runner", "ray", "--workers", "2") == 2
+    assert "pip install 'distaff[ray]'" in capsys.readouterr().err
 
 
 def test_help_is_that_of_the_command_without_a_name(distaff: Run, capsys: Capture) -> None:

@@ -55,13 +55,13 @@ def test_machines_that_vanish_lose_no_answer_and_give_none_twice(
         store = store_in(folder)
         release = Lease.release
         try:
-            Lease.release = lambda self: None  # type: ignore[method-assign]
+            Lease.release = lambda self: None
             bench.run(sixty, store, resume=attempt > 0, on_step=die)
             break
         except Killed:
             killed += 1
         finally:
-            Lease.release = release  # type: ignore[method-assign]
+            Lease.release = release
     fs = memory()
     assert killed >= 3
     assert fs.cat_file(f"{folder}/out.jsonl") == local.output.read_bytes()
@@ -93,7 +93,7 @@ def test_without_a_manifest_an_output_is_none(bench: Bench, sixty: Path, folder:
         memory().rm_file(store.manifest)
         raise Killed
 
-    store.publish = half  # type: ignore[method-assign]
+    store.publish = half
     with pytest.raises(Killed):
         bench.run(sixty, store)
     whole, steps = memory().cat_file(store.output), bench.steps

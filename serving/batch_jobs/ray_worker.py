@@ -1,0 +1,105 @@
+"""What an actor of Ray does: it loads the model once, and answers one part of the input after the other."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import JobLockedError
+from .formats import InputFiles, InputSpec
+from .job import Job, JobSpec, open_store
+from .loaded import Loaded
+from .on_llm import LLMRun
+from .prepare import Preparer
+from .scan import Scan, scan_input
+from .shard import Shard
+
+_LOCK_SECONDS = 120.0
+"""How long the process that worked on a part may take to be gone."""
+
+
+@dataclass(frozen=True)
+class RayPlan:
+    """What is the same for all actors.
+
+    Attributes:
+        load: makes the model.
+        output: of the whole; parts lie beside it.
+        name, dtype, layout: as LLMRun.
+    """
+
+    load: Callable[[], Loaded]
+    input: InputSpec
+    output: str
+    spec: JobSpec
+    name: str
+    dtype: str
+    layout: str | None = None
+    served_names: tuple[str, ...] = ()
+
+
+class RayWorker:
+    """One actor. `stop` may be called while `answer` runs."""
+
+    def __init__(self, plan: RayPlan) -> None:
+        self._plan = plan
+        self._stopping = threading.Event()
+        self._files = InputFiles(plan.input)
+        self._found: Scan | None = None
+        self._loaded: Loaded | None = None
+
+    def ready(self) -> bool:
+        """Loads the model and reads the input once."""
+        plan = self._plan
+        self._loaded = plan.load()
+        preparer = Preparer(None, job_seed=plan.spec.seed, served_names=plan.served_names)
+        self._found = scan_input(self._files, plan.spec.ids, preparer.check)
+        return True
+
+    def answer(self, index: int, count: int) -> dict[str, Any]:
+        """Answers a part, from wherever somebody stopped in it; returns its manifest.
+
+        Raises:
+            DistaffError: as Job.run.
+        """
+        plan = self._plan
+        assert self._loaded is not None and self._found is not None
+        shard, began = Shard(index, count), time.monotonic()
+        spec = replace(plan.spec, shard=shard)
+        with self._open(spec, shard.name(plan.output)) as job:
+            if job.complete is not None:
+                return job.complete
+            run = LLMRun(
+                self._loaded,
+                job,
+                name=plan.name,
+                dtype=plan.dtype,
+                layout=plan.layout,
+                seed=spec.seed,
+                served_names=plan.served_names,
+                began=began,
+            )
+            return run.run(stopping=self._stopping.is_set).manifest
+
+    def stop(self) -> None:
+        """Ends `answer` between two steps."""
+        self._stopping.set()
+
+    def _open(self, spec: JobSpec, output: str) -> Job:
+        """The part's job. An actor that died may hold the lock for a moment."""
+        assert self._found is not None
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                return Job(self._files, self._found, open_store(output), spec, resume=True)
+            except JobLockedError:
+                if time.monotonic() > until or self._stopping.is_set():
+                    raise
+                time.sleep(1.0)
+
+
+def num_parts(lines: int, workers: int, *, part_lines: int) -> int:
+    """Parts to cut an input into: several for each worker, so that none is idle for long in the end, but none so small
+    that filling and emptying the batch is what it does most."""
+    return max(1, min(8 * workers, -(-lines // part_lines)))
