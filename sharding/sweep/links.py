@@ -15,6 +15,9 @@ from math import inf, prod
 from ..layout import Axes, Layout
 from .slices import Slice
 
+_BETWEEN_HOPS = 20
+"""Hops of the links inside a slice that one way between slices takes: an assumption, nobody publishes the time."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -87,10 +90,12 @@ class Links:
         if rate is None:
             return Cost(inf, inf)
         # Each chip of a slice's part of the group sends its share to its partners in the others.
-        share = (slices - 1) / slices / chips * (2 if op == "all-reduce" else 1)
+        times = 2 if op == "all-reduce" else 1
+        share = times * (slices - 1) / slices / chips
         if op == "collective-permute":
             share = 1.0
-        return Cost(inside.seconds_per_byte, inside.hops + 2, share / (rate / self.slice.chip.devices_per_chip))
+        hops = inside.hops + times * _BETWEEN_HOPS
+        return Cost(inside.seconds_per_byte, hops, share / (rate / self.slice.chip.devices_per_chip))
 
     def _inside(self, op: str, places: list[tuple[int, ...]], chips: int, *, ring: bool) -> Cost:
         chip = self.slice.chip

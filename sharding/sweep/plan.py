@@ -110,12 +110,16 @@ def place(request: SweepRequest) -> tuple[Placed, ...]:
 def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Scores:
     """Scores every candidate; see Scores. `placed`: what place(request) gave."""
     placed = place(request) if placed is None else placed
+    # A step of prompts has as many as its chunk holds: how many rows are decoded elsewhere does not matter.
+    batches = (1,) if request.phase == "prefill" else request.batches
     axes = (
-        np.arange(len(placed)), np.array(request.batches, float), np.array(request.chunks, float),
+        np.arange(len(placed)), np.array(batches, float), np.array(request.chunks, float),
         np.arange(len(request.weights)), np.arange(len(request.activations)), np.arange(len(request.kv)),
     )  # fmt: skip
     grids = [grid.ravel() for grid in np.meshgrid(*axes, indexing="ij")]
     replicas = np.array([each.layout.replicas for each in placed], float)
+    if request.phase == "prefill":
+        grids[1] = replicas[grids[0].astype(int)]
     own = grids[1] % replicas[grids[0].astype(int)] == 0  # each replica has as many rows
     layout, weights, activations, kv = (grids[axis][own].astype(int) for axis in (0, 3, 4, 5))
     batch, chunk = (grids[axis][own].astype(float) for axis in (1, 2))
