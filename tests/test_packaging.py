@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import files, packages_distributions, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,16 @@ def test_lower_bounds_are_stated_and_nothing_is_listed_twice() -> None:
         assert any(spec.operator in (">=", "==") for spec in requirement.specifier), f"{requirement} has no lower bound"
 
 
+def owners(module: str, distributions: list[str]) -> list[str]:
+    """Whose module it is; a namespace such as google or opentelemetry belongs to many distributions, and its modules to
+    one each."""
+    if len(distributions) == 1:
+        return distributions
+    path = module.replace(".", "/")
+    parts = {name: {str(file) for file in files(name) or ()} for name in set(distributions)}
+    return [name for name, own in parts.items() if {f"{path}.py", f"{path}/__init__.py", f"{path}/__init__.pyi"} & own]
+
+
 def test_dependencies_are_what_is_imported() -> None:
     distributions = packages_distributions()
     imported: dict[str, Path] = {}
@@ -157,8 +167,7 @@ def test_dependencies_are_what_is_imported() -> None:
         for name in imported_modules(path):
             top = name.split(".")[0]
             if top not in sys.stdlib_module_names:
-                # A namespace ("google") has many distributions; the file's own import decides, so take them all.
-                for distribution in distributions.get(top, [top]):
+                for distribution in owners(name, distributions.get(top, [top])):
                     imported[canonicalize_name(distribution)] = path
     declared = {canonicalize_name(requirement.name) for requirement in requirements()}
     undeclared = {name: str(path) for name, path in imported.items() if name not in declared}

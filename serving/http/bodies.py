@@ -41,6 +41,8 @@ class CompletionBody(Sampling):
         if self.echo and self.logprobs is not None and self.stream:
             raise InvalidParameterError("echo", True, "false with logprobs and stream: the prompt's come at the end")
         scores = bool(self.echo) and self.max_tokens == 0
+        if scores and self.stream:
+            raise InvalidParameterError("stream", True, "false with echo and max_tokens 0: nothing is drawn")
         if scores:
             kind, params = Kind.SCORE, self._scoring()
         else:

@@ -94,7 +94,7 @@ class Completions:
             elif body.stream:
                 await _Writer(exchange, shape, streams, body.n or 1).write()
             else:
-                await self._collect(exchange, streams, shape, body.n or 1)
+                await self._collect(exchange, streams, shape, body)
 
     async def _open(self, request: Request, call: Call) -> Stream:
         headers = request.headers
@@ -107,8 +107,11 @@ class Completions:
         except DuplicateIdError:  # a proxy that tries again: the id is its own, and no reason to refuse
             return await self._front.open(replace(call, **caller))
 
-    async def _collect(self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, n: int) -> None:
+    async def _collect(
+        self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, body: CompletionBody | ChatBody
+    ) -> None:
         """Waits for everything and answers with it."""
+        n = body.n or 1
         answers = [Answer() for _ in range(len(streams) * n)]
         seeds: dict[int, int | None] = {}
         async for events in _merged(streams):
@@ -130,8 +133,12 @@ class Completions:
         usage = total_usage(streams)
 
         def render() -> dict[str, Any]:
-            choices = (shape.choice(at, answer, prompts.get(at // n, ())) for at, answer in enumerate(answers))
-            return shape.response(list(choices), usage)
+            echoes = prompts if body.echo else {}
+            choices = [shape.choice(at, answer, echoes.get(at // n, ())) for at, answer in enumerate(answers)]
+            if body.prompt_logprobs is not None:
+                for at, choice in enumerate(choices):
+                    choice["prompt_logprobs"] = shape.prompt(prompts[at // n])
+            return shape.response(choices, usage)
 
         # Naming thousands of tokens takes a while: not in the loop, where everybody else waits for it.
         value = await asyncio.to_thread(render) if prompts or usage.completion_tokens > _MANY_TOKENS else render()

@@ -59,7 +59,7 @@ def invalid_body(error: ValidationError) -> InvalidBodyError:
         return InvalidBodyError("body", "the body is no valid JSON")
     if first["type"] == "missing":
         return InvalidBodyError(field, f"{field} is missing")
-    message = first["msg"]
+    message = first["msg"].removeprefix("Value error, ")
     return InvalidBodyError(field, f"{field} {message[0].lower()}{message[1:]}")
 
 

@@ -1,10 +1,10 @@
 """Fields of request bodies: what is read, and what is known and refused by name."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
-from pydantic_core import PydanticCustomError
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call
@@ -13,16 +13,28 @@ from ..sampling_params import SamplingParams
 _WRAP = 2**64
 
 
-def only(why: str, *accepted: Any) -> AfterValidator:
-    """A field of OpenAI's that is understood with these values alone; null is the same as leaving it out."""
+class Only:
+    """What `only` leaves of a field.
 
-    def check(value: Any) -> Any:
-        if value is not None and value not in accepted:
-            values = {"why": why, "accepted": " or ".join(["null", *map(repr, accepted)])}
-            raise PydanticCustomError("unsupported", "is not supported: {why}; accepted is {accepted}", values)
+    Attributes:
+        why: no other values.
+        accepted: these, and null.
+    """
+
+    def __init__(self, why: str, accepted: tuple[Any, ...]) -> None:
+        self.why = why
+        self.accepted = accepted
+
+    def __call__(self, value: Any) -> Any:
+        if value is not None and value not in self.accepted:
+            accepted = " or ".join(["null", *map(json.dumps, self.accepted)])
+            raise ValueError(f"is not supported: {self.why}; accepted is {accepted}")
         return value
 
-    return AfterValidator(check)
+
+def only(why: str, *accepted: Any) -> AfterValidator:
+    """Marks a field of OpenAI's that is understood with few values alone; null is the same as leaving it out."""
+    return AfterValidator(Only(why, accepted))
 
 
 class Body(BaseModel):
@@ -107,10 +119,12 @@ class Sampling(Body):
     def check_stream(self) -> None:
         """
         Raises:
-            InvalidParameterError: options of a stream that is none.
+            InvalidParameterError: options of a stream that is none, or what a stream has no place for.
         """
         if self.stream_options is not None and not self.stream:
             raise InvalidParameterError("stream_options", "set", "nothing where stream is not true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidParameterError("prompt_logprobs", self.prompt_logprobs, "nothing with stream")
 
 
 _PLAIN = (

@@ -100,6 +100,18 @@ class Shape:
         """A whole choice; `prompt` are the log-probabilities of an echoed prompt."""
         raise NotImplementedError
 
+    def prompt(self, entries: "Sequence[TokenLogprob | None]") -> list[dict[str, Any] | None]:
+        """A prompt's log-probabilities as vLLM has them: for each token, those of the likeliest and its own, by id."""
+        return [None if entry is None else self._ranked(entry) for entry in entries]
+
+    def _ranked(self, entry: TokenLogprob) -> dict[str, Any]:
+        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
+        ranked[entry.token_id] = (entry.logprob, entry.rank)
+        return {
+            str(token): {"logprob": finite(logprob), "rank": rank, "decoded_token": self._spelling.name(token)}
+            for token, (logprob, rank) in ranked.items()
+        }
+
     def _chunk_kind(self) -> str:
         return self.kind
 

@@ -93,8 +93,8 @@ OWN = (
     ),
     _counter("loop_wakeups", "Times that the engine woke the event loop.", lambda front: front.counters.wakeups),
     # Levels
-    _gauge("requests_waiting", "Sequences that wait for a row of the batch.", _load("waiting")),
-    _gauge("requests_running", "Sequences that have one.", _load("running")),
+    _gauge("requests_waiting", "Calls that wait for a row of the batch.", _load("waiting")),
+    _gauge("requests_running", "Calls that have one.", _load("running")),
     _gauge("streams", "Calls under way, waiting ones included.", _load("streams")),
     _gauge("tokens_in_flight", "Their prompts and longest answers, summed.", _load("tokens_in_flight")),
     _gauge("batch_rows", "Rows that fit a batch.", _of("max_batch")),

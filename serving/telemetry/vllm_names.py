@@ -40,8 +40,8 @@ def _histogram(name: str, doc: str, attribute: str, bounds: tuple[float, ...]) -
 
 
 VLLM = (
-    _gauge("num_requests_running", "Sequences that have a row of the batch.", lambda front: front.load().running),
-    _gauge("num_requests_waiting", "Sequences that wait for one.", lambda front: front.load().waiting),
+    _gauge("num_requests_running", "Calls that have a row of the batch.", lambda front: front.load().running),
+    _gauge("num_requests_waiting", "Calls that wait for one.", lambda front: front.load().waiting),
     _gauge(
         "kv_cache_usage_perc",
         "Share of the KV cache that sequences hold, from 0 to 1. Pages that only the prefix cache keeps count as free.",

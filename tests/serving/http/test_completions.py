@@ -182,6 +182,25 @@ def test_an_echoed_prompt_comes_with_its_log_probabilities() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_prompts_log_probabilities_come_where_asked_for(chat: bool) -> None:
+    async def check() -> None:
+        async with asking() as (served, client):
+            body: dict[str, Any] = {"max_tokens": 2, "n": 2, "prompt_logprobs": 1}
+            body |= {"messages": CHAT} if chat else {"prompt": "hello"}
+            value = (await client.post(f"/v1/{'chat/' if chat else ''}completions", json=body)).json()
+            prompt = served.tokenizer.encode(CHAT_PROMPT if chat else "hello")
+            for choice in value["choices"]:
+                assert choice["logprobs"] is None
+                first, *rest = choice["prompt_logprobs"]
+                assert first is None and len(rest) == len(prompt) - 1
+                for token, entry in zip(prompt[1:], rest, strict=True):
+                    assert entry[str(token)]["logprob"] == prompt_logprob(token)
+                    assert entry["0"]["decoded_token"] == " ", "the likeliest one of the fake model"
+
+    run(check())
+
+
 def test_seeds_are_echoed_and_repeat_the_answer() -> None:
     async def check() -> None:
         async with asking() as (_, client):
