@@ -90,5 +90,8 @@ EVERYWHERE: Mapping[str, Callable[[Sequence[bytes]], bytes]] = {
 async def ask_load(upstream: Upstream) -> None:
     """Enters in a server's standing what it says of its load."""
     stub: Any = admin_pb2_grpc.AdminStub(upstream.channel)
+    before = upstream.standing.in_flight
     answer = await stub.GetLoad(admin_pb2.GetLoadRequest(), metadata=upstream.target.metadata, timeout=5)
-    upstream.standing.waiting, upstream.standing.running = answer.waiting, answer.running
+    # What has ended since the server counted is ours, and no stranger's.
+    ours = max(before, upstream.standing.in_flight)
+    upstream.standing.report(answer.waiting, answer.running, ours)

@@ -21,7 +21,7 @@ class Standing:
         ready: whether requests may be sent there.
         pending_tokens: of prompts that this router has sent and that had no event yet, what the server did not know.
         in_flight: requests that this router has sent and that have not ended.
-        waiting, running: requests, as the server itself said last, of all its clients.
+        others_waiting, others_running: requests of other clients, as far as the server's last report tells.
         turn: when it was last chosen; of equals the one that waited longest is next.
     """
 
@@ -29,19 +29,26 @@ class Standing:
     ready: bool = True
     pending_tokens: int = 0
     in_flight: int = 0
-    waiting: int = 0
-    running: int = 0
+    others_waiting: int = 0
+    others_running: int = 0
     turn: int = 0
 
+    def report(self, waiting: int, running: int, ours: int) -> None:
+        """Enters what the server says of all its clients.
+
+        Args:
+            ours: of these requests, those that this router had sent.
+        """
+        others = max(0, waiting + running - ours)
+        self.others_waiting = min(others, waiting)
+        self.others_running = others - self.others_waiting
+
     def cost(self, prompt_tokens: int, known_tokens: int) -> float:
-        """Tokens until the first token of a prompt that is `prompt_tokens` long, of which the server knows some."""
+        """Tokens until the first token of a prompt that is `prompt_tokens` long, of which the server knows some. The
+        prompts of others that wait there count as long as this one."""
         unknown = max(1, prompt_tokens - known_tokens)
-        # Of the server's queue, what others sent; ours is known better. Their prompts count as long as this one.
-        others = max(0, self.waiting + self.running - self.in_flight)
-        queued = min(others, self.waiting)
-        return (
-            unknown + self.pending_tokens + queued * prompt_tokens + (self.in_flight + others - queued) * RUNNING_TOKENS
-        )
+        running = self.in_flight + self.others_running
+        return unknown + self.pending_tokens + self.others_waiting * prompt_tokens + running * RUNNING_TOKENS
 
 
 def ranked(standings: Sequence[Standing], prompt_tokens: int, known: Mapping[str, int]) -> list[Standing]:

@@ -26,9 +26,14 @@ def test_a_shared_prefix_wins_until_its_server_is_too_busy() -> None:
 
 
 def test_what_a_server_says_of_others_counts() -> None:
-    assert names([Standing("a", waiting=4, running=8), Standing("b", in_flight=3, running=3)]) == ["b", "a"]
-    busy, ours = Standing("a", waiting=2, running=8, in_flight=10), Standing("b", in_flight=10)
-    assert busy.cost(100, 0) == ours.cost(100, 0)  # it repeats what we know
+    busy, ours = Standing("a"), Standing("b", in_flight=3)
+    busy.report(4, 8, ours=0)
+    assert (busy.others_waiting, busy.others_running) == (4, 8) and names([busy, ours]) == ["b", "a"]
+    assert busy.cost(100, 0) == 100 + 4 * 100 + 8 * 16
+    ours.report(2, 1, ours=3)
+    assert ours.cost(100, 0) == 100 + 3 * 16  # it repeats what we know
+    ours.report(2, 5, ours=3)
+    assert (ours.others_waiting, ours.others_running) == (2, 2)
 
 
 def test_load_is_spread_evenly_over_prompts_that_share_nothing() -> None:
