@@ -153,9 +153,9 @@ def test_the_report_shows_details_on_hover(planned: tuple[Path, dict[str, Any]],
 
 @pytest.mark.slow
 def test_the_compiler_agrees_and_is_asked_once(tmp_path: Path, distaff: Run, capsys: Capture) -> None:
-    """Memory of arguments within 0.1 %, what is sent as predicted, and a second run from the cache."""
+    """Arguments within 0.1 %, the peak within 5 %, what is sent as predicted, and a second run from the cache."""
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    model = "llama:layers=4,embed=1024,mlp=4096,heads=8,kv_heads=4,vocab=4096,head_dim=128"
+    model = "llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096"  # most of a compile draws tokens
     plan = ("sweep", "plan", "-m", model, "--hw", "v5e:2x2", "--batch", "8", "--isl", "1024", "--osl", "128")
     assert distaff(*plan, "--phase", "decode", "--axes", "tensor", "--out", str(folder)) == 0
     capsys.readouterr()
