@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,8 +23,7 @@ class FinishReason(StrEnum):
     """It failed; what was generated before is kept."""
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One generated token, and the text that became certain with it (perhaps none yet).
 
     Attributes:

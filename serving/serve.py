@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -11,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends.errors import DistaffError
+from .batch_jobs.jobs import JobManager
 from .front import Front, ModelCard, State
 from .http.app import build_app
+from .http.batches import Batches
 from .http.server import HttpServer
 from .llm import LLM
+from .rpc.batch_jobs import SERVICE as BATCH_JOBS
+from .rpc.batch_jobs import BatchJobsService
 from .rpc.server import RpcServer
 from .rpc.settings import RpcSettings
 from .rpc.tls import TlsFiles
@@ -40,6 +45,7 @@ class ServeSettings:
         grace: seconds that running requests get when the server goes down.
         notice: seconds between saying so (health) and refusing requests, for balancers to look elsewhere.
         profile_dir: where traces are left.
+        batch_dir: where files and batch jobs are kept; None: there are none.
         log_level, log_prompts: of the log on standard error; prompts are in it only if asked for.
     """
 
@@ -52,6 +58,7 @@ class ServeSettings:
     grace: float = 30.0
     notice: float = 0.0
     profile_dir: Path | None = None
+    batch_dir: Path | None = None
     log_level: str = "info"
     log_prompts: bool = False
 
@@ -87,9 +94,13 @@ class Server:
             drain=self.leave,
             profile_dir=settings.profile_dir,
         )
+        self._jobs = None if settings.batch_dir is None else _jobs_of(front, settings.batch_dir)
+        if self._jobs is not None:
+            self._rpc.add(BatchJobsService(self._jobs), BATCH_JOBS)
         self._http: HttpServer | None = None
         if settings.http_port is not None:
-            app = build_app(front, authenticate=None if tokens is None else tokens.authenticate)
+            routes = () if self._jobs is None else Batches(self._jobs).routes()
+            app = build_app(front, authenticate=None if tokens is None else tokens.authenticate, routes=routes)
             stall = front.limits.stall_seconds
             self._http = HttpServer(app, host=settings.http_host, port=settings.http_port, stall_seconds=stall)
         front.on_state(self._changed)
@@ -117,6 +128,8 @@ class Server:
                 starting.cancel()
             else:
                 await starting
+                if self._jobs is not None:
+                    self._jobs.start()
                 on_ready(Ports(self._rpc.port, None if self._http is None else self._http.port))
             await leaving
             await self._drain()
@@ -126,6 +139,7 @@ class Server:
                 await self._http.stop(1.0)
             await self._rpc.stop()
             failed = front.state is State.FAILED
+            await self._leave_jobs()
             await front.close()
             if failed:
                 _log.error("the engine has failed: %s", front.failure)
@@ -151,14 +165,33 @@ class Server:
         if self.front.state is State.FAILED:
             return
         self._rpc.health.leave()
+        await self._leave_jobs()  # they go on after the next start
         await asyncio.sleep(self._settings.notice)
         load = self.front.load()
         _log.info("draining: %d requests run, %d wait, for %g s at most", load.running, load.waiting, self._grace)
         await self.front.drain(self._grace)
 
+    async def _leave_jobs(self) -> None:
+        if self._jobs is not None:
+            await asyncio.to_thread(self._jobs.close)
+
     def _changed(self, state: State) -> None:
         if state is State.FAILED:
             self.leave(0.0)
+
+
+def _jobs_of(front: Front, folder: Path) -> JobManager:
+    card = front.card
+    return JobManager(
+        front.engine,
+        front.tokenizer,
+        folder,
+        model=card.name,
+        identity={"name": card.name, "family": card.family, "dtype": card.dtype, "context": card.context},
+        max_batch=card.max_batch or front.engine.config.max_batch,
+        context=card.context,
+        served_names=front.served_names,
+    )
 
 
 def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_ready: Callable[[Ports], None]) -> int:
@@ -167,6 +200,10 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
     Returns:
         The exit code: 0 after draining, 1 after a failure of the engine. A second signal exits with 128 and its number.
     """
+
+    def ready(ports: Ports) -> None:
+        _settle_memory()
+        on_ready(ports)
 
     async def serve() -> int:
         server = Server(make_front(), settings)
@@ -183,7 +220,7 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         try:
-            return await server.run(on_ready)
+            return await server.run(ready)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 with contextlib.suppress(ValueError):
@@ -194,6 +231,14 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
         return asyncio.run(serve())
     finally:
         remove_logs(handler)
+
+
+def _settle_memory() -> None:
+    """Leaves what was made so far out of garbage collections: going through all of JAX again and again would cost a
+    fifth of the time of a token."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def card_of(llm: LLM, name: str) -> ModelCard:

@@ -31,43 +31,44 @@ class Buffer:
         most: events; a choice has one Delta beyond them at most.
 
     Attributes:
+        events: what waits, the oldest first.
         joined: tokens that were added to a Delta that waited.
     """
 
     def __init__(self, most: int) -> None:
         self.joined = 0
         self._most = most
-        self._events: deque[Event | _Pile] = deque()
+        self.events: deque[Event | _Pile] = deque()
         self._piles: dict[int, _Pile] = {}
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self.events)
 
     def add(self, event: Event) -> None:
         """Anything but a Delta."""
-        self._events.append(event)
+        self.events.append(event)
 
     def add_delta(self, index: int, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
         """What came for a choice."""
-        if len(self._events) < self._most and index not in self._piles:
-            self._events.append(Delta(index, text, token_ids, logprobs))
+        if len(self.events) < self._most and index not in self._piles:
+            self.events.append(Delta(index, text, token_ids, logprobs))
             return
         pile = self._piles.get(index)
         if pile is None:
             pile = self._piles[index] = _Pile(index)
-            self._events.append(pile)
+            self.events.append(pile)
         else:
             self.joined += len(token_ids)
         pile.add(text, token_ids, logprobs)
 
     def pop(self) -> Event:
         """The oldest one."""
-        event = self._events.popleft()
+        event = self.events.popleft()
         if isinstance(event, _Pile):
             del self._piles[event.index]
             return event.delta()
         return event
 
     def clear(self) -> None:
-        self._events.clear()
+        self.events.clear()
         self._piles.clear()

@@ -87,7 +87,7 @@ class Stream(AsyncIterator[Event]):
         Raises:
             DistaffError: what the call failed with.
         """
-        while not self._buffer:
+        while not self._buffer.events:
             if self._ended:
                 if self.error is not None:
                     raise self.error
@@ -177,7 +177,7 @@ class Stream(AsyncIterator[Event]):
         """The next thing that the engine tells."""
         if self._ended:
             return
-        if isinstance(item, TokenEvent):
+        if type(item) is TokenEvent:  # nearly all are
             self._token(item)
         elif isinstance(item, Start):
             self._start(item)
@@ -205,7 +205,7 @@ class Stream(AsyncIterator[Event]):
         elif event.finish_reason is None:  # the prompt's echo
             token_ids = self.prompt_token_ids
         if not self._discards and (token_ids or event.text):
-            if not self._buffer:
+            if not self._buffer.events:
                 self._read_at = self._clock()
             logprobs = () if event.logprob is None else (event.logprob,)
             self._buffer.add_delta(index, event.text, token_ids, logprobs)
