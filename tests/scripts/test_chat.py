@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distaff.scripts.chat import Terminal
+from distaff.scripts.chat_terminal import Terminal
 from distaff.serving.client import Client, RetryPolicy
 from distaff.serving.client.conversation import Conversation
 
@@ -146,7 +146,7 @@ def test_an_answer_is_stopped_and_kept_as_far_as_it_came(monkeypatch: pytest.Mon
     def interrupted(self: Any, text: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distaff.scripts.chat.TextStream.write", interrupted)
+    monkeypatch.setattr("distaff.scripts.chat_terminal.TextStream.write", interrupted)
     servicer = Scripted([admitted(), delta("Hal", 1), 5.0], ANSWER)
     conversation = talked(servicer, "one", KeyboardInterrupt)
     assert [each["content"] for each in conversation.turns] == ["one", "Hal"]
