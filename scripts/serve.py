@@ -162,6 +162,15 @@ def serve(
             "--profile-dir", help="Where Admin.StartProfile leaves traces.", metavar="DIR", rich_help_panel=LIFE
         ),
     ] = None,
+    batch_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch-dir",
+            help="Run batch jobs, and keep them and their files here (/v1/files, /v1/batches, BatchJobs).",
+            metavar="DIR",
+            rich_help_panel=LIFE,
+        ),
+    ] = None,
     log_level: Annotated[
         str,
         typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL", rich_help_panel=LIFE),
@@ -250,6 +259,7 @@ def serve(
             grace=grace,
             notice=notice,
             profile_dir=profile_dir,
+            batch_dir=batch_dir,
             log_level=log_level,
             log_prompts=log_prompts,
         )

@@ -1,7 +1,10 @@
 """OpenAI's files and batches over a JobManager: /v1/files and /v1/batches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from ...backends.errors import InvalidParameterError, UsageError
 from ..batch_jobs.files import NoSuchError
 from ..batch_jobs.jobs import JobManager
+from .completions import TENANT
 from .errors import HttpError, error_response, invalid_body
 
 MAX_FILE = 2**30
@@ -37,14 +41,11 @@ class Batches:
 
     Args:
         manager: what keeps and runs them.
-        tenant: whose request it is.
         max_file: bytes of a file that is sent.
     """
 
-    def __init__(
-        self, manager: JobManager, *, tenant: Callable[[Request], str] = lambda request: "", max_file: int = MAX_FILE
-    ) -> None:
-        self._manager, self._tenant, self._max_file = manager, tenant, max_file
+    def __init__(self, manager: JobManager, *, max_file: int = MAX_FILE) -> None:
+        self._manager, self._max_file = manager, max_file
 
     def routes(self) -> Sequence[BaseRoute]:
         """For build_app."""
@@ -63,7 +64,7 @@ class Batches:
 
     async def _upload(self, request: Request) -> Response:
         """POST /v1/files: a form with `file` and `purpose`. It goes to the disk as it comes."""
-        files, tenant = self._manager.files, self._tenant(request)
+        files, tenant = self._manager.files, _tenant(request)
         id, path = files.new_path()
         try:
             name, purpose = await self._receive(request, path)
@@ -75,7 +76,7 @@ class Batches:
             raise
         return JSONResponse(stored.to_dict())
 
-    async def _receive(self, request: Request, path: Any) -> tuple[str, str]:
+    async def _receive(self, request: Request, path: Path) -> tuple[str, str]:
         """Writes the form's file to a path; its name, and the form's purpose."""
         fields: dict[str, str] = {}
         sent: list[Any] = []
@@ -83,15 +84,18 @@ class Batches:
         def on_field(field: Any) -> None:
             fields[field.field_name.decode("utf-8", "replace")] = (field.value or b"").decode("utf-8", "replace")
 
-        config: dict[str, Any] = {"MAX_MEMORY_FILE_SIZE": 0, "UPLOAD_DIR": str(path.parent), "MAX_BODY_SIZE": self._max_file}
+        config: dict[str, Any] = {"UPLOAD_DIR": str(path.parent), "MAX_FIELDS": 16, "MAX_FIELD_SIZE": 4096}
         kind = request.headers.get("content-type", "")
         try:
-            parser: FormParser = create_form_parser({"Content-Type": kind.encode()}, on_field, sent.append, config=config)
+            parser: FormParser = create_form_parser(
+                {"Content-Type": kind.encode()}, on_field, sent.append, config=config
+            )
             size = 0
             async for part in request.stream():
                 size += len(part)
                 if size > self._max_file:
-                    raise HttpError(413, f"the file has more than {self._max_file} bytes, which is the limit", "file_too_large")
+                    message = f"the file has more than {self._max_file} bytes, which is the limit"
+                    raise HttpError(413, message, "file_too_large")
                 await asyncio.to_thread(parser.write, part)
             parser.finalize()
         except FormParserError as error:
@@ -99,25 +103,24 @@ class Batches:
         if len(sent) != 1 or sent[0].field_name != b"file":
             raise InvalidParameterError("file", f"{len(sent)} files", "one, named file")
         file = sent[0]
-        file.flush_to_disk() if file.in_memory else None
-        await asyncio.to_thread(_move, file, path)
+        await asyncio.to_thread(_keep, file, path)
         return (file.file_name or b"file").decode("utf-8", "replace")[:256], fields.get("purpose", "")
 
     async def _files(self, request: Request) -> Response:
-        found = await asyncio.to_thread(lambda: list(self._manager.files.all(self._tenant(request))))
+        found = await asyncio.to_thread(lambda: list(self._manager.files.all(_tenant(request))))
         purpose = request.query_params.get("purpose")
         return _listed([each.to_dict() for each in found if purpose in (None, each.purpose)], request)
 
     async def _file(self, request: Request) -> Response:
-        return JSONResponse(self._manager.files.get(request.path_params["id"], self._tenant(request)).to_dict())
+        return JSONResponse(self._manager.files.get(request.path_params["id"], _tenant(request)).to_dict())
 
     async def _delete(self, request: Request) -> Response:
         id = request.path_params["id"]
-        self._manager.files.delete(id, self._tenant(request))
+        self._manager.files.delete(id, _tenant(request))
         return JSONResponse({"id": id, "object": "file", "deleted": True})
 
     async def _content(self, request: Request) -> Response:
-        stored = self._manager.files.get(request.path_params["id"], self._tenant(request))
+        stored = self._manager.files.get(request.path_params["id"], _tenant(request))
         return FileResponse(self._manager.files.path(stored.id), media_type="application/octet-stream")
 
     async def _create(self, request: Request) -> Response:
@@ -125,28 +128,32 @@ class Batches:
             body = BatchBody.model_validate_json(await request.body())
         except ValidationError as error:
             raise invalid_body(error) from None
-        job = await asyncio.to_thread(
-            lambda: self._manager.create(
-                body.input_file_id, body.endpoint, completion_window=body.completion_window, metadata=body.metadata,
-                tenant=self._tenant(request),
-            )  # fmt: skip
-        )
+        create = partial(self._manager.create, body.input_file_id, body.endpoint, metadata=body.metadata)
+        job = await asyncio.to_thread(create, completion_window=body.completion_window, tenant=_tenant(request))
         return JSONResponse(job.to_dict())
 
     async def _batches(self, request: Request) -> Response:
-        return _listed([job.to_dict() for job in self._manager.all(self._tenant(request))], request)
+        return _listed([job.to_dict() for job in self._manager.all(_tenant(request))], request)
 
     async def _batch(self, request: Request) -> Response:
-        return JSONResponse(self._manager.get(request.path_params["id"], self._tenant(request)).to_dict())
+        return JSONResponse(self._manager.get(request.path_params["id"], _tenant(request)).to_dict())
 
     async def _cancel(self, request: Request) -> Response:
-        return JSONResponse(self._manager.cancel(request.path_params["id"], self._tenant(request)).to_dict())
+        return JSONResponse(self._manager.cancel(request.path_params["id"], _tenant(request)).to_dict())
 
 
-def _move(file: Any, path: Any) -> None:
+def _tenant(request: Request) -> str:
+    return str(request.scope.get(TENANT, ""))
+
+
+def _keep(file: Any, path: Path) -> None:
+    """Gives what was sent a name that lasts; its temporary one goes with it."""
     file.finalize()
+    if file.in_memory:
+        path.write_bytes(file.file_object.getvalue())
+    else:
+        os.link(file.actual_file_name, path)
     file.close()
-    file.actual_file_name and __import__("os").replace(file.actual_file_name, path)
 
 
 def _listed(found: list[dict[str, Any]], request: Request) -> Response:

@@ -1,0 +1,159 @@
+"""Jobs of a server: beside online requests and behind them, over a restart, cancelled, and each tenant's own."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distaff.backends.errors import InvalidParameterError
+from distaff.serving.batch_jobs import jobs
+from distaff.serving.batch_jobs.files import NoSuchError
+from distaff.serving.batch_jobs.jobs import JobManager
+from distaff.serving.engine import Engine
+from distaff.serving.types import Request, SamplingParams
+
+from ..served import MAX_LEN
+from .conftest import IDENTITY, TOKENIZER, fake_engine
+
+
+def lines(count: int, url: str = "/v1/completions") -> bytes:
+    bodies = [{"prompt": f"say {index}", "max_tokens": 3 + index % 5} for index in range(count)]
+    return b"".join(
+        json.dumps({"custom_id": f"id-{index}", "method": "POST", "url": url, "body": body}).encode() + b"\n"
+        for index, body in enumerate(bodies)
+    )
+
+
+class Server:
+    """An engine in a thread of its own, with the jobs of a folder; `stop` and a new one is a restart."""
+
+    def __init__(self, folder: Path, step_seconds: float = 0.0) -> None:
+        self.engine: Engine = fake_engine()
+        step = self.engine.step
+
+        def slower() -> bool:
+            time.sleep(step_seconds)
+            return step()
+
+        self.engine._rounds._step = slower
+        self.engine.start()
+        self.manager = JobManager(
+            self.engine, TOKENIZER, folder, model="fake", identity=IDENTITY, max_batch=8, context=MAX_LEN
+        )
+
+    def send(self, data: bytes, tenant: str = "") -> str:
+        id, path = self.manager.files.new_path()
+        path.write_bytes(data)
+        self.manager.files.add(id, "in.jsonl", "batch", tenant)
+        return id
+
+    def stop(self) -> None:
+        self.manager.close()
+        self.engine.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path)
+    made.manager.start()
+    yield made
+    made.stop()
+
+
+def content(server: Server, id: str | None) -> list[dict[str, Any]]:
+    assert id is not None
+    return [json.loads(line) for line in server.manager.files.path(id).read_bytes().splitlines()]
+
+
+def test_a_job_completes_and_its_files_are_there(server: Server) -> None:
+    sent = server.send(lines(20) + lines(1, "/v1/chat/completions").replace(b"id-0", b"wrong") + b"nonsense\n")
+    job = server.manager.create(sent, "/v1/completions", metadata={"for": "you"})
+    assert job.status == "validating"
+    done = server.manager.wait(job.id, timeout=30)
+    assert (done.status, done.total, done.completed, done.failed) == ("completed", 22, 20, 2)
+    assert [row["custom_id"] for row in content(server, done.output_file_id)] == [f"id-{index}" for index in range(20)]
+    codes = [row["error"]["code"] for row in content(server, done.error_file_id)]
+    assert codes == ["mismatched_url", "invalid_json"]
+    told = done.to_dict()
+    assert told["object"] == "batch" and told["completed_at"] >= told["created_at"] and told["failed_at"] is None
+    assert told["request_counts"] == {"total": 22, "completed": 20, "failed": 2} and told["metadata"] == {"for": "you"}
+    assert [each.id for each in server.manager.files.all()].count(done.output_file_id) == 1
+    assert not list(server.manager._folder.glob("*.journal"))
+
+
+def test_a_restart_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SHOWN_SECONDS", 0.02)
+    first = Server(tmp_path, step_seconds=0.02)
+    first.manager.start()
+    job = first.manager.create(first.send(lines(60)), "/v1/completions")
+    seen = job
+    while not 5 < seen.completed < 50:
+        seen = first.manager.wait(job.id, timeout=5, seen=seen)
+        assert not seen.ended
+    first.stop()
+    second = Server(tmp_path)
+    assert second.manager.get(job.id).status == "in_progress"
+    second.manager.start()
+    done = second.manager.wait(job.id, timeout=30)
+    rows = content(second, done.output_file_id)
+    second.stop()
+    whole = Server(tmp_path / "whole")
+    whole.manager.start()
+    again = whole.manager.create(whole.send(lines(60)), "/v1/completions")
+    assert rows == content(whole, whole.manager.wait(again.id, timeout=30).output_file_id)
+    whole.stop()
+
+
+def test_online_requests_come_first(tmp_path: Path) -> None:
+    """While a job has more than fills the batch, a request that comes is answered before most of it."""
+    server = Server(tmp_path, step_seconds=0.005)
+    server.manager.start()
+    job = server.manager.create(server.send(lines(100)), "/v1/completions")
+    while server.manager.wait(job.id, timeout=0.05).status == "validating":
+        pass
+    answer = server.engine.submit(Request((1, 2, 3), SamplingParams(max_tokens=4, seed=0))).completion()
+    assert answer.usage.completion_tokens > 0 and answer.timings.queue < 0.2
+    assert server.manager.get(job.id).completed < 90
+    server.stop()
+
+
+def test_cancelled_it_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SHOWN_SECONDS", 0.02)
+    server = Server(tmp_path, step_seconds=0.02)
+    server.manager.start()
+    job = server.manager.create(server.send(lines(60)), "/v1/completions")
+    seen = job
+    while seen.completed < 5:
+        seen = server.manager.wait(job.id, timeout=5, seen=seen)
+    server.manager.cancel(job.id)
+    done = server.manager.wait(job.id, timeout=10)
+    assert done.status == "cancelled" and 5 <= done.completed < 60
+    assert len(content(server, done.output_file_id)) == done.completed
+    assert server.manager.cancel(job.id) == done
+    server.stop()
+
+
+def test_tenants_do_not_see_each_other(server: Server) -> None:
+    sent = server.send(lines(1), tenant="a")
+    with pytest.raises(NoSuchError):
+        server.manager.create(sent, "/v1/completions", tenant="b")
+    job = server.manager.create(sent, "/v1/completions", tenant="a")
+    for call in (server.manager.get, server.manager.cancel):
+        with pytest.raises(NoSuchError, match="there is no batch"):
+            call(job.id, "b")
+    assert server.manager.all("b") == [] and [each.id for each in server.manager.all("a")] == [job.id]
+    with pytest.raises(NoSuchError):
+        server.manager.files.get("../jobs/x", "a")
+    with pytest.raises(InvalidParameterError, match="endpoint is '/v1/responses'"):
+        server.manager.create(sent, "/v1/responses", tenant="a")
+
+
+def test_a_file_that_is_gone_fails_the_job(server: Server, tmp_path: Path) -> None:
+    sent = server.send(lines(1))
+    server.manager.files.path(sent).unlink()
+    done = server.manager.wait(server.manager.create(sent, "/v1/completions").id, timeout=10)
+    assert done.status == "failed" and done.error is not None and "there is no such file" in done.error
+    assert done.to_dict()["errors"]["data"][0]["message"] == done.error
