@@ -235,15 +235,17 @@ def _described(topology: str) -> tuple[int, int]:
 def _compared(config: "ModelConfig", laid: "Layout", arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Compiles a step, and compares what it sends with the prediction."""
     from ..backends.aot import CompileJob, compile_report
+    from ..backends.compiler.topologies import parse_topology
     from ..sharding.collectives import StepShape, predict
     from ..sharding.report import comparison
 
     shape = StepShape(arguments["rows"], arguments["queries"])
+    chips = parse_topology(arguments["topology"]).shape
     sys.stderr.write(f"Compiling {laid} for {arguments['topology']}\n")
     job = CompileJob(f"{__package__}.layout_case:build", arguments, arguments["topology"])
     compiled: CompileReport = compile_report(job, timeout=timeout, kernels=".*attention.*")
     return {
-        **comparison(laid, predict(config, laid, shape, arguments["dtype"]), compiled.collectives),
+        **comparison(laid, predict(config, laid, shape, arguments["dtype"], chips=chips), compiled.collectives),
         "arguments": compiled.memory.arguments,
         "temporaries": compiled.memory.temporaries,
         "seconds": compiled.compile_seconds,

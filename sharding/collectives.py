@@ -23,6 +23,7 @@ from .stages import Stages
 _FP32 = 4
 _LANES = 128
 _TILE_ROWS = 8
+_LEAST_SQUARE = 4
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,17 @@ class StepShape:
         return self.rows * self.queries
 
 
-def predict(config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeLike) -> tuple[Sent, ...]:
+def predict(
+    config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeLike, *, chips: tuple[int, ...] = ()
+) -> tuple[Sent, ...]:
     """Every collective of a step that tells nothing about prompts, in the order of the first of each kind.
 
     Args:
         config, layout: that check_layout has accepted.
         dtype: of weights and activations.
+        chips: how many stand beside each other along each axis of the slice, where that is known.
     """
-    counter = _Counter(config, layout, shape, jnp.dtype(dtype))
+    counter = _Counter(config, layout, shape, jnp.dtype(dtype), chips)
     counts: dict[Sent, int] = {}
     for sent in counter.step():
         counts[sent] = counts.get(sent, 0) + sent.count
@@ -92,8 +96,11 @@ def predict(config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeL
 class _Counter:
     """Walks through a step as the decoder does, and notes what is sent."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, shape: StepShape, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, layout: Layout, shape: StepShape, dtype: jnp.dtype, chips: tuple[int, ...]
+    ) -> None:
         self.config, self.layout, self.width, self.dtype = config, layout, dtype.itemsize, dtype
+        self.chips = chips
         decode = shape.queries == 1
         self.placement = MeshPlacement.of(layout, config, num_tokens=shape.num_tokens, decode=decode)
         self.rules = self.placement.rules
@@ -280,12 +287,21 @@ class _Counter:
             along = tuple(group)
             if summed:
                 # Of what would leave less than a tile's rows on each device XLA makes a sum, and cuts it.
-                op = "all-reduce" if self.own_tokens < _TILE_ROWS else "reduce-scatter"
-                yield Sent(what, op, along, num_bytes, 1)
+                cut = self.own_tokens < _TILE_ROWS or self.fill_a_square(along)
+                yield Sent(what, "all-reduce" if cut else "reduce-scatter", along, num_bytes, 1)
             num_bytes //= self.layout.size(along)
         rest = tuple(axis for axis in axes if axis not in tokens)
         if rest:
             yield Sent(what, "all-reduce", rest, num_bytes, 1)
+
+    def fill_a_square(self, along: Axes) -> bool:
+        """Whether the devices along some axes are all of a square slice: XLA sums among them and never scatters.
+
+        Found by compiling for v5e and v6e: so it is on 4x4 and 8x8, whatever the size; not on 2x2, 2x4 and 4x8, nor
+        among some of a square's devices, be they a square themselves.
+        """
+        square = len(self.chips) == 2 and self.chips[0] == self.chips[1] >= _LEAST_SQUARE
+        return square and self.layout.size(along) == prod(self.chips)
 
     def gather(self, what: str, num_bytes: int, logical: str) -> Iterator[Sent]:
         axes = self.rules[logical]

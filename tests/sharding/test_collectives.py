@@ -20,6 +20,7 @@ from distaff.backends.compiler.hlo_collectives import collectives
 from distaff.backends.compiler.hlo_runs import executions
 from distaff.backends.compiler.libtpu import clear_schedules, print_only
 from distaff.backends.compiler.lowering import compile_lowered, lower, make_mesh
+from distaff.backends.compiler.topologies import parse_topology
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu.backend import TpuBackend
 from distaff.models.config import ModelConfig
@@ -129,6 +130,16 @@ def test_tensor_parallel_bytes_are_those_of_the_formula() -> None:
     assert predict(config, parse_layout("replica:data=8", num_devices=8), StepShape(32), BF16) == ()
 
 
+def test_a_whole_square_of_chips_sums_what_others_scatter() -> None:
+    layout = parse_layout("tensor-scatter:tensor=16", num_devices=16)
+
+    def scattered(chips: tuple[int, ...]) -> int:
+        sent = predict(shipped("llama-3.1-8b"), layout, StepShape(2, 512), BF16, chips=chips)
+        return sum(each.count for each in sent if each.op == "reduce-scatter")
+
+    assert [scattered(chips) for chips in ((), (4, 4), (2, 8), (4, 8), (8, 8))] == [64, 0, 64, 64, 64]
+
+
 def test_what_is_scattered_costs_what_a_sum_costs() -> None:
     config = shipped("llama-3.1-8b")
     shape = StepShape(2, 512)
@@ -213,6 +224,7 @@ MIXTURES = [
     ("expert:expert=4,tensor=2", "v6e:2x4", StepShape(2, 128), pytest.mark.slow),
     ("tensor-2d:tensor=4,tensor2=4", "v5e:4x4", PREFILL, pytest.mark.slow),
     ("expert=8", "v6e:2x4", StepShape(2, 128), pytest.mark.soak),
+    ("expert=16", "v5e:4x4", StepShape(2, 256), pytest.mark.soak),
     ("tensor-2d:tensor=4,tensor2=2", "v6e:2x4", DECODE, pytest.mark.soak),
 ]
 """Of Qwen3-30B-A3B; a dispatch counts as one round."""
@@ -244,7 +256,7 @@ def test_the_tpu_compiler_sends_what_is_predicted(
         program = compilers.submit(compiled, config, layout, topology, shape).result()
     except CompilerNotFoundError as error:
         pytest.skip(str(error))
-    predicted = predicted_totals(predict(config, layout, shape, BF16), layout)
+    predicted = predicted_totals(predict(config, layout, shape, BF16, chips=parse_topology(topology).shape), layout)
     assert program.sent.keys() == predicted.keys()
     for key, (count, num_bytes) in predicted.items():
         assert program.sent[key][0] == count, key[0]

@@ -1,6 +1,7 @@
 """Layouts are read, printed and checked by arithmetic alone."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,3 +192,11 @@ def test_the_page_of_layouts_has_every_preset() -> None:
         axes = ", ".join(("data", *preset.axes))
         assert f"| `{name}` | {axes} | {preset.about} | {preset.use} |" in page
     assert page.split("## Presets")[1].split("\n## ")[0].count("\n| `") == len(PRESETS)
+
+
+def test_the_page_of_layouts_draws_every_preset() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
+    section = page.split("## What lies where, and what moves")[1].split("\n## ")[0]
+    drawn = [part for part in re.split(r"\n(?=\*\*)", section) if "```text" in part]
+    for name in PRESETS:
+        assert sum(f"**{name}**" in part for part in drawn) == 1, name
