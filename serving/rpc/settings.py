@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_MAX_PENDING = 32_768
+
 type Arguments = list[tuple[str, int]]
 
 
@@ -56,8 +58,15 @@ class RpcSettings:
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),
             ("grpc.max_concurrent_streams", self.max_streams_per_connection),
+            # Of RPCs that Python has not looked at yet. Beyond, anybody's are ended as CANCELLED, and by default one
+            # connection that opens and resets streams is enough for that.
+            ("grpc.server.max_pending_requests", _MAX_PENDING // 2),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
             ("grpc.keepalive_time_ms", _milliseconds(self.keepalive_seconds)),
             ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive_timeout_seconds)),
+            # The timeout of keepalive counts for nothing while another ping, such as the one that measures the
+            # connection at its start, is out: then this one's does, a minute by default.
+            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive_timeout_seconds)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(self.client_ping_seconds)),
             ("grpc.max_connection_idle_ms", _milliseconds(self.idle_seconds)),
