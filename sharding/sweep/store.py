@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ class Sweep:
         Raises:
             ImportError: pandas is not installed (the extra `dataframe`).
         """
-        import pandas  # pyright: ignore[reportMissingImports]
-
-        return pandas.DataFrame([flat(row) for row in self.rows])
+        # Not `import pandas`: type checkers need not have it either.
+        return import_module("pandas").DataFrame([flat(row) for row in self.rows])
 
 
 def flat(row: Row) -> Row:
