@@ -46,7 +46,7 @@ class SamplingRows:
     bias_ids: Int[Array, "R bias"]  # each at most once
     bias: Float[Array, "R bias"]
     bad_words: Int[Array, "R words length"]  # each right-aligned
-    allowed: UInt32[Array, "R V/32"]  # token v may be drawn if bit v % 32 of word v // 32 is set
+    allowed: UInt32[Array, "R W"]  # of W = ceil(V / 32) words: token v may be drawn if bit v // W of word v % W is set
     restricted: Bool[Array, "R"]  # whether `allowed` counts
     num_logprobs: Int[Array, "R"]  # -1: none; n: the drawn token's and the n most likely
 

@@ -176,6 +176,9 @@ def _for_some[*Bounds](
 ) -> tuple[*Bounds]:  # fmt: skip
     """What `search` finds for the rows that `uses` names, a group at a time; `bounds` ([B] each) for the others."""
     num_rows = len(logits)
+    if num_rows <= _GROUP:
+        found = jax.lax.cond(uses.any(), lambda: search(logits, rows, bounds), lambda: bounds)
+        return jax.tree.map(lambda new, old: jnp.where(uses, new, old), found, bounds)
 
     def step(state: tuple[Array, tuple[*Bounds]]) -> tuple[Array, tuple[*Bounds]]:
         missing, bounds = state

@@ -156,8 +156,8 @@ def _bad_words(words: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _bits(ids: Sequence[int], vocab_size: int) -> np.ndarray:
-    """[ceil(V / 32)], bit v % 32 of word v // 32 set for each id v."""
+    """[W], bit v // W of word v % W set for each id v; see SamplingRows.allowed."""
     bits = np.zeros(-(-vocab_size // 32), np.uint32)
     tokens = np.array(ids, np.uint32)
-    np.bitwise_or.at(bits, tokens // 32, np.uint32(1) << tokens % 32)
+    np.bitwise_or.at(bits, tokens % len(bits), np.uint32(1) << tokens // len(bits))
     return bits

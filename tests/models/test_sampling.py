@@ -52,7 +52,8 @@ def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, positio
 
     banned = set() if mask is None else set(np.flatnonzero(~mask).tolist())
     if row.restricted:
-        banned |= {v for v in range(size) if not int(row.allowed[v // 32]) >> v % 32 & 1}
+        words = len(row.allowed)
+        banned |= {v for v in range(size) if not int(row.allowed[v % words]) >> v // words & 1}
     x = without(banned)
     words = [[int(v) for v in word if v >= 0] for word in row.bad_words]
     x = without({w[-1] for w in words if w and len(text) >= len(w) - 1 and text[len(text) - len(w) + 1 :] == w[:-1]})
@@ -384,7 +385,10 @@ def test_a_mask_wins_over_everything(feature: str) -> None:
     mask[:, [1, 3, 200]] = True
     logits = normal(size, count)
     logits[:, 7] = 50
-    rows = stack([FEATURES[feature]] * count, size)
+    row = FEATURES[feature]
+    if feature == "allowed":
+        row = row | {"allowed": [0, 1, 0, 1, 1]}  # the first bits of ten words: tokens 1, 3 and 4
+    rows = stack([row] * count, size)
     tokens = tokens_of(
         logits, rows, np.zeros((count, LENGTH), np.int32), np.zeros(count, np.int32), token_mask=jnp.asarray(mask)
     )

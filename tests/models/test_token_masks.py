@@ -40,7 +40,7 @@ def with_words(*words: tuple[int, ...]) -> SamplingRows:
 def with_allowed(*ids: int) -> SamplingRows:
     bits = np.zeros(2, np.uint32)
     for token in ids:
-        bits[token // 32] |= np.uint32(1 << token % 32)
+        bits[token % 2] |= np.uint32(1 << token // 2)
     return one_row(restricted=True, allowed=bits)
 
 

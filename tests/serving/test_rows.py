@@ -139,9 +139,8 @@ def test_bad_words_stand_at_the_right() -> None:
 
 def test_allowed_tokens_are_bits() -> None:
     made = row(allowed_token_ids=(0, 31, 32, 99))
-    bits = [
-        word * 32 + bit for word, value in enumerate(made["allowed"].tolist()) for bit in range(32) if value >> bit & 1
-    ]
+    words = made["allowed"].tolist()
+    bits = [len(words) * bit + word for bit in range(32) for word, value in enumerate(words) if value >> bit & 1]
     assert bits == [0, 31, 32, 99] and made["restricted"]
     assert not row()["restricted"]
 
