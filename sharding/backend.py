@@ -98,14 +98,21 @@ class ShardedBackend:
 
     def place(self, spec: WeightSpec) -> Placed:
         """Where a leaf is loaded to, with the copies and the padding that it has there."""
-        return self._arranged[spec.path].placed(self.mesh)
+        return self._placed_leaf(spec.path)
+
+    def copied(self, params: Weights) -> Weights:
+        """Weights that lie on another replica's devices, as its `place` says, on these."""
+        leaves = flatten(params)
+        return unflatten(
+            {path: jax.device_put(leaf, self._placed_leaf(path).sharding) for path, leaf in leaves.items()}
+        )
 
     def prepare_params(self, params: Weights) -> PyTree:
         """Each device's part in the chip's own form, of weights that lie as `place` says or have the checkpoint's
         form."""
 
         def placed(path: str, leaf: PyTree) -> PyTree:
-            where = self._arranged[path].placed(self.mesh)
+            where = self._placed_leaf(path)
             if leaf.shape == where.shape:
                 return leaf if leaf.sharding == where.sharding else jax.device_put(leaf, where.sharding)
             whole = jax.device_put(leaf, NamedSharding(self.mesh, WHOLE))
@@ -198,6 +205,9 @@ class ShardedBackend:
     @cached_property
     def _arranged(self) -> Mapping[str, Arranged]:
         return arranged(self.config, self.layout, self.dtype)
+
+    def _placed_leaf(self, path: str) -> Placed:
+        return self._arranged[path].placed(self.mesh)
 
     def _placed(self, specs: PyTree, argument: PyTree) -> PyTree:
         def place(spec: PartitionSpec, part: PyTree) -> PyTree:

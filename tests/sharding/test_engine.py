@@ -13,7 +13,9 @@ import pytest
 from distaff.backends.base import Backend
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
+from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.config import MoeConfig
+from distaff.models.decoder import Weights
 from distaff.serving.build import build_engine, build_one_program
 from distaff.serving.cache_size import page_bytes
 from distaff.serving.engine_config import EngineConfig
@@ -162,14 +164,23 @@ def test_a_chips_own_form_of_weights_and_cache_is_kept_on_each_device() -> None:
 
 
 @pytest.mark.slow
-def test_a_model_by_name_runs_under_a_layout() -> None:
+def test_a_model_by_name_runs_under_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is read once, however many replicas there are; each of two gets one of the prompts."""
     golden = Path(__file__).parent.parent / "golden" / "smollm2"
-    prompt, params = list(range(1, 30)), SamplingParams(max_tokens=8, temperature=0)
-    tokens = []
+    params = SamplingParams(max_tokens=8, temperature=0)
+    requests = [Request(tuple(prompt), params) for prompt in (range(1, 30), range(30, 50))]
+    tokens, loads, load = [], [], HFFolder.load_weights
+
+    def counted(self: HFFolder, *args: Any, **kwargs: Any) -> Weights:
+        loads.append(self)
+        return load(self, *args, **kwargs)
+
+    monkeypatch.setattr(HFFolder, "load_weights", counted)
     for layout in (None, "tensor=3", "data=2,tensor=3"):
         llm = LLM(golden, backend="reference", layout=layout, context=64, max_batch=2, max_step_tokens=16)
-        tokens.append(llm.stream(prompt, params).completion().token_ids)
+        results = llm.engine.generate(requests)
+        tokens.append([result.token_ids for result in results if isinstance(result, Completion)])
         llm.close()
-    assert tokens[0] == tokens[1] == tokens[2]
+    assert tokens[0] == tokens[1] == tokens[2] and len(tokens[0]) == 2 and len(loads) == 3
     with pytest.raises(IndivisibleError, match="9 heads"):
         LLM(golden, backend="reference", layout="tensor=2")
