@@ -12,7 +12,7 @@ from ...backends.errors import InvalidParameterError
 from ..front import Call, Chat
 from ..sampling_params import SamplingParams
 from ..types import Kind
-from .fields import Body, Sampling, only
+from .fields import Body, Items, Sampling, only
 
 _NO_TOOLS = "tool calls are not parsed out of answers"
 _NOT_KEPT = "nothing is kept"
@@ -24,7 +24,7 @@ class CompletionBody(Sampling):
     DEFAULT_MAX_TOKENS: ClassVar[int] = 16
     MAX_PROMPTS: ClassVar[int] = 2048
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     logprobs: int | None = None
     best_of: int | None = None
     suffix: Annotated[str | None, only("models here only go on from the end of a text", "")] = None
@@ -94,7 +94,7 @@ class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     name: str | None = None
     reasoning_content: str | None = None
     refusal: Annotated[str | None, only("models here have no such channel")] = None
@@ -119,12 +119,12 @@ class ResponseFormat(Body):
 class ChatBody(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
-    modalities: Annotated[list[str] | None, only("only text is made", ["text"])] = None
+    modalities: Annotated[Items[str] | None, only("only text is made", ["text"])] = None
     store: Annotated[bool | None, only(_NOT_KEPT, False)] = None
     service_tier: Annotated[str | None, only("there is one tier; see priority", "auto", "default")] = None
     safety_identifier: str | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call
@@ -37,6 +37,10 @@ def only(why: str, *accepted: Any) -> AfterValidator:
     return AfterValidator(Only(why, accepted))
 
 
+type Items[T] = Annotated[list[T], FailFast()]
+"""A list that is given up at its first wrong item: a million of them would make as many errors."""
+
+
 class Body(BaseModel):
     """A request body. Types are taken at their word ("1" is no number), and fields that nobody reads are refused."""
 
@@ -65,7 +69,7 @@ class Sampling(Body):
     max_tokens: int | None = None
     n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -75,9 +79,9 @@ class Sampling(Body):
     typical_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
-    stop_token_ids: list[int] | None = None
+    bad_words: Items[str] | None = None
+    allowed_token_ids: Items[int] | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: int | None = None
     echo: bool | None = None

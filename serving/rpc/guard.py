@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from ..front.errors import AuthenticationError, ForbiddenError, InvalidPromptError
+from ..telemetry.orca import REQUEST_HEADER, TRAILER
 from .callers import NOBODY, Identity, current
 from .failures import Context, abort
 
@@ -28,13 +29,21 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         authenticate: None lets everybody in, as nobody.
         open_admin: whether callers without a token may use the Admin service; looked at only without `authenticate`.
+        report: makes an ORCA load report, for RPCs that ask for one.
 
     Attributes:
         refused: RPCs that were not let through, counted instead of logged.
     """
 
-    def __init__(self, authenticate: Authenticate | None = None, *, open_admin: bool = False) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticate | None = None,
+        *,
+        open_admin: bool = False,
+        report: Callable[[], bytes] | None = None,
+    ) -> None:
         self._authenticate = authenticate
+        self._report = report
         self._open_admin = open_admin
         self.refused = 0
 
@@ -53,7 +62,8 @@ class Guard(grpc.aio.ServerInterceptor):
         except (AuthenticationError, ForbiddenError) as refusal:
             self.refused += 1
             error = refusal
-        return _guarded(handler, caller, error)
+        asked = any(key == REQUEST_HEADER for key, _ in handler_call_details.invocation_metadata or ())
+        return _guarded(handler, caller, error, self._report if asked else None)
 
     def _identity(self, details: grpc.HandlerCallDetails) -> Identity:
         method = str(details.method)
@@ -71,7 +81,7 @@ class Guard(grpc.aio.ServerInterceptor):
         return caller
 
 
-def _guarded(handler: Any, caller: Identity, error: Exception | None) -> Any:
+def _guarded(handler: Any, caller: Identity, error: Exception | None, report: Callable[[], bytes] | None) -> Any:
     """The same handler behind the guard."""
     kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
     behaviour: Callable[[Any, Context], Any] = getattr(handler, kind)
@@ -85,9 +95,15 @@ def _guarded(handler: Any, caller: Identity, error: Exception | None) -> Any:
         _check(request)
         return request
 
+    def told(context: Context) -> None:
+        if report is not None:
+            context.set_trailing_metadata(((TRAILER, report()),))
+
     async def answer(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(await enter(request, context), context)
+            response = await behaviour(await enter(request, context), context)
+            told(context)
+            return response
         except grpc.aio.AbortError:
             raise
         except Exception as failure:
@@ -98,10 +114,12 @@ def _guarded(handler: Any, caller: Identity, error: Exception | None) -> Any:
             responses = behaviour(await enter(request, context), context)
             if inspect.isawaitable(responses):  # it writes itself
                 await responses
+                told(context)
                 return
             async with aclosing(responses):
                 async for response in responses:
                     await context.write(response)
+            told(context)
         except grpc.aio.AbortError:
             raise
         except Exception as failure:

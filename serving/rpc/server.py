@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ...backends.errors import DistaffError
 from ..front import Front
+from ..telemetry.orca import LoadReport
 from . import admin, health
 from .guard import Authenticate, Guard
 from .profiler import Profiler
@@ -59,7 +60,7 @@ class RpcServer:
         served = services(front, profiler)
         self._names = [*served, admin.SERVICE]
         self.health = health.HealthService(front, self._names)
-        self.guard = Guard(authenticate, open_admin=open_admin)
+        self.guard = Guard(authenticate, open_admin=open_admin, report=lambda: LoadReport.of(front).to_bytes())
         self._server = grpc.aio.server(
             interceptors=[self.guard],
             options=self.settings.arguments(),

@@ -252,6 +252,13 @@ def test_names_are_those_that_the_client_used() -> None:
         assert refused.value.field == field and field in str(refused.value)
 
 
+def test_a_long_list_is_given_up_at_its_first_wrong_item() -> None:
+    for prompt in ([1.5] * 10_000, [[1], *[["a"]] * 10_000]):
+        with pytest.raises(ValidationError) as refused:
+            CompletionBody.model_validate_json(json.dumps({"prompt": prompt}))
+        assert refused.value.error_count() <= 4, "one for each form of a prompt"
+
+
 def test_messages_of_errors_do_not_repeat_the_prompt() -> None:
     with pytest.raises(InvalidBodyError) as refused:
         parse(ChatBody, {"messages": [{"role": "user", "content": {"secret": "prompt"}}]})

@@ -1,15 +1,21 @@
 """Load reports: the header's two forms, and bytes that protobuf reads as the message of the xDS API."""
 
 import asyncio
+import base64
 import json
+import shutil
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from distaff.serving.telemetry.orca import LoadReport
+from distaff.serving.rpc.protos.distaff.v1 import generation_pb2
+from distaff.serving.telemetry.orca import REQUEST_HEADER, TRAILER, LoadReport
 
 from ..http.asked import asking
+from ..rpc.native import native
 
 REPORT = LoadReport(1.25, {"kv_cache_utilization": 0.5, "max_token_capacity": 1024.0, "zero": 0.0})
 
@@ -66,5 +72,37 @@ def test_who_asks_for_it_is_told(stream: bool) -> None:
             assert value["named_metrics"]["max_token_capacity"] == 256 * 4
             assert 0 <= value["named_metrics"]["kv_cache_utilization"] <= 1
             assert value["application_utilization"] in (0, 1 / 8)
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="grpc's own client hides this trailer; curl shows it")
+def test_rpcs_that_ask_for_it_end_with_it(tmp_path: Path) -> None:
+    request = generation_pb2.GenerateRequest(text="a")
+    request.sampling.max_tokens = 2
+    message = request.SerializeToString()
+    (tmp_path / "request").write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
+
+    async def trailers(port: int, method: str, *headers: str) -> dict[str, str]:
+        """What curl is told behind the answer of an RPC."""
+        process = await asyncio.create_subprocess_exec(
+            *("curl", "-s", "--http2-prior-knowledge", "-D", "-", "-o", str(tmp_path / "answer")),
+            *("-H", "content-type: application/grpc", "-H", "te: trailers", *headers),
+            *("--data-binary", f"@{tmp_path}/request", f"http://127.0.0.1:{port}/distaff.v1.Inference/{method}"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        text, _ = await process.communicate()
+        return dict(line.split(": ", 1) for line in text.decode().splitlines() if ": " in line)
+
+    async def check() -> None:
+        async with native() as server:
+            for method in ("Generate", "GenerateUnary"):
+                plain = await trailers(server.server.port, method)
+                assert plain["grpc-status"] == "0" and TRAILER not in plain
+                asked = await trailers(server.server.port, method, "-H", f"{REQUEST_HEADER}: bin")
+                assert asked["grpc-status"] == "0"
+                data = asked[TRAILER] + "=" * (-len(asked[TRAILER]) % 4)
+                read = orca_message().FromString(base64.b64decode(data))
+                assert read.named_metrics["max_token_capacity"] == 256 * 4
 
     asyncio.run(asyncio.wait_for(check(), 20))
