@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..backends.errors import UsageError
 from .hardware import ChipsFile, Figures, Prices, chip_table
 from .options import Debug, Json, Offline
 from .output import print_json
@@ -260,9 +261,14 @@ def diff(folder: Folder, first: RowId, second: RowId, json: Json = False, debug:
 @app.command("emit")
 def emit(
     folder: Folder,
-    row_id: RowId,
+    row_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Of a row; best, the first; or pair, the best pair for both phases.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .yaml file. [default: stdout]")
+    ] = None,
+    phase: Annotated[
+        Literal["prefill", "decode"] | None, typer.Option("--phase", help="Of a pair: whose layout.")
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -270,19 +276,35 @@ def emit(
 
     \b
     Examples:
-      distaff sweep emit run 1a2b -o layout.yaml
+      distaff sweep emit run best -o layout.yaml
+      distaff sweep emit run pair --phase prefill -o prefill.yaml
       distaff generate -m smollm2-135m-instruct --layout layout.yaml --devices 8 --prompt Hello
     """
     with reporting(debug):
         prepare_devices()
+        import yaml
+
         from ..sharding.parsing import layout_yaml
         from ..sharding.sweep.store import load
 
-        row = load(folder).row(row_id)
-        about = (
-            f"# {row['hw']}, batch {row['batch']}, chunk {row['chunk']}, {row['weights']} weights; row {row['id']}\n"
-        )
-        text = about + layout_yaml(_layout(row))
+        found = load(folder)
+        if (row_id == "pair") != (phase is not None):
+            raise UsageError(
+                "--phase says whose layout of a pair is meant: distaff sweep emit DIR pair --phase prefill"
+            )
+        if phase is not None:
+            if not found.pairs:
+                raise UsageError(f"{folder} has no pairs: plan with --phase both, on chips whose network is known")
+            pair = found.pairs[0]
+            about = f"# {phase} on {pair[f'{phase}_hw']}, of a pair"
+            text = yaml.safe_dump(pair[f"{phase}_table"], sort_keys=False)
+        else:
+            row = found.row(row_id)
+            about = (
+                f"# {row['hw']}, batch {row['batch']}, chunk {row['chunk']}, {row['weights']} weights; row {row['id']}"
+            )
+            text = layout_yaml(_layout(row))
+        text = f"{about}\n{text}"
         if output is None:
             typer.echo(text, nl=False)
         else:

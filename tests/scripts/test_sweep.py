@@ -50,6 +50,19 @@ def test_a_plan_is_explained_compared_and_written_out(
     assert (read.mesh, read.rules, read.prefill) == (wanted.mesh, wanted.rules, wanted.prefill)
 
 
+def test_both_layouts_of_a_pair_are_written_out(
+    planned: tuple[Path, dict[str, Any]], distaff: Run, capsys: Capture, tmp_path: Path
+) -> None:
+    folder, found = planned
+    for phase in ("prefill", "decode"):
+        path = tmp_path / f"{phase}.yaml"
+        assert distaff("sweep", "emit", str(folder), "pair", "--phase", phase, "-o", str(path)) == 0
+        wanted = parse_layout(found["pairs"][0][f"{phase}_layout"], num_devices=4)
+        assert parse_layout(str(path), num_devices=4).rules == wanted.rules
+    assert distaff("sweep", "emit", str(folder), "pair") == 2
+    assert "--phase says whose layout" in capsys.readouterr().err
+
+
 def test_the_table_has_a_front_and_targets(distaff: Run, capsys: Capture) -> None:
     assert distaff(*PLAN, "--slo-tpot", "1ms", "--objective", "throughput") == 0
     out = capsys.readouterr().out
