@@ -235,6 +235,16 @@ class Engine:
         began = self._device.is_warm or self._device.compile_seconds > 0
         return began and any(bucket.kind == "mixed" for bucket in self._device.buckets)
 
+    @property
+    def max_batch(self) -> int:
+        """Sequences that run at once."""
+        return self._device.num_slots
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that sequences hold, and all there are, of all groups together."""
+        return self.scheduler.tables.cache.levels[0], sum(self._device.num_pages)
+
     def forget_prefixes(self) -> int:
         """Empties the prefix cache; how many pages that freed. Texts that run keep theirs."""
         with self._step_lock:

@@ -111,6 +111,17 @@ class Replicas:
         """Whether everything is compiled."""
         return all(engine.is_warm for engine in self.engines)
 
+    @property
+    def max_batch(self) -> int:
+        """As Engine.max_batch, of all together."""
+        return sum(engine.max_batch for engine in self.engines)
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """As Engine.pages, of all together."""
+        pages = [engine.pages for engine in self.engines]
+        return sum(used for used, _ in pages), sum(total for _, total in pages)
+
     def forget_prefixes(self) -> int:
         """As Engine.forget_prefixes."""
         return sum(engine.forget_prefixes() for engine in self.engines)

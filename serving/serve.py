@@ -252,7 +252,7 @@ def card_of(llm: LLM, name: str) -> ModelCard:
         dtype=llm.dtype,
         backend=llm.backend.name,
         layout=llm.layout,
-        max_batch=llm.engine.config.max_batch,
+        max_batch=llm.engine.max_batch,
         has_tokenizer=tokenizer is not None,
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         bos_id=None if tokenizer is None else tokenizer.bos_id,

@@ -245,15 +245,15 @@ class Front:
 
     def load(self) -> Load:
         """How busy it is."""
-        total, metrics = self._admission.total, self.metrics
+        total, (pages_used, pages_total) = self._admission.total, self.engine.pages
         return Load(
             waiting=total.queued,
             running=total.streams - total.queued,
             tokens_in_flight=total.tokens,
-            pages_used=metrics.pages_used,
-            pages_total=metrics.num_pages,
+            pages_used=pages_used,
+            pages_total=pages_total,
             streams=total.streams,
-            max_batch=metrics.max_batch,
+            max_batch=self.engine.max_batch,
         )
 
     def check_model(self, name: str) -> None:

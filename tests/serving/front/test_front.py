@@ -1,6 +1,7 @@
 """Calls over the fake model: what streams say, how calls end, and that nothing stays held."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Coroutine
 from typing import Any
@@ -20,8 +21,10 @@ from distaff.serving.front import (
     DuplicateIdError,
     Event,
     Finished,
+    Front,
     FrontLimits,
     InvalidPromptError,
+    ModelCard,
     NotReadyError,
     OverloadedError,
     Reason,
@@ -30,10 +33,12 @@ from distaff.serving.front import (
     TenantLimits,
     UnknownModelError,
 )
+from distaff.serving.replicas import Replicas
 from distaff.serving.results import Completion, Embedding, Score
 from distaff.serving.types import Kind, SamplingParams
 
-from ..served import EOS, MAX_LEN, Served, serving
+from ...fakes import continuation
+from ..served import EOS, MAX_LEN, VOCAB, Served, make_engine, serving, small_tokenizer
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -328,14 +333,14 @@ def test_limits_refuse_with_a_time_to_come_back() -> None:
 
 def test_a_slow_reader_is_bounded_then_ended_and_others_go_on() -> None:
     async def check() -> None:
-        limits = FrontLimits(max_buffered_events=4, stall_seconds=0.2)
-        async with serving(limits=limits) as served:
-            front = served.front
-            joined = await front.open(Call("abc", params(60)))
+        async with serving(limits=FrontLimits(max_buffered_events=4)) as served:
+            joined = await served.front.open(Call("abc", params(60)))
             while not joined.ended:
                 await asyncio.sleep(0.01)
             events = await read(joined)
             assert tokens_of(events) == served.answer("abc", 60) and len(events) < 10
+        async with serving(limits=FrontLimits(max_buffered_events=4, stall_seconds=0.2)) as served:
+            front = served.front
             served.programs.step_seconds = 0.02
             slow = await front.open(Call("abc", params(None)))
             await first_token(slow)
@@ -403,6 +408,32 @@ def test_a_broken_device_fails_calls_and_the_front() -> None:
             with pytest.raises(DeviceError):
                 await served.front.open(Call("abc"))
             assert states == [State.FAILED] and not served.front.streams()
+
+    run(check())
+
+
+def test_replicas_serve_behind_one_front() -> None:
+    async def check() -> None:
+        tokenizer = small_tokenizer()
+        engines = [make_engine(tokenizer=tokenizer, slots=2)[0] for _ in range(2)]
+        card = ModelCard("fake", "fake", vocab_size=tokenizer.vocab_size, context=MAX_LEN)
+        async with Front(Replicas(engines), tokenizer=tokenizer, card=card) as front:
+            prompts = [f"prompt number {number}" for number in range(6)]
+            streams = [await front.open(Call(prompt, params(10))) for prompt in prompts]
+            assert front.load().max_batch == 4 and front.load().pages_total == 512
+            for prompt, events in zip(prompts, await asyncio.gather(*map(read, streams)), strict=True):
+                ids = tokenizer.encode(prompt)
+                text = continuation(ids, len(ids) + 10, 0, windows=(None,), vocab_size=VOCAB)
+                assert tokens_of(events) == text[len(ids) :]
+            assert all(engine.metrics.requests > 0 for engine in engines)
+            cut = await front.open(Call("abc", params(None)))
+            assert front.cancel(cut.id)
+            with contextlib.suppress(CancelledByClientError):
+                await read(cut)
+            for engine in engines:
+                engine.check_integrity()
+                assert engine.num_requests == engine.scheduler.num_running == engine.pages[0] == 0
+            assert await front.forget_prefixes() > 0
 
     run(check())
 
