@@ -9,6 +9,7 @@ const protoLoader = require("@grpc/proto-loader");
 const [folder, target, question] = process.argv.slice(2);
 const definition = protoLoader.loadSync("distaff/v1/inference.proto", {
   includeDirs: [folder],
+  defaults: true,
   enums: String,
   longs: String,
   oneofs: true,

@@ -37,7 +37,7 @@ def test_offline(smollm2: Path) -> None:
 def test_python_client(server: Server) -> None:
     text = "\n".join(output(sys.executable, str(EXAMPLES / "client.py"), server.target))
     assert text.count("Paris") >= 2 and "refused because of" in text and "perplexity" in text
-    assert text.endswith("128 tokens")
+    assert text.endswith(" tokens")
 
 
 def test_the_page_of_the_client(server: Server) -> None:
