@@ -1,5 +1,7 @@
 """Requests over gRPC, in the native protocol."""
 
+import secrets
+
 import grpc
 from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
 
@@ -25,7 +27,14 @@ class GrpcTransport:
 
     def __init__(self, target: Target, *, model: str = "", options: dict[str, object] | None = None) -> None:
         self._target = target
-        self._options = {"ignore_eos": True, "temperature": 0.0, "model": model or None, **(options or {})}
+        # Prompts of one run are not found computed by the next.
+        self._options = {
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "model": model or None,
+            "cache_salt": secrets.token_hex(8),
+        }
+        self._options |= options or {}
         self._channel = target.aio_channel()
         self._stubs = Stubs(self._channel)
         self.model = model

@@ -1,6 +1,7 @@
 """Requests over HTTP, as the OpenAI API has them: what other servers speak as well."""
 
 import json
+import secrets
 from typing import Any
 
 import httpx2
@@ -26,7 +27,9 @@ class HttpTransport:
         self, url: str, *, model: str | None = None, token: str | None = None, body: dict[str, Any] | None = None
     ) -> None:
         self._model = model
-        self._body = body or {}
+        # ignore_eos and cache_salt are not OpenAI's, but other servers have them as well. The salt keeps the prompts of
+        # one run from being found computed by the next.
+        self._body = {"ignore_eos": True, "temperature": 0, "cache_salt": secrets.token_hex(8), **(body or {})}
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         unlimited = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -58,8 +61,6 @@ class HttpTransport:
             "model": self._model,
             "prompt": ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt),
             "max_tokens": ask.max_tokens,
-            "ignore_eos": True,
-            "temperature": 0,
             **self._body,
             "stream": True,
             "stream_options": {"include_usage": True},

@@ -48,6 +48,9 @@ def test_known_delays_are_measured_and_tokens_counted() -> None:
         2,
     )
     assert (transport.model, transport.vocab_size) == ("fake", 100)
+    again = Scripted([admitted(), delta("a", 1), finished(tokens=1)])
+    measured(again, [Ask("prompt", 3)])
+    assert texts.cache.salt == ids.cache.salt != again.requests[0].cache.salt, "a run may find another's prompts"
 
 
 def test_refusals_are_counted_and_not_tried_again() -> None:

@@ -88,6 +88,7 @@ def test_known_delays_are_measured_and_tokens_counted() -> None:
     body = site.bodies[1]
     assert (body["model"], body["prompt"], body["max_tokens"], body["top_p"]) == ("m", [5, 6], 2, 0.5)
     assert body["stream"] and body["stream_options"] == {"include_usage": True} and body["ignore_eos"]
+    assert body["cache_salt"] == site.bodies[0]["cache_salt"] != ""
     assert "authorization: bearer t" in site.headers[0]
 
 
