@@ -375,7 +375,7 @@ class Engine:
     def _note_levels(self) -> None:
         used, cached = self.scheduler.tables.cache.levels
         waiting, running = len(self.scheduler.waiting), self.scheduler.num_running
-        self.metrics.levels(waiting=waiting, running=running, pages_used=used, pages_cached=cached)
+        self.metrics.levels(waiting=waiting, running=running, pages_used=used, pages_cached=cached, part=id(self))
 
     def _update(self, ticket: Ticket, host: float) -> None:
         """Reads a step's tokens and hands them on."""

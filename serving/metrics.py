@@ -162,6 +162,7 @@ class Metrics:
         """Pages that sequences hold."""
         self.pages_cached = 0
         """Pages that only the prefix cache holds: whoever needs one gets it."""
+        self._parts: dict[int, tuple[int, int, int, int]] = {}
         self.peak_waiting = 0
         self.peak_running = 0
         self.peak_pages_used = 0
@@ -291,8 +292,15 @@ class Metrics:
             self.experts = ExpertLoad(*load.shape)
         self.experts.add(load)
 
-    def levels(self, *, waiting: int, running: int, pages_used: int, pages_cached: int = 0) -> None:
-        """Where things stand, after every change of a step and when the engine falls idle."""
+    def levels(self, *, waiting: int, running: int, pages_used: int, pages_cached: int = 0, part: int = 0) -> None:
+        """Where things stand, after every change of a step and when the engine falls idle.
+
+        Args:
+            part: which of several engines that count here together; their levels are added.
+        """
+        self._parts[part] = (waiting, running, pages_used, pages_cached)
+        if len(self._parts) > 1:
+            waiting, running, pages_used, pages_cached = map(sum, zip(*self._parts.copy().values(), strict=True))
         self.waiting, self.running, self.pages_used, self.pages_cached = waiting, running, pages_used, pages_cached
         if waiting > self.peak_waiting:
             self.peak_waiting = waiting
@@ -305,7 +313,7 @@ class Metrics:
         """Everything, as JSON knows it; histograms and phases are objects of their own."""
         kinds = Histogram | Phase | ExpertLoad
         values = {name: value for name, value in vars(self).items() if not isinstance(value, kinds)}
-        del values["durations"]
+        del values["durations"], values["_parts"]
         values["outcomes"] = dict(self.outcomes)
         parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, kinds)}
         return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}

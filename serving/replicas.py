@@ -25,7 +25,7 @@ class Replicas:
     asked, so their devices work at the same time.
 
     Args:
-        engines: at least one; they count in the same `metrics`, whose levels are those of the engine that moved last.
+        engines: at least one; they count in the same `metrics`.
     """
 
     def __init__(self, engines: Sequence[Engine]) -> None:

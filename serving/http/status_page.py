@@ -47,7 +47,7 @@ class StatusPage:
             "streams": load.streams,
             "tokens_in_flight": load.tokens_in_flight,
             "batch_used": metrics.running,
-            "batch_rows": metrics.max_batch,
+            "batch_rows": load.max_batch,
             "pages_used": load.pages_used,
             "pages_cached": metrics.pages_cached,
             "pages": load.pages_total,

@@ -37,7 +37,7 @@ class LoadReport:
             "num_requests_running": float(load.running),
             "num_requests_waiting": float(load.waiting),
         }
-        return cls((load.running + load.waiting) / max(1, metrics.max_batch), named)
+        return cls((load.running + load.waiting) / max(1, load.max_batch), named)
 
     def header(self, format: str) -> str | None:
         """The value of RESPONSE_HEADER; None for a format that nobody defined."""

@@ -97,11 +97,11 @@ OWN = (
     _gauge("requests_running", "Calls that have one.", _load("running")),
     _gauge("streams", "Calls under way, waiting ones included.", _load("streams")),
     _gauge("tokens_in_flight", "Their prompts and longest answers, summed.", _load("tokens_in_flight")),
-    _gauge("batch_rows", "Rows that fit a batch.", _of("max_batch")),
+    _gauge("batch_rows", "Rows that fit a batch, of all replicas.", _load("max_batch")),
     _gauge(
         "batch_occupancy_ratio",
         "Rows in use of those that fit, from 0 to 1, now.",
-        _share(lambda front: front.load().running, lambda front: front.metrics.max_batch),
+        _share(lambda front: front.metrics.running, lambda front: front.load().max_batch),
     ),
     _gauge("pages", "Pages of the KV cache, all groups together.", _load("pages_total")),
     _gauge("pages_used", "Pages that sequences hold.", _load("pages_used")),

@@ -16,8 +16,8 @@ def _constant(front: Any) -> dict[str, str]:
 
 
 def _cache_config(front: Any) -> dict[str, str]:
-    metrics = front.metrics
-    return {**_constant(front), "block_size": str(metrics.page_size), "num_gpu_blocks": str(metrics.num_pages)}
+    size, pages = front.metrics.page_size, front.load().pages_total
+    return {**_constant(front), "block_size": str(size), "num_gpu_blocks": str(pages)}
 
 
 def _no_adapters(front: Any) -> dict[str, str]:
