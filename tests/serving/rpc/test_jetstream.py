@@ -23,7 +23,7 @@ class Opened:
     def __init__(self, served: Served) -> None:
         self.served, self.calls, self.streams = served, list[Call](), list[Stream]()
         self._open = served.front.open
-        served.front.open = self.open  # pyright: ignore[reportAttributeAccessIssue]
+        served.front.open = self.open
 
     async def open(self, call: Call) -> Stream:
         self.calls.append(call)
@@ -128,7 +128,7 @@ def test_what_is_ended_early_holds_nothing(how: str) -> None:
             served.programs.step_seconds = 0.005
             stub = jetstream_pb2_grpc.OrchestratorStub(reached.channel)
             reading = asyncio.create_task(read(stub, text(tokens=100)))
-            await until(lambda: served.used_slots)
+            await until(lambda: served.used_slots and served.used_pages)
             if how == "cancel":
                 reading.cancel()
             else:

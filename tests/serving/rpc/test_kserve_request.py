@@ -56,11 +56,11 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], dict[str, Any]]] =
 
 
 def request(inputs: dict[str, Any], outputs: tuple[str, ...] = (), **parameters: Any) -> pb.ModelInferRequest:
-    made = pb.ModelInferRequest(model_name="m", id="i", outputs=[{"name": name} for name in outputs])  # pyright: ignore[reportArgumentType]
+    made = pb.ModelInferRequest(model_name="m", id="i", outputs=[{"name": name} for name in outputs])
     for name, value in inputs.items():
         datatype = INPUTS[name].datatype if name in INPUTS else "INT32"
-        values = value if isinstance(value, list) else [value]
-        values = [v.encode() if isinstance(v, str) else v for v in values]
+        given = value if isinstance(value, list) else [value]
+        values: Any = [one.encode() if isinstance(one, str) else one for one in given]
         contents = pb.InferTensorContents(**{DATATYPES[datatype].contents: values})
         made.inputs.add(name=name, datatype=datatype, shape=[len(values)], contents=contents)
     for name, value in parameters.items():
