@@ -92,9 +92,13 @@ class Programs:
         return tuple(bucket for bucket in self._planned if bucket in self._programs)
 
     def warm_up(self) -> None:
-        """Compiles everything, what serving needs first first; other threads may use what is ready meanwhile."""
+        """Compiles everything; other threads may use what is ready meanwhile.
+
+        The smallest bucket that reads prompts comes first: it can serve, since rows that only draw fit into it too.
+        """
         self._only_ready = True
-        for name in ("admit", "copy", *self._planned):
+        first = [bucket for bucket in self._planned if bucket.kind == "mixed"][:1]
+        for name in dict.fromkeys(("admit", "copy", *first, *self._planned)):
             if self._closed:
                 return
             self._program(name)

@@ -14,6 +14,9 @@ from .card import ModelCard
 from .errors import InvalidPromptError
 from .limits import FrontLimits
 
+_LONGEST_TOKEN = 64
+"""Characters of a token, on average over a text, that no text reaches."""
+
 
 class Prompts:
     """Makes token ids of what clients send.
@@ -108,6 +111,11 @@ class Prompts:
             raise InvalidPromptError("the messages are nested too deep", "messages") from None
         if size > most:
             raise InvalidPromptError(f"the prompt has about {size} bytes, expected at most {most}")
+        if size > _LONGEST_TOKEN * self._card.context:  # before all of it is tokenised in vain
+            raise ContextLengthError(
+                f"the prompt has about {size} characters, far more than a context of {self._card.context} tokens "
+                "holds; shorten it"
+            )
 
     def _invalid(self, error: DistaffError, field: str) -> InvalidPromptError:
         """The same without where the model lies on this machine."""

@@ -47,7 +47,7 @@ class Status:
 
 
 # The first class that fits counts. Fields of None come from the error, where it has one.
-_TABLE: tuple[tuple[type[BaseException], str, str, str | None], ...] = (
+STATUSES: tuple[tuple[type[BaseException], str, str, str | None], ...] = (
     (errors.OverloadedError, "RESOURCE_EXHAUSTED", "overloaded", None),
     (errors.DrainingError, "UNAVAILABLE", "draining", None),
     (errors.NotReadyError, "UNAVAILABLE", "not_ready", None),
@@ -81,7 +81,7 @@ _LONGEST = 1000
 
 def status_of(error: BaseException) -> Status:
     """What a client is told of `error`; of one that nobody foresaw, only that there was one."""
-    for kind_of_error, grpc, kind, field in _TABLE:
+    for kind_of_error, grpc, kind, field in STATUSES:
         if isinstance(error, kind_of_error):
             message = str(error) or kind
             shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."

@@ -1,13 +1,13 @@
 """What stands before every service: who may call, messages that are no protobuf, and errors on their way out."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Any
 
 import grpc
 
-from ..front.errors import AuthenticationError, ForbiddenError, InvalidPromptError
+from ..front.errors import AuthenticationError, ForbiddenError, InvalidPromptError, OverloadedError
 from ..telemetry.orca import REQUEST_HEADER, TRAILER
 from .callers import NOBODY, Identity, current
 from .failures import Context, abort
@@ -30,9 +30,11 @@ class Guard(grpc.aio.ServerInterceptor):
         authenticate: None lets everybody in, as nobody.
         open_admin: whether callers without a token may use the Admin service; looked at only without `authenticate`.
         report: makes an ORCA load report, for RPCs that ask for one.
+        max_rpcs: at once, health apart: probes are answered however many calls wait for readers that do not read.
 
     Attributes:
         refused: RPCs that were not let through, counted instead of logged.
+        running: RPCs under way, health apart.
     """
 
     def __init__(
@@ -41,8 +43,11 @@ class Guard(grpc.aio.ServerInterceptor):
         *,
         open_admin: bool = False,
         report: Callable[[], bytes] | None = None,
+        max_rpcs: int = 8192,
     ) -> None:
         self._authenticate = authenticate
+        self._max_rpcs = max_rpcs
+        self.running = 0
         self._report = report
         self._open_admin = open_admin
         self.refused = 0
@@ -63,7 +68,23 @@ class Guard(grpc.aio.ServerInterceptor):
             self.refused += 1
             error = refusal
         asked = any(key == REQUEST_HEADER for key, _ in handler_call_details.invocation_metadata or ())
-        return _guarded(handler, caller, error, self._report if asked else None)
+        probe = str(handler_call_details.method).startswith(HEALTH)
+        counting = nullcontext if probe else self._counting
+        return _guarded(handler, caller, error, self._report if asked else None, counting)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """
+        Raises:
+            OverloadedError: there are too many RPCs.
+        """
+        if self.running >= self._max_rpcs:
+            raise OverloadedError(f"the server has {self._max_rpcs} calls under way, its limit: try again", 1.0)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
 
     def _identity(self, details: grpc.HandlerCallDetails) -> Identity:
         method = str(details.method)
@@ -81,7 +102,13 @@ class Guard(grpc.aio.ServerInterceptor):
         return caller
 
 
-def _guarded(handler: Any, caller: Identity, error: Exception | None, report: Callable[[], bytes] | None) -> Any:
+def _guarded(
+    handler: Any,
+    caller: Identity,
+    error: Exception | None,
+    report: Callable[[], bytes] | None,
+    counting: Callable[[], AbstractContextManager[None]],
+) -> Any:
     """The same handler behind the guard."""
     kind = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
     behaviour: Callable[[Any, Context], Any] = getattr(handler, kind)
@@ -101,7 +128,8 @@ def _guarded(handler: Any, caller: Identity, error: Exception | None, report: Ca
 
     async def answer(request: Any, context: Context) -> Any:
         try:
-            response = await behaviour(await enter(request, context), context)
+            with counting():
+                response = await behaviour(await enter(request, context), context)
             told(context)
             return response
         except grpc.aio.AbortError:
@@ -111,14 +139,14 @@ def _guarded(handler: Any, caller: Identity, error: Exception | None, report: Ca
 
     async def answers(request: Any, context: Context) -> None:
         try:
-            responses = behaviour(await enter(request, context), context)
-            if inspect.isawaitable(responses):  # it writes itself
-                await responses
-                told(context)
-                return
-            async with aclosing(responses):
-                async for response in responses:
-                    await context.write(response)
+            with counting():
+                responses = behaviour(await enter(request, context), context)
+                if inspect.isawaitable(responses):  # it writes itself
+                    await responses
+                else:
+                    async with aclosing(responses):
+                        async for response in responses:
+                            await context.write(response)
             told(context)
         except grpc.aio.AbortError:
             raise

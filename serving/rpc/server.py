@@ -60,11 +60,16 @@ class RpcServer:
         served = services(front, profiler)
         self._names = [*served, admin.SERVICE]
         self.health = health.HealthService(front, self._names)
-        self.guard = Guard(authenticate, open_admin=open_admin, report=lambda: LoadReport.of(front).to_bytes())
+        self.guard = Guard(
+            authenticate,
+            open_admin=open_admin,
+            max_rpcs=self.settings.max_rpcs,
+            report=lambda: LoadReport.of(front).to_bytes(),
+        )
         self._server = grpc.aio.server(
             interceptors=[self.guard],
             options=self.settings.arguments(),
-            maximum_concurrent_rpcs=self.settings.max_rpcs,
+            maximum_concurrent_rpcs=self.settings.max_rpcs + 2 * health.MAX_WATCHERS,
         )
         for service in served.values():
             service.add_to(self._server)

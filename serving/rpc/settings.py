@@ -17,7 +17,7 @@ class RpcSettings:
         max_message_bytes: of a request.
         max_metadata_bytes: of the headers of a request, all together.
         max_streams_per_connection: at once.
-        max_rpcs: at once, of all connections; an outer bound, which answers without RetryInfo.
+        max_rpcs: at once, of all connections, health apart; those that wait for their readers included.
         keepalive_seconds: after so long without a sign of life a client is asked for one.
         keepalive_timeout_seconds: in which it must give it; otherwise it is gone, and so are its requests.
         client_ping_seconds: clients may ping this often, quiet ones too.

@@ -406,6 +406,24 @@ def test_connections_that_never_become_one_are_closed() -> None:
     run(check())
 
 
+def test_calls_beyond_the_limit_are_refused_and_probes_are_not() -> None:
+    async def check() -> None:
+        async with native(settings=RpcSettings(port=0, max_rpcs=2)) as reached:
+            reached.served.programs.gate.clear()
+            calls = [reached.inference.Generate(request(tokens=2)) for _ in range(2)]
+            await until(lambda: reached.server.guard.running == 2)
+            ended = await refusal(reached.models.ListModels(models_pb2.ListModelsRequest()))
+            assert ended.code == "RESOURCE_EXHAUSTED" and ended.retry_after is not None and ended.retry_after > 0
+            health: Any = health_pb2_grpc.HealthStub(reached.channel)
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
+            reached.served.programs.gate.set()
+            for call in calls:
+                assert len([event async for event in call]) == 4
+            assert reached.server.guard.running == 0
+
+    run(check())
+
+
 def test_a_full_queue_says_when_to_come_back() -> None:
     async def check() -> None:
         async with native(limits=FrontLimits(max_queued=1), slots=1) as reached:
