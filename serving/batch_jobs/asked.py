@@ -1,14 +1,15 @@
 """What a line asks for: bodies are read as the HTTP port reads them, less what makes no sense in a file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ValidationError
 
 from ...backends.errors import DistaffError, InvalidParameterError
 from ..front.call import Call
 from ..http.bodies import ChatBody, CompletionBody
+from ..http.errors import invalid_body
 from ..http.fields import Body
 from ..types import Kind, SamplingParams
 from .errors import LineError
@@ -85,8 +86,11 @@ def read_body(line: Line, *, job_seed: int = 0, served_names: Sequence[str] = ()
         if given.get(name):
             raise LineError("unsupported_parameter", f"{name} is set, which is nothing for a file of requests",
                             param=name)  # fmt: skip
+    kind = _KINDS[line.url]
+    if kind is not EmbeddingBody and given.get("seed") is None:
+        given = {**given, "seed": line.seed(job_seed)}
     try:
-        body = _KINDS[line.url].model_validate(given)
+        body = kind.model_validate(given)
         calls = tuple(body.calls())
     except ValidationError as error:
         raise _described(error) from error
@@ -94,20 +98,12 @@ def read_body(line: Line, *, job_seed: int = 0, served_names: Sequence[str] = ()
         raise LineError("invalid_parameter", str(error), param=error.field) from error
     except DistaffError as error:
         raise LineError("invalid_request", str(error)) from error
-    seed = line.seed(job_seed)
-    return Asked(body, tuple(call if call.params.seed is not None else _seeded(call, seed) for call in calls))
-
-
-def _seeded(call: Call, seed: int) -> Call:
-    return replace(call, params=replace(call.params, seed=seed))
+    return Asked(body, calls)
 
 
 def _described(error: ValidationError) -> LineError:
-    """The first thing that is wrong, in one sentence."""
-    first: Any = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    field = str(first["loc"][0]) if first["loc"] else None
-    unsupported = first["type"] in ("extra_forbidden", "unsupported")
-    code = "unsupported_parameter" if unsupported else "invalid_parameter"
-    words = "is not a field of this request" if first["type"] == "extra_forbidden" else first["msg"]
-    return LineError(code, f"{place}: {words}", param=field)
+    """What is wrong, in one sentence."""
+    told = invalid_body(error)
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    unsupported = any(each["type"] == "extra_forbidden" or "is not supported" in each["msg"] for each in found)
+    return LineError("unsupported_parameter" if unsupported else "invalid_parameter", str(told), param=told.field)

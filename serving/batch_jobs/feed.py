@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from .errors import LineError
@@ -10,7 +11,7 @@ from .order import ordered
 from .prepare import Prepared, Preparer
 
 WINDOW_LINES = 1024
-"""Lines that are put into order together; so many wait besides."""
+"""Lines that are put into order together; twice as many wait besides."""
 WINDOW_BYTES = 32 * 2**20
 """A window ends when its prompts take more memory than this, as about."""
 _BYTES_PER_TOKEN = 8
@@ -39,7 +40,8 @@ class Feed:
         self._preparer = preparer
         self._refuse = refuse
         self._window = window
-        self._ready: queue.Queue[Prepared] = queue.Queue(window)
+        self._windows: queue.Queue[list[Prepared]] = queue.Queue(1)
+        self._ready: deque[Prepared] = deque()
         self._ended = False
         self._closed = False
         self._error: BaseException | None = None
@@ -52,18 +54,21 @@ class Feed:
         Raises:
             DistaffError: the input cannot be read.
         """
-        ended = self._ended  # before looking, since the thread may put more in between
-        try:
-            return self._ready.get(timeout=timeout) if timeout and not ended else self._ready.get_nowait()
-        except queue.Empty:
-            if ended and self._error is not None:
-                raise self._error from None
-            return None
+        if not self._ready:
+            ended = self._ended  # before looking, since the thread may put more in between
+            try:
+                wait = bool(timeout) and not ended
+                self._ready.extend(self._windows.get(wait, timeout if wait else None))
+            except queue.Empty:
+                if ended and self._error is not None:
+                    raise self._error from None
+                return None
+        return self._ready.popleft()
 
     @property
     def ended(self) -> bool:
         """Whether nothing comes any more."""
-        return self._ended and self._ready.empty() and self._error is None
+        return self._ended and not self._ready and self._windows.empty() and self._error is None
 
     def close(self) -> None:
         """Reads no further."""
@@ -96,10 +101,9 @@ class Feed:
             self._ended = True
 
     def _put(self, items: list[Prepared]) -> None:
-        for item in items:
-            while not self._closed:
-                try:
-                    self._ready.put(item, timeout=_TICK)
-                    break
-                except queue.Full:
-                    continue
+        while items and not self._closed:
+            try:
+                self._windows.put(items, timeout=_TICK)
+                return
+            except queue.Full:
+                continue
