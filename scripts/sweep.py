@@ -367,9 +367,11 @@ def calibrate(
         prepare_devices()
         from ..sharding.sweep.calibrate import calibrate as fit
         from ..sharding.sweep.calibration import calibration_yaml
+        from ..sharding.sweep.efficiency import DEFAULT
         from .sweep_points import calibration_object, print_calibration, read_points
 
-        found = fit(read_points(points, chip_table(chips_file, figures, None), offline=offline))
+        table = chip_table(chips_file, figures, None)
+        found = fit(read_points(points, table, offline=offline), hop_seconds=DEFAULT.best.hop_seconds)
         about = calibration_object(found)
         text = calibration_yaml(found.efficiencies(points.name), about=about)
         if output is not None:
