@@ -1,11 +1,15 @@
 """Keeps documents in step with the tree: fills the blocks behind `<!-- help: COMMAND -->` and `<!-- file: PATH -->`,
-and the tables behind `<!-- table: sampling parameters -->`, `<!-- table: layouts -->` and `<!-- table: prompts -->`.
+and the tables behind `<!-- table: sampling parameters -->`, `<!-- table: layouts -->`, `<!-- table: prompts -->`,
+`<!-- table: metrics -->`, `<!-- table: openai -->` and `<!-- table: statuses -->`, and what stands between
+`<!-- protocol: FOLDER -->` and `<!-- end of protocol -->`.
 
 .venv/bin/python docs/embed.py        rewrites the documents; a test fails until that is done
 """
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(<!-- (?P<kind>help|file): (?P<what>.*?) -->\n```\w*\n)(?P<body>.*?)(```\n)", re.DOTALL)
 
-_TABLE = re.compile(r"(<!-- table: (?P<what>sampling parameters|layouts|prompts) -->\n)(?:\|.*\n)*")
+_TABLE = re.compile(
+    r"(<!-- table: (?P<what>sampling parameters|layouts|prompts|statuses|metrics|openai) -->\n)(?:\|.*\n)*"
+)
+
+
+_PROTOCOL = re.compile(r"(<!-- protocol: (?P<folder>\S+) -->\n).*?(?=<!-- end of protocol -->)", re.DOTALL)
 
 
 def documents() -> list[Path]:
@@ -24,7 +33,15 @@ def documents() -> list[Path]:
 def embedded(text: str) -> str:
     """A document's text with its blocks filled."""
     text = _BLOCK.sub(lambda block: block[1] + _content(block["kind"], block["what"]) + block[5], text)
-    tables = {"layouts": _layouts, "prompts": _prompts, "sampling parameters": _sampling_parameters}
+    text = _PROTOCOL.sub(lambda block: f"{block[1]}\n{_protocol(block['folder'])}\n", text)
+    tables = {
+        "layouts": _layouts,
+        "metrics": _metrics,
+        "openai": _openai,
+        "prompts": _prompts,
+        "sampling parameters": _sampling_parameters,
+        "statuses": _statuses,
+    }
     return _TABLE.sub(lambda table: table[1] + tables[table["what"]](), text)
 
 
@@ -42,6 +59,52 @@ def _content(kind: str, what: str) -> str:
     ).stdout
 
 
+def _protocol(folder: str) -> str:
+    return runpy.run_path(str(ROOT / "docs" / "protocol.py"))["reference"](folder)
+
+
+def _statuses() -> str:
+    """What clients are told of each error."""
+    from distaff.serving.front.status import HTTP_CODES, STATUSES
+
+    lines = ["| gRPC | HTTP | counted as | when |", "|---|---|---|---|"]
+    for error, grpc, kind, _ in STATUSES:
+        if when := (error.__doc__ or "").strip().splitlines():
+            lines.append(f"| {grpc} | {HTTP_CODES[grpc]} | `{kind}` | {when[0]} |")
+    return "\n".join(lines) + "\n"
+
+
+def _metrics() -> str:
+    """Every metric that is exported."""
+    from distaff.serving.telemetry.exports import EXPORTS
+
+    lines = ["| Metric | Kind | Labels | What it says |", "|---|---|---|---|"]
+    for each in EXPORTS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.exposed_name}` | {each.kind} | {labels} | {each.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _openai() -> str:
+    """Every field of OpenAI's two completion requests, and what becomes of it."""
+    from distaff.serving.http.bodies import ChatBody, CompletionBody
+    from distaff.serving.http.fields import Only
+
+    def cell(kind: type[CompletionBody | ChatBody], name: str) -> str:
+        if name not in kind.model_fields:
+            return ""
+        for only in (getattr(each, "func", None) for each in kind.model_fields[name].metadata):
+            if isinstance(only, Only):
+                accepted = " or ".join(f"`{json.dumps(value)}`" for value in only.accepted)
+                return f"refused: {only.why}" + (f" ({accepted} is taken)" if accepted else "")
+        return "yes"
+
+    lines = ["| Field | /v1/completions | /v1/chat/completions |", "|---|---|---|"]
+    for name in sorted({*CompletionBody.model_fields, *ChatBody.model_fields}):
+        lines.append(f"| `{name}` | {cell(CompletionBody, name)} | {cell(ChatBody, name)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _sampling_parameters() -> str:
     """The capability table, a line for each parameter."""
     from distaff.serving.capabilities import PARAMETERS  # imports JAX, which few documents need
@@ -55,8 +118,6 @@ def _sampling_parameters() -> str:
 
 def _layouts() -> str:
     """Published models under layouts, by the formulas."""
-    import json
-
     from distaff.models.checkpoints import shipped_configs
     from distaff.models.families import config_from_hf
     from distaff.sharding.parsing import parse_layout
@@ -86,8 +147,6 @@ def _layouts() -> str:
 
 def _prompts() -> str:
     """What a published model's steps with prompts send, by the formulas."""
-    import json
-
     from distaff.models.checkpoints import shipped_configs
     from distaff.models.families import config_from_hf
     from distaff.sharding.parsing import parse_layout
