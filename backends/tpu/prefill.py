@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from ..base import AttentionSpec, PyTree, RaggedIndex
 from ..errors import UnsupportedError
-from .cache import KV_DTYPES, PAGE_SIZES, ScaledPages, pages_of
+from ..token_scales import TokenScaled
+from .cache import KV_DTYPES, PAGE_SIZES, ScaledPages, check_token_scales, pages_of, with_pages
 from .prefill_kernel import behind, front, prefill_kernel, shifted, write_scratch
 from .prefill_plan import (
     GENERATIONS,
@@ -167,7 +168,11 @@ def prefill_attention(
         extra_mask=mask is not None,
         sinks=sinks is not None,
         return_lse=return_lse,
+        token_scales=isinstance(cache, TokenScaled),
     )
+    if isinstance(cache, TokenScaled):
+        check_token_scales(pages.dtype, plan.page)
+        k, v, cache = cache.with_new(k, v, pages.dtype, layer, index)
     scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
     if scales is not None:
         q = (q.astype(jnp.float32) * jnp.repeat(scales[0], plan.groups)[:, None]).astype(q.dtype)
@@ -175,6 +180,8 @@ def prefill_attention(
     operands = [in_hbm(x) for x in (into_windows(plan, q, padded), _new(plan, k, v, scales, padded), pages)]
     if mask is not None:
         operands.append(in_hbm(shifted(plan, mask, index, padded)))
+    if isinstance(cache, TokenScaled):
+        operands.append(in_hbm(cache.scales))
     in_specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * len(operands)
     if sinks is not None:
         operands.append(sinks.astype(jnp.float32))
@@ -221,7 +228,7 @@ def prefill_attention(
     if scales is not None:
         computed = (computed.astype(jnp.float32) * jnp.repeat(scales[1], plan.groups)[:, None]).astype(q.dtype)
     out = jnp.where(ours[:, None, None], computed, 0 if out is None else out)
-    cache = ScaledPages(pages, cache.head_scales) if isinstance(cache, ScaledPages) else pages
+    cache = with_pages(cache, pages)
     if not return_lse:
         return out, cache
     first = starts[:-1] // TILE_ALIGNMENT * TILE_ALIGNMENT

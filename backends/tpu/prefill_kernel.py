@@ -27,6 +27,7 @@ class PagedRows:
         cache: pages [L, P, 2 * page, lanes] in HBM.
         mask: which of its row's new keys each token sees, fp32 [tokens, S] in HBM, as `shifted` lays it out; None is
             all up to itself.
+        scales: of tokens, [L, P, 2, page] in HBM; None where pages have none.
     """
 
     plan: PrefillPlan
@@ -41,6 +42,7 @@ class PagedRows:
     new: Any
     cache: Any
     mask: Any | None = None
+    scales: Any | None = None
 
     def queries(self, row: Any) -> tuple[Any, Any]:
         return self.query_starts[row], self.query_starts[row + 1]
@@ -66,10 +68,18 @@ class PagedRows:
     # Pages that are there
 
     def fetch(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
-        self._for_pages(row, chunk, first, lambda i: self._fetch_page(row, chunk, i, slot).start())
+        def start(i: Any) -> None:
+            for copy in self._fetch_page(row, chunk, i, slot):
+                copy.start()
+
+        self._for_pages(row, chunk, first, start)
 
     def arrive(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
-        self._for_pages(row, chunk, first, lambda i: self._fetch_page(row, chunk, i, slot).wait())
+        def wait(i: Any) -> None:
+            for copy in self._fetch_page(row, chunk, i, slot):
+                copy.wait()
+
+        self._for_pages(row, chunk, first, wait)
         begin, end = chunk * self.plan.blocks.keys, (chunk + 1) * self.plan.blocks.keys
         whole = (first // self.plan.page * self.plan.page <= begin) & (end <= self.kv_len(row))
         pl.when(jnp.logical_not(whole))(lambda: self._clean(row, chunk, first, slot))
@@ -84,11 +94,14 @@ class PagedRows:
     def _page(self, row: Any, page: Any) -> Any:
         return self.cache.at[self.layer[0], self.page_table[row * self.pages_per_row + page]]
 
-    def _fetch_page(self, row: Any, chunk: Any, i: Any, slot: Any) -> Any:
-        here = self.ref["kv"].at[slot, i]
-        return pltpu.make_async_copy(
-            self._page(row, chunk * self.plan.pages + i), here, self.ref["kv_arrived"].at[slot]
-        )
+    def _fetch_page(self, row: Any, chunk: Any, i: Any, slot: Any) -> list[Any]:
+        """Of a page and, where tokens have them, of its scales."""
+        page, ref = chunk * self.plan.pages + i, self.ref
+        copies = [pltpu.make_async_copy(self._page(row, page), ref["kv"].at[slot, i], ref["kv_arrived"].at[slot])]
+        if self.scales is not None:
+            there = self.scales.at[self.layer[0], self.page_table[row * self.pages_per_row + page]]
+            copies.append(pltpu.make_async_copy(there, ref["scales"].at[slot, i], ref["scales_arrived"].at[slot]))
+        return copies
 
     def _clean(self, row: Any, chunk: Any, first: Any, slot: Any) -> None:
         """Zeros where nothing was fetched or written: a weight of 0 does not undo a NaN."""
@@ -286,14 +299,15 @@ def prefill_kernel(
     limit: int,
     pages_per_row: int,
 ) -> None:
-    """Operands q, new, cache, [mask], [sinks]; results out, cache, [lse]; scratch."""
+    """Operands q, new, cache, [mask], [scales], [sinks]; results out, cache, [lse]; scratch."""
     q, new, _, *rest = refs
     mask = rest.pop(0) if plan.extra_mask else None
+    scales = rest.pop(0) if plan.token_scales else None
     sinks = rest.pop(0) if plan.sinks else None
     out, cache = rest.pop(0), rest.pop(0)
     lse = rest.pop(0) if plan.return_lse else None
     (ref,) = rest
     num_rows = kv_lens.shape[0]
     table = (pages_per_row, layer, page_table, query_starts, kv_lens)
-    rows = PagedRows(plan, ref, num_rows, limit, *table, new, cache, mask)
+    rows = PagedRows(plan, ref, num_rows, limit, *table, new, cache, mask, scales)
     Walk(plan, ref, rows, q, out, lse, sinks).run()

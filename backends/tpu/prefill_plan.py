@@ -97,6 +97,7 @@ class PrefillPlan:
     extra_mask: bool = False
     sinks: bool = False
     return_lse: bool = False
+    token_scales: bool = False
 
     @property
     def groups(self) -> int:
@@ -150,9 +151,14 @@ class PrefillPlan:
         return self.head_dim + (SUBLANES if self.blocks.matrix_sums else 0)
 
     @property
+    def whole(self) -> bool:
+        """Whether a chunk is laid in whole registers when it has come: also where numbers meet their scales then."""
+        return self.blocks.whole or self.token_scales
+
+    @property
     def words(self) -> bool:
         """Whether keys and values in whole registers are kept as 32-bit words, each two rows of 16 bits."""
-        return self.blocks.whole and jnp.dtype(self.dtype).itemsize == 2
+        return self.whole and jnp.dtype(self.dtype).itemsize == 2
 
     @property
     def columns_at_once(self) -> int:
@@ -191,7 +197,11 @@ class PrefillPlan:
         }
         if not self.blocks.matrix_sums:
             shapes["weights_so_far"] = vmem((2 * accumulators, SUBLANES, queries), fp32)
-        if self.blocks.whole:
+        if self.token_scales:
+            shapes["scales"] = vmem((self.blocks.buffers, self.pages, 2, self.page), fp32)
+            shapes["of_keys"], shapes["of_values"] = vmem((keys, LANES), fp32), vmem((keys, LANES), fp32)
+            shapes["scales_arrived"] = pltpu.SemaphoreType.DMA((self.blocks.buffers,))
+        if self.whole:
             shapes["whole"] = self._rows_of((2, self.lanes // LANES), keys, LANES)
         if self.head_dim % LANES:
             shapes["turned"] = vmem((self.window, keys), self.dtype)

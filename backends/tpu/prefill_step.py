@@ -41,14 +41,25 @@ def start(plan: PrefillPlan, ref: dict[str, Any]) -> None:
 
 
 def lay(plan: PrefillPlan, ref: dict[str, Any], slot: Any) -> None:
-    """Lays a chunk's keys and values in whole registers, each column of 128 lanes for itself."""
+    """Lays a chunk's keys and values in whole registers, each column of 128 lanes for itself.
+
+    Where tokens have scales, numbers are multiplied by them here.
+    """
     at_once = plan.columns_at_once
+    scales = [ref[name] for name in ("of_keys", "of_values")] if plan.token_scales else []
+    for half, column in enumerate(scales):
+        for page in range(plan.pages):
+            row = ref["scales"][slot, page, half : half + 1]
+            column[page * plan.page : (page + 1) * plan.page] = jnp.broadcast_to(row, (LANES, plan.page)).T
 
     def some(at: Any, carry: Any) -> Any:
         lane = pl.multiple_of(at * at_once * LANES, LANES)
         for half, rows in enumerate(_rows(plan, ref["kv"][slot, :, :, pl.ds(lane, at_once * LANES)])):
             for i in range(at_once):
                 column = rows[:, i * LANES : (i + 1) * LANES]
+                if scales:  # of what was never written, numbers are 0 and scales anything
+                    wide = column.astype(jnp.float32)
+                    column = jnp.where(wide == 0, 0, wide * scales[half][...]).astype(plan.dtype)
                 ref["whole"][half, at * at_once + i] = _stored(plan, column)
         return carry
 
@@ -139,7 +150,7 @@ class Step:
         """A chunk's keys and values [keys, window], in the dtype that is multiplied."""
         plan, ref = self.plan, self.ref
         start = plan.window_start(kv_head)
-        if plan.blocks.whole:
+        if plan.whole:
             columns = [start // LANES + i for i in range(plan.window // LANES)]
             parts = [[_restored(plan, ref["whole"][half, column]) for column in columns] for half in (0, 1)]
             return jnp.concatenate(parts[0], axis=1), jnp.concatenate(parts[1], axis=1)

@@ -71,7 +71,7 @@ class Walk:
                     jax.lax.fori_loop(0, ahead, lambda _, carry: self._fetch_next() or carry, 0)
                     source.arrive(tile.row, tile.low + at, tile.first, slot)
                     self._prepare_bias(tile, tile.low + at)
-                    if plan.blocks.whole:
+                    if plan.whole:
                         lay(plan, ref, slot)
 
                 def of_piece(number: Any, carry: Any) -> Any:

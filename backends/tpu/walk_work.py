@@ -137,7 +137,7 @@ class WalkWork:
     def laying(self) -> list[None]:
         """The loop that lays a chunk in whole registers, if there is one; the compiler knows its trips."""
         plan = self.plan
-        return [None] if plan.blocks.whole and plan.lanes // LANES > plan.columns_at_once else []
+        return [None] if plan.whole and plan.lanes // LANES > plan.columns_at_once else []
 
     @property
     def piece_trips(self) -> float:

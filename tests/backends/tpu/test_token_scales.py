@@ -93,3 +93,58 @@ def test_decode_is_the_references(kv_dtype: str, generation: str, data: st.DataO
     got = decode(generation, spec)(*call, ours, jnp.int32(LAYER), step.index, sinks=sinks)
     want = reference(spec)(*call, theirs, jnp.int32(LAYER), step.index, sinks=sinks)
     agree(got, want, step, BOUNDS[kv_dtype, generation] * np.abs(np.asarray(want[0])).max())
+
+
+@pytest.mark.slow
+def test_a_mixed_batch_is_the_references() -> None:
+    """Decode rows and prefill rows in one call of the backend: each kernel sees what the other wrote of scales."""
+    rows = [(300, 150), (129, 1), (0, 0), (20, 20)]
+    spec = AttentionSpec(HEADS.head_dim**-0.5)
+    step = drawn(rows, 1, "int8", None, 180)
+    ours, theirs = scaled(step, "int8", 1)
+    call = (step.q, step.k, step.v)
+    backend = TpuBackend(interpret=True)
+    got = jax.jit(lambda *call: backend.ragged_attention(*call, jnp.int32(LAYER), step.index, spec))(*call, ours)
+    want = ReferenceBackend().ragged_attention(*call, theirs, jnp.int32(LAYER), step.index, spec)
+    agree(got, want, step, 1e-3 * np.abs(np.asarray(want[0])).max())
+
+
+def test_eight_bits_and_a_scale_are_close_to_what_was_written() -> None:
+    """Tokens of very different sizes keep 7 bits each."""
+    backend, spec = ReferenceBackend(), AttentionSpec(0.125)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(40, heads, 64)), jnp.float32) for heads in (4, 2, 2))
+    k, v = (x * jnp.exp(jnp.linspace(-6, 3, 40))[:, None, None] for x in (k, v))
+    pages = backend.allocate_cache(CacheGroup(1, 2, 64), num_pages=3, page_size=16, dtype=jnp.float32)
+    index = RaggedIndex(jnp.asarray([[2, 0, 1]]), jnp.asarray([0, 40]), jnp.asarray([40]))
+    exact, _ = backend.ragged_attention(q, k, v, pages, jnp.int32(0), index, spec)
+    errors = {}
+    for name in LARGEST:
+        empty = TokenScaled.of(pages.astype(name), 16)
+        out, cache = backend.ragged_attention(q, k, v, empty, jnp.int32(0), index, spec)
+        errors[name] = float(jnp.abs(out - exact).max() / jnp.abs(exact).max())
+        assert cache.numbers.dtype == jnp.dtype(name) and float(cache.scales[0, 1, 1, 8:].max()) == 0
+    assert errors["int8"] < 0.02 and errors["float8_e4m3fn"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "page", "message"),
+    [
+        ("bfloat16", 128, "kv dtype bfloat16 with token scales, supported are int8, float8_e4m3fn"),
+        ("int8", 16, "page size 16 with token scales, supported are 128, 256"),
+    ],
+)
+def test_what_it_has_no_copies_for_is_refused(kv_dtype: str, page: int, message: str) -> None:
+    backend = TpuBackend(interpret=True)
+    pages = backend.allocate_cache(CacheGroup(1, 2, 64), num_pages=2, page_size=page, dtype=kv_dtype)
+    q, index = jnp.zeros((1, 2, 64)), RaggedIndex(*(jnp.asarray(x) for x in ([[0]], [0, 1], [1])), max_query_len=1)
+    with pytest.raises(UnsupportedError, match=message):
+        backend.ragged_attention(q, q, q, TokenScaled.of(pages, page), jnp.int32(0), index, AttentionSpec(1.0))
+
+
+def test_scales_are_counted_as_bytes() -> None:
+    shape = dict(num_heads=32, num_kv_heads=8, head_dim=128, page_size=128, kv_dtype="int8", generation="v6e")
+    plain, with_scales = (
+        decode_work([1024, 100], [1, 1], table_width=8, token_scales=told, **shape).hbm_bytes for told in (False, True)
+    )
+    assert with_scales - plain == 9 * 2 * 128 * 4
