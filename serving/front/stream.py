@@ -177,7 +177,7 @@ class Stream(AsyncIterator[Event]):
         """The next thing that the engine tells."""
         if self._ended:
             return
-        if type(item) is TokenEvent:  # nearly all are
+        if isinstance(item, TokenEvent):  # nearly all are
             self._token(item)
         elif isinstance(item, Start):
             self._start(item)

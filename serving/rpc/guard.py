@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from ..front.errors import AuthenticationError, ForbiddenError, InvalidPromptError, OverloadedError
+from ..front.status import status_of
 from ..telemetry.orca import REQUEST_HEADER, TRAILER
 from .callers import NOBODY, Identity, current
 from .failures import Context, abort
@@ -30,6 +31,7 @@ class Guard(grpc.aio.ServerInterceptor):
         authenticate: None lets everybody in, as nobody.
         open_admin: whether callers without a token may use the Admin service; looked at only without `authenticate`.
         report: makes an ORCA load report, for RPCs that ask for one.
+        count: told the kind of each refusal.
         max_rpcs: at once, health apart: probes are answered however many calls wait for readers that do not read.
 
     Attributes:
@@ -43,8 +45,10 @@ class Guard(grpc.aio.ServerInterceptor):
         *,
         open_admin: bool = False,
         report: Callable[[], bytes] | None = None,
+        count: Callable[[str], None] = lambda kind: None,
         max_rpcs: int = 8192,
     ) -> None:
+        self._count = count
         self._authenticate = authenticate
         self._max_rpcs = max_rpcs
         self.running = 0
@@ -54,10 +58,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         if handler is None:  # no such method
             return None
         error: Exception | None = None
@@ -66,6 +70,7 @@ class Guard(grpc.aio.ServerInterceptor):
             caller = self._identity(handler_call_details)
         except (AuthenticationError, ForbiddenError) as refusal:
             self.refused += 1
+            self._count(status_of(refusal).kind)
             error = refusal
         asked = any(key == REQUEST_HEADER for key, _ in handler_call_details.invocation_metadata or ())
         probe = str(handler_call_details.method).startswith(HEALTH)

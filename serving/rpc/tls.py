@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -38,7 +39,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """
     stamps = _stamps(files)
 
-    def changed() -> grpc.ServerCertificateConfiguration | None:
+    def changed() -> Any:  # None where nothing has, which the library's types do not tell
         nonlocal stamps
         try:
             now = _stamps(files)

@@ -154,8 +154,8 @@ def _read(where: str, entry: Any) -> _Entry:
         digest = hashlib.sha256(token.encode()).digest()
     else:
         try:
-            digest = bytes.fromhex(sha256)
-        except (TypeError, ValueError):
+            digest = bytes.fromhex(str(sha256))
+        except ValueError:
             digest = b""
         if len(digest) != hashlib.sha256().digest_size:
             raise UsageError(f"{where}: sha256 is no SHA-256 in hexadecimal")

@@ -21,7 +21,7 @@ from distaff.serving.rpc.settings import RpcSettings
 from distaff.serving.serve import Ports, Server, ServeSettings
 
 from .rpc.compat import run, until
-from .rpc.native import refusal, request
+from .rpc.native import EOF, refusal, request
 from .served import Served, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ async def running(settings: ServeSettings | None = None, **options: Any) -> Asyn
 
 async def collect(call: Any) -> list[pb.GenerateEvent]:
     events: list[pb.GenerateEvent] = []
-    while (event := await call.read()) is not grpc.aio.EOF:
+    while (event := await call.read()) is not EOF:
         events.append(event)
     return events
 
@@ -61,7 +61,7 @@ async def collect_until(call: Any, code: grpc.StatusCode) -> list[pb.GenerateEve
     """What came before the call ended with this status."""
     events: list[pb.GenerateEvent] = []
     with contextlib.suppress(grpc.aio.AioRpcError):
-        while (event := await call.read()) is not grpc.aio.EOF:
+        while (event := await call.read()) is not EOF:
             events.append(event)
     assert await call.code() is code
     return events

@@ -21,6 +21,8 @@ from distaff.serving.rpc.settings import RpcSettings
 
 from ..served import Served, serving
 
+EOF: Any = vars(grpc.aio)["EOF"]  # which the library's types leave out
+
 
 @dataclass
 class Native:
@@ -89,7 +91,7 @@ async def refusal(call: Any) -> Refusal:
     """What a client is told; the call must fail."""
     try:
         if hasattr(call, "read"):
-            while await call.read() is not grpc.aio.EOF:
+            while await call.read() is not EOF:
                 pass
         else:
             await call

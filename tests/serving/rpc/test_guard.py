@@ -23,7 +23,7 @@ from distaff.serving.rpc.tokens import TokenFile
 
 from . import raw_http2
 from .compat import run, until
-from .native import Native, native, refusal, request
+from .native import EOF, Native, native, refusal, request
 
 UNARY = "/distaff.v1.Inference/GenerateUnary"
 INSIDES = ("Traceback", "/somewhere", ".py", "Error(", "jax", "distaff.serving")
@@ -64,7 +64,8 @@ for _name in ("max_tokens", "min_tokens", "top_k", "n", "logprobs", "prompt_logp
     BAD[f"{_name} -5"] = (sampling(**{_name: -5}), _name)
 for _name in ("queue_timeout_seconds", "total_timeout_seconds"):
     for _value in (math.nan, math.inf, -1.0):
-        BAD[f"{_name} {_value}"] = (request(**{_name: _value}), _name)
+        _limit: dict[str, Any] = {_name: _value}
+        BAD[f"{_name} {_value}"] = (request(**_limit), _name)
 
 
 def test_bad_values_are_refused_by_name_quickly_and_nothing_stays() -> None:
@@ -268,7 +269,7 @@ def test_health_follows_the_state_of_the_front() -> None:
             watches[0].cancel()
             reached.server.health.leave()
             assert [(await watch.read()).status for watch in watches[1:]] == [not_serving] * 3
-            assert [await watch.read() for watch in watches[1:]] == [grpc.aio.EOF] * 3
+            assert [await watch.read() for watch in watches[1:]] == [EOF] * 3
 
     run(check())
 
@@ -295,16 +296,19 @@ def test_draining_refuses_with_a_time_to_come_back() -> None:
 
 
 def test_reflection_tells_every_service() -> None:
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+
     async def check() -> None:
         async with native() as reached:
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(reached.channel)
-            asked = reflection_pb2.ServerReflectionRequest(list_services="")
-            async for answer in stub.ServerReflectionInfo(iter([asked])):
-                names = {service.name for service in answer.list_services_response.service}
+            channel: Any = reached.channel
+            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
+            answers = [answer async for answer in call]
+            names = {service.name for answer in answers for service in answer.list_services_response.service}
             assert {"distaff.v1.Inference", "distaff.v1.Admin", "jetstream_proto.Orchestrator"} <= names
         async with native(settings=RpcSettings(port=0, reflection=False)) as reached:
-            stub = reflection_pb2_grpc.ServerReflectionStub(reached.channel)
-            assert (await refusal(stub.ServerReflectionInfo(iter([asked])))).code == "UNIMPLEMENTED"
+            channel = reached.channel
+            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
+            assert (await refusal(call)).code == "UNIMPLEMENTED"
 
     run(check())
 

@@ -12,7 +12,7 @@ from distaff.serving.rpc.protos.distaff.v1 import inference_pb2
 
 from . import raw_http2
 from .compat import run, until
-from .native import native, refusal, request
+from .native import EOF, native, refusal, request
 
 GENERATE = "/distaff.v1.Inference/Generate"
 
@@ -33,7 +33,7 @@ async def interrupted(call: Any) -> tuple[list[pb.GenerateEvent], grpc.aio.AioRp
     """What came until the call failed."""
     events: list[pb.GenerateEvent] = []
     try:
-        while (event := await call.read()) is not grpc.aio.EOF:
+        while (event := await call.read()) is not EOF:
             events.append(event)
     except grpc.aio.AioRpcError as error:
         return events, error
