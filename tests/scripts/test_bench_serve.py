@@ -43,6 +43,7 @@ def test_a_trace(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
     assert [each.sampling.max_tokens for each in servicer.requests] == [5, 3] and servicer.requests[1].text == "text"
 
 
+@pytest.mark.slow
 def test_the_knee(distaff: Run, capsys: Capture) -> None:
     options = ("--sweep", "50:100", "--seconds", "0.2", "--goodput", "ttft:60000", "--warm-up", "0", *SMALL[2:6])
     servicer = Scripted(ANSWER)

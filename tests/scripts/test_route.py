@@ -62,6 +62,7 @@ def play(work: Callable[[Routed], Awaitable[None]], *options: str) -> None:
     asyncio.run(whole())
 
 
+@pytest.mark.slow
 def test_a_signal_lets_running_calls_end() -> None:
     async def work(cast: Routed) -> None:
         for echo in cast.echoes:

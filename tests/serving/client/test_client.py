@@ -169,7 +169,7 @@ def test_errors_have_types_and_name_the_field(refusal: Refusal, kind: type[Serve
     assert len(servicer.requests) == 1, "it was tried again in vain"
 
 
-@pytest.mark.parametrize("refusal", [Refusal("UNAVAILABLE"), Refusal("RESOURCE_EXHAUSTED", retry_after=0.2)])
+@pytest.mark.parametrize("refusal", [Refusal("UNAVAILABLE"), Refusal("RESOURCE_EXHAUSTED", retry_after=0.05)])
 def test_a_call_that_brought_nothing_is_tried_again(refusal: Refusal) -> None:
     unary = generation_pb2.GenerateResult(choices=[generation_pb2.Choice(text="x")])
     began = time.monotonic()

@@ -122,6 +122,7 @@ def test_a_running_request_is_cancelled_by_its_name() -> None:
     play(work)
 
 
+@pytest.mark.slow
 def test_a_full_server_says_when_to_come_back_and_the_client_does() -> None:
     async def work(server: Native, client: AsyncClient) -> None:
         server.served.programs.gate.clear()

@@ -22,7 +22,7 @@ class Queue:
     async def measure(self, rate: float, goodput: Goodput | None) -> dict[str, Any]:
         self.rates.append(rate)
         records, free = list[Record](), 0.0
-        for at in np.arange(2000) / rate:
+        for at in np.arange(400) / rate:
             free = max(free, float(at)) + self.service
             records.append(Record(float(at), float(at), [(free, 1)], free))
         return summary(records, goodput=goodput)

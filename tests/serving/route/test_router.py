@@ -89,6 +89,7 @@ def test_prompts_with_a_shared_beginning_find_it_computed() -> None:
     play(work)
 
 
+@pytest.mark.slow
 def test_the_load_that_servers_report_counts() -> None:
     async def work(played: Scene) -> None:
         busy, idle = played.servers
