@@ -52,7 +52,9 @@ def build_app(
     middleware = [Middleware(LoadReports, front=front)]
     if authenticate is not None:
         protected = ("/v1/", "/metrics", "/status") if protect_metrics else ("/v1/",)
-        middleware.append(Middleware(Authentication, authenticate=authenticate, protected=protected))
+        middleware.append(
+            Middleware(Authentication, authenticate=authenticate, protected=protected, counters=front.counters)
+        )
     return Starlette(
         routes=[
             Route("/", page.html),

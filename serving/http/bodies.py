@@ -22,7 +22,7 @@ class CompletionBody(Sampling):
     """POST /v1/completions."""
 
     DEFAULT_MAX_TOKENS: ClassVar[int] = 16
-    MAX_PROMPTS: ClassVar[int] = 2048
+    MAX_CHOICES: ClassVar[int] = 4096
 
     prompt: str | Items[str] | Items[int] | Items[Items[int]]
     logprobs: int | None = None
@@ -71,8 +71,9 @@ class CompletionBody(Sampling):
         prompts = [
             prompt if isinstance(prompt, str) else tuple(prompt) for prompt in given if not isinstance(prompt, int)
         ]
-        if not 1 <= len(prompts) <= self.MAX_PROMPTS:
-            raise InvalidParameterError("prompt", f"{len(prompts)} prompts", f"1 to {self.MAX_PROMPTS}")
+        most = self.MAX_CHOICES // max(1, self.n or 1)
+        if not 1 <= len(prompts) <= most:
+            raise InvalidParameterError("prompt", f"{len(prompts)} prompts", f"1 to {most} with n {self.n or 1}")
         return prompts
 
     def _scoring(self) -> SamplingParams:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from ...backends.errors import DistaffError
+from ...backends.errors import DistaffError, UsageError
 from ..front import (
     Admitted,
     Call,
@@ -63,14 +64,22 @@ class Completions:
 
     async def complete(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
-        body = _parse(CompletionBody, exchange.body)
-        wants = body.logprobs is not None
-        await self._serve(exchange, body, body.calls(), self._shape(CompletionShape, body, wants))
+        body, calls = self._read(CompletionBody, exchange.body)
+        await self._serve(exchange, body, calls, self._shape(CompletionShape, body, body.logprobs is not None))
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
-        body = _parse(ChatBody, exchange.body)
-        await self._serve(exchange, body, body.calls(), self._shape(ChatShape, body, bool(body.logprobs)))
+        body, calls = self._read(ChatBody, exchange.body)
+        await self._serve(exchange, body, calls, self._shape(ChatShape, body, bool(body.logprobs)))
+
+    def _read[B: (CompletionBody, ChatBody)](self, kind: type[B], data: bytes) -> tuple[B, list[Call]]:
+        """What is refused here never reaches the front, which counts all others that are refused."""
+        try:
+            body = _parse(kind, data)
+            return body, body.calls()
+        except UsageError as error:
+            self._front.counters.refused[http_status(error).kind] += 1
+            raise
 
     def _shape(self, kind: type[Shape], body: CompletionBody | ChatBody, wants_logprobs: bool) -> Shape:
         return kind(
@@ -114,17 +123,18 @@ class Completions:
         n = body.n or 1
         answers = [Answer() for _ in range(len(streams) * n)]
         seeds: dict[int, int | None] = {}
-        async for events in _merged(streams):
-            for at, event in events:
-                if isinstance(event, Admitted):
-                    seeds[at] = event.params.seed
-                elif isinstance(event, Delta):
-                    answers[at * n + event.index].add(event)
-                else:
-                    answer = answers[at * n + event.index]
-                    answer.reason, answer.stopped_by = event.reason, event.stopped_by
-                    if not event.reason.is_complete:
-                        raise cut_error(event.reason, streams[at])
+        async with aclosing(_merged(streams)) as merged:
+            async for events in merged:
+                for at, event in events:
+                    if isinstance(event, Admitted):
+                        seeds[at] = event.params.seed
+                    elif isinstance(event, Delta):
+                        answers[at * n + event.index].add(event)
+                    else:
+                        answer = answers[at * n + event.index]
+                        answer.reason, answer.stopped_by = event.reason, event.stopped_by
+                        if not event.reason.is_complete:
+                            raise cut_error(event.reason, streams[at])
         prompts: dict[int, PromptLogprobs] = {}
         for at, stream in enumerate(streams):
             result = await stream.result()
@@ -167,9 +177,13 @@ class _Writer:
 
     async def write(self) -> None:
         """Everything, to the end; an error that comes before the first event is the caller's."""
+        async with aclosing(_merged(self._streams)) as merged:
+            await self._write(merged, await anext(merged))
+
+    async def _write(
+        self, merged: "AsyncIterator[list[tuple[int, Event]]]", admitted: "list[tuple[int, Event]]"
+    ) -> None:
         shape, exchange = self._shape, self._exchange
-        merged = _merged(self._streams)
-        admitted = await anext(merged)
         seeds = [event.params.seed for _, event in admitted if isinstance(event, Admitted)]
         headers = response_headers(self._streams[:1], seeds)
         await exchange.begin("text/event-stream; charset=utf-8", {"cache-control": "no-cache", **headers})
@@ -204,7 +218,7 @@ class _Writer:
         return parts
 
 
-async def _merged(streams: Sequence[Stream]) -> "AsyncIterator[list[tuple[int, Event]]]":
+async def _merged(streams: Sequence[Stream]) -> "AsyncGenerator[list[tuple[int, Event]]]":
     """The events of several streams as they come, each with its stream's place."""
     if len(streams) == 1:
         async for event in streams[0]:

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..front.errors import AuthenticationError, ForbiddenError
+from ..front import AuthenticationError, ForbiddenError, status_of
+from ..front.counters import FrontCounters
 from ..telemetry.orca import REQUEST_HEADER, RESPONSE_HEADER, LoadReport
 from .completions import TENANT
 from .errors import error_response
@@ -30,10 +31,14 @@ class Authentication:
         app: what comes next.
         authenticate: who a token belongs to.
         protected: beginnings of paths.
+        counters: where those who were refused are counted.
     """
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate, protected: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate, protected: tuple[str, ...], counters: FrontCounters
+    ) -> None:
         self._app = app
+        self._counters = counters
         self._authenticate = authenticate
         self._protected = protected
 
@@ -42,6 +47,7 @@ class Authentication:
             try:
                 scope[TENANT] = self._authenticate(Headers(scope=scope).get("authorization")).tenant
             except (AuthenticationError, ForbiddenError) as error:
+                self._counters.refused[status_of(error).kind] += 1
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -63,8 +63,9 @@ class RpcServer:
         self.guard = Guard(
             authenticate,
             open_admin=open_admin,
-            max_rpcs=self.settings.max_rpcs,
             report=lambda: LoadReport.of(front).to_bytes(),
+            count=lambda kind: front.counters.refused.update((kind,)),
+            max_rpcs=self.settings.max_rpcs,
         )
         self._server = grpc.aio.server(
             interceptors=[self.guard],

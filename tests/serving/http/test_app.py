@@ -69,7 +69,7 @@ def test_tokens_guard_what_costs_and_not_the_probes(tmp_path: Path) -> None:
                 if code == 401:
                     assert response.json()["error"]["type"] == "authentication_error"
                     assert response.headers["www-authenticate"] == "Bearer" and "0123" not in response.text
-            assert seen == ["team-a"]
+            assert seen == ["team-a"] and served.front.counters.refused == {"unauthenticated": 3}
             assert (await client.get("/v1/models")).status_code == 401
             assert (await client.get("/v1/tenant", headers=good)).json() == "team-a"
             for path in ("/healthz", "/readyz", "/metrics", "/", "/status.json"):
@@ -133,6 +133,8 @@ def test_what_http_refuses_has_an_error_object() -> None:
                 assert (response.status_code, error["code"]) == (code, kind), response.text
                 assert error["type"] in ("invalid_request_error", "not_found_error") and error["message"]
             await served.check_empty()
+            refused = served.front.counters.refused
+            assert refused == {"invalid": 7, "too_long": 1}, "paths and bodies that HTTP refuses are not counted"
 
     run(check())
 

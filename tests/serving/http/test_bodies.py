@@ -167,6 +167,8 @@ def test_forms_of_a_prompt() -> None:
         calls = parse(CompletionBody, {"prompt": prompt, "request_id": "r"}).calls()
         assert [each.prompt for each in calls] == want
         assert [each.id for each in calls] == (["r"] if len(want) == 1 else ["r-0", "r-1"])
+    with pytest.raises(InvalidParameterError, match="1 to 2048 with n 2"):
+        parse(CompletionBody, {"prompt": ["a"] * 2049, "n": 2}).calls()
     for prompt in ([], [1, "a"], [["a"]], [[1], "a"], {"a": 1}, None, 5, True, [True]):
         with pytest.raises((InvalidParameterError, InvalidBodyError)) as refused:
             parse(CompletionBody, {"prompt": prompt}).calls()
