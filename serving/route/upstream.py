@@ -64,7 +64,7 @@ class Upstream:
                     wait = _AGAIN_SECONDS[0]
                     self._set(answer.status == health_pb2.HealthCheckResponse.SERVING)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # it answers, and says nothing of its health
+                if error.code() in _SILENT:  # it answers, and says nothing of its health
                     self._set(True)
                     await asyncio.sleep(_AGAIN_SECONDS[1])
                     continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from distaff.serving.client.errors import details_of
 from distaff.serving.client.target import Target
@@ -175,6 +175,22 @@ def test_a_server_that_failed_once_and_is_healthy_gets_calls_again() -> None:
         assert {await say(channel) for _ in range(2)} == {b"a:x", b"b:x"}
 
     run(play)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED])
+def test_a_server_that_answers_without_telling_its_health_gets_calls(
+    code: grpc.StatusCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(self: Any, request: Any, context: Any) -> None:
+        await context.abort(code, "no")
+
+    monkeypatch.setattr(health.aio.HealthServicer, "Watch", silent)  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def play(cast: Scene) -> None:
+        _, _, channel = cast
+        assert await say(channel) == b"a:x"
+
+    run(play, count=1)
 
 
 def test_its_health_is_that_of_any_server() -> None:
