@@ -37,7 +37,8 @@ class FrontLimits:
         tenants: by name.
         max_prompt_bytes: of a text, or of all the messages of a conversation.
         max_priority: a call's priority may be this far from 0 at most, so that nobody waits for ever.
-        max_buffered_events: of a stream; what comes beyond is joined.
+        max_buffered_events: of a stream; what comes beyond is joined, so that under more load than messages can be sent
+            for, each has more tokens instead of coming later and later.
         stall_seconds: after which a stream that has something, and is not read, ends.
         retry_after: seconds that a refused caller is told to wait, where nothing better is known.
     """
@@ -49,7 +50,7 @@ class FrontLimits:
     tenants: Mapping[str, TenantLimits] = field(default_factory=lambda: MappingProxyType({}))
     max_prompt_bytes: int = 16 * 2**20
     max_priority: int = 100
-    max_buffered_events: int = 256
+    max_buffered_events: int = 16
     stall_seconds: float = 30.0
     retry_after: float = 1.0
 

@@ -225,5 +225,6 @@ def make_served(
         bos_id=tokenizer.bos_id,
         eos_ids=frozenset([EOS]) if eos else frozenset(),
     )
+    limits = limits or FrontLimits(max_buffered_events=1000)  # a message for each token, however slow this machine is
     front = Front(made, tokenizer=tokenizer if with_text else None, card=card, limits=limits, served_names=served_names)
     return Served(front, made, programs, tokenizer)
