@@ -65,11 +65,12 @@ def _protocol(folder: str) -> str:
 
 def _statuses() -> str:
     """What clients are told of each error."""
+    from distaff.backends.errors import DistaffError
     from distaff.serving.front.status import HTTP_CODES, STATUSES
 
     lines = ["| gRPC | HTTP | counted as | when |", "|---|---|---|---|"]
     for error, grpc, kind, _ in STATUSES:
-        if when := (error.__doc__ or "").strip().splitlines():
+        if issubclass(error, DistaffError) and (when := (error.__doc__ or "").strip().splitlines()):
             lines.append(f"| {grpc} | {HTTP_CODES[grpc]} | `{kind}` | {when[0]} |")
     return "\n".join(lines) + "\n"
 
