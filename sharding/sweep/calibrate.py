@@ -1,18 +1,19 @@
 """Efficiencies that explain measured steps best, and how far they are off for steps that they have not seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from .efficiency import Efficiencies, Efficiency
 from .errors import SweepError
-from .roofline import Columns, Rates, Steps, step_seconds
+from .roofline import Columns, Floats, Rates, Steps, step_seconds
 from .work import DeviceWork
 
 FITTED = ("maths", "hbm", "links", "layer_seconds")
 _LEAST = (0.02, 0.02, 0.02, 1e-7)
 _MOST = (1.0, 1.0, 1.0, 5e-3)
+_EVALUATIONS = 100
 _STARTS = ((0.8, 0.6, 0.5, 3e-5), (0.5, 0.4, 0.2, 1e-4), (0.9, 0.9, 0.8, 1e-6))
 
 
@@ -84,13 +85,15 @@ def calibrate(points: Sequence[Point], *, hop_seconds: float = 0.0) -> Calibrati
         )
     if any(not point.seconds > 0 for point in points):
         raise SweepError("a point has no time above 0")
-    best = _fit(points, hop_seconds)
+    every = _Points.of(points)
+    best = every.fit(hop_seconds)
+    fitted = every.predicted(best)
     estimates = [
         Estimate(
             point.name,
             point.seconds,
-            predicted(point, best),
-            predicted(point, _fit([*points[:n], *points[n + 1 :]], hop_seconds)),
+            float(fitted[n]),
+            predicted(point, _Points.of([*points[:n], *points[n + 1 :]]).fit(hop_seconds)),
         )
         for n, point in enumerate(points)
     ]
@@ -99,24 +102,40 @@ def calibrate(points: Sequence[Point], *, hop_seconds: float = 0.0) -> Calibrati
 
 def predicted(point: Point, at: Efficiency) -> float:
     """Seconds of a point's step."""
-    return float(step_seconds(Columns.of([point.work], [point.rates]), point.steps, at).total[0])
+    return float(_Points.of([point]).predicted(at)[0])
 
 
-def _fit(points: Sequence[Point], hop_seconds: float) -> Efficiency:
-    from scipy.optimize import least_squares  # a dependency of JAX; nothing else here takes half a second to import
+@dataclass(frozen=True)
+class _Points:
+    """Several at once: a fit asks for all of them some thousand times."""
 
-    measured = np.log([point.seconds for point in points])
+    columns: Columns
+    steps: Steps
+    seconds: Floats
 
-    def errors(x: np.ndarray) -> np.ndarray:
-        at = _efficiency(x, hop_seconds)
-        return np.log([predicted(point, at) for point in points]) - measured
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> "_Points":
+        columns = Columns.of([point.work for point in points], [point.rates for point in points])
+        together = {
+            each.name: np.concatenate([getattr(point.steps, each.name) for point in points]) for each in fields(Steps)
+        }
+        return cls(columns, Steps(**together), np.array([point.seconds for point in points], float))
 
-    bounds = (np.log(_LEAST), np.log(_MOST))
-    found = [least_squares(errors, np.log(start), bounds=bounds) for start in _STARTS]
-    return _efficiency(min(found, key=lambda each: each.cost).x, hop_seconds)
+    def predicted(self, at: Efficiency) -> Floats:
+        return step_seconds(self.columns, self.steps, at).total
+
+    def fit(self, hop_seconds: float) -> Efficiency:
+        from scipy.optimize import least_squares  # nothing else here takes half a second to import
+
+        def errors(x: Floats) -> Floats:
+            return np.log(self.predicted(_efficiency(x, hop_seconds)) / self.seconds)
+
+        bounds = (np.log(_LEAST), np.log(_MOST))
+        found = [least_squares(errors, np.log(start), bounds=bounds, max_nfev=_EVALUATIONS) for start in _STARTS]
+        return _efficiency(min(found, key=lambda each: each.cost).x, hop_seconds)
 
 
-def _efficiency(x: np.ndarray, hop_seconds: float) -> Efficiency:
+def _efficiency(x: Floats, hop_seconds: float) -> Efficiency:
     values = {name: float(value) for name, value in zip(FITTED, np.exp(x), strict=True)}
     return Efficiency(**values, hop_seconds=hop_seconds)
 

@@ -90,7 +90,14 @@ def test_a_step_of_70b_takes_8_5_ms_on_sixteen_chips() -> None:
     assert (found.weights + found.cache)[0] * 8.2 / 8.1 == pytest.approx(8.5e-3, rel=0.03)
 
 
-@pytest.mark.parametrize(("weights", "slice_"), [("bf16", "4x4"), ("int8", "2x4"), ("int4", "2x2")])
+@pytest.mark.parametrize(
+    ("weights", "slice_"),
+    [
+        pytest.param("bf16", "4x4", marks=pytest.mark.slow),
+        pytest.param("int8", "2x4", marks=pytest.mark.slow),
+        ("int4", "2x2"),
+    ],
+)
 def test_the_smallest_slice_that_holds_70b(weights: str, slice_: str) -> None:
     request = SweepRequest(
         "70b", LLAMA_70B, (Slice(chip("v5e"), (1, 1)),), Workload.of(64, 64), "decode", (1,), weights=(weights,),
