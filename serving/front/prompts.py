@@ -43,7 +43,12 @@ class Prompts:
             raise InvalidParameterError("priority", call.priority, f"a whole number from -{most} to {most}")
         if call.params.stop:
             self._text("stop texts")
-        words = spellings(call.params.bad_words, self._text("bad_words")) if call.params.bad_words else ()
+        words: tuple[tuple[int, ...], ...] = ()
+        if call.params.bad_words:
+            try:
+                words = spellings(call.params.bad_words, self._text("bad_words"))
+            except TokenizerError as error:
+                raise self._invalid(error, "bad_words") from error
         return Request(
             self._ids(call),
             call.params,

@@ -63,8 +63,6 @@ STATUSES: tuple[tuple[type[BaseException], str, str, str | None], ...] = (
     (ContextLengthError, "INVALID_ARGUMENT", "too_long", "prompt"),
     (CacheTooSmallError, "INVALID_ARGUMENT", "too_long", "max_tokens"),
     (EmptyPromptError, "INVALID_ARGUMENT", "invalid", "prompt"),
-    (TokenizerError, "INVALID_ARGUMENT", "invalid", "prompt"),
-    (ChatTemplateError, "INVALID_ARGUMENT", "invalid", "messages"),
     (InvalidParameterError, "INVALID_ARGUMENT", "invalid", None),
     (UnsupportedError, "INVALID_ARGUMENT", "unsupported", None),
     (UsageError, "INVALID_ARGUMENT", "invalid", None),
@@ -72,6 +70,8 @@ STATUSES: tuple[tuple[type[BaseException], str, str, str | None], ...] = (
 
 # What these say is for whoever runs the server, and goes to its log.
 _HIDDEN: tuple[tuple[type[BaseException], str, str, str], ...] = (
+    (TokenizerError, "INVALID_ARGUMENT", "the text cannot be tokenised", "invalid"),
+    (ChatTemplateError, "INVALID_ARGUMENT", "the chat template refused the messages", "invalid"),
     (EngineClosedError, "UNAVAILABLE", "the server is closed", "draining"),
     (DeviceError, "INTERNAL", "the device failed while it computed this request", "device"),
     (DistaffError, "INTERNAL", "the request failed", "error"),
