@@ -31,9 +31,6 @@ def main() -> None:
 
     completion = client.completions.create(prompt=prompt, **greedy)
     seen["completion"] = {"text": completion.choices[0].text, "reason": completion.choices[0].finish_reason}
-    embedding = client.embeddings.create(model=model, input=prompt)
-    seen["embedding"] = {"width": len(embedding.data[0].embedding), "usage": embedding.usage.to_dict()}
-
     body = {"model": model, "max_tokens": max_tokens, "temperature": 0, "messages": messages}
     request = urllib.request.Request(
         f"{url}/v1/messages", json.dumps(body).encode(), {"content-type": "application/json"}
