@@ -64,7 +64,7 @@ def _spell(character: str) -> str:
 
 
 class SlowPrograms(FakePrograms):
-    """Steps that take `step_seconds`, wait for `gate`, or raise `failure`.
+    """Steps that take `step_seconds`, wait for `gate`, or raise `failure`, `num_failures` times.
 
     Attributes:
         num_admitted: sequences that were given a slot.
@@ -75,6 +75,7 @@ class SlowPrograms(FakePrograms):
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.num_failures = 10**9
         self.num_admitted = 0
         super().__init__(*args, **kwargs)
 
@@ -86,7 +87,8 @@ class SlowPrograms(FakePrograms):
         self.gate.wait()
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        if self.failure is not None:
+        if self.failure is not None and self.num_failures > 0:
+            self.num_failures -= 1
             raise self.failure
         return super().step(bucket, batch)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Coroutine
+from random import Random
 from typing import Any
 
 import pytest
@@ -385,6 +386,52 @@ def test_draining_lets_running_calls_finish_and_ends_the_rest() -> None:
             assert end.reason is Reason.DRAINED and long.usage.completion_tokens == end.completion_tokens > 5
             await served.check_empty()
         assert states == [State.DRAINING, State.CLOSED]
+
+    run(check())
+
+
+def test_cancelling_at_any_moment_frees_everything() -> None:
+    """In the queue, in prefill, between steps, with the last token, behind the end; half of them twice."""
+
+    async def check() -> None:
+        random = Random(0)
+        async with serving(slots=4) as served:
+            served.programs.step_seconds = 0.0005
+
+            async def one(number: int) -> None:
+                stream = await served.front.open(Call((number, 5, 7), params(random.randint(1, 6)), id=str(number)))
+                reading = asyncio.create_task(read(stream))
+                await asyncio.sleep(random.uniform(0, 0.02))
+                served.front.cancel(stream.id)
+                await stream.close()
+                with contextlib.suppress(CancelledByClientError):
+                    events = await reading
+                    assert ends(events)[0].reason in (Reason.CANCELLED, Reason.LENGTH)
+                    assert tokens_of(events) == served.answer((number, 5, 7), 6)[: len(tokens_of(events))]
+
+            await asyncio.gather(*map(one, range(60)))
+            await served.check_empty()
+            assert served.front.counters.ended["cancelled"] > 5 and served.front.counters.ended["length"] > 5
+
+    run(check())
+
+
+def test_a_step_that_fails_costs_its_own_calls_alone() -> None:
+    async def check() -> None:
+        async with serving(slots=2) as served:
+            served.programs.gate.clear()
+            streams = [await served.front.open(Call((number, 2), params(9))) for number in range(5)]
+            served.programs.failure, served.programs.num_failures = RuntimeError("a bit flipped"), 1
+            served.programs.gate.set()
+            outcomes = await asyncio.gather(*map(read, streams), return_exceptions=True)
+            failed = [outcome for outcome in outcomes if isinstance(outcome, DeviceError)]
+            assert 1 <= len(failed) <= 2, "two slots: no more can have been in the step"
+            for number, outcome in enumerate(outcomes):
+                if not isinstance(outcome, DeviceError):
+                    assert not isinstance(outcome, BaseException)
+                    assert tokens_of(outcome) == served.answer((number, 2), 9)
+            assert served.front.state is State.READY
+            await served.check_empty()
 
     run(check())
 

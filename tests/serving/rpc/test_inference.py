@@ -160,6 +160,10 @@ def test_cancel_and_disconnect_free_everything() -> None:
                 await gone.read()
             await served.check_empty()
             assert served.front.counters.ended["cancelled"] == 4
+            items = [{"key": str(number), "request": request(f"text {number}", 100)} for number in range(20)]
+            batch = reached.inference.GenerateBatch(inference_pb2.GenerateBatchRequest(items=items))
+            await batch.read()
+            batch.cancel()  # all that runs and waits of it
 
     run(check())
 
