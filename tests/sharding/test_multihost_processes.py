@@ -1,6 +1,7 @@
-"""Local processes as hosts: the tokens of one process, and an end with a message when one is killed."""
+"""Local processes as hosts: the tokens of one process, and an end with a message when one is killed or stands still."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -64,14 +65,20 @@ def test_two_hosts_serve_as_one_and_end_together(alone: list[list[int]]) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "layout", "victim"), [(4, "stage=2,tensor=2", 2), (2, "tensor=2", 0)], ids=["another", "host 0"]
+    ("count", "layout", "victim", "how", "why"),
+    [
+        (4, "stage=2,tensor=2", 2, signal.SIGKILL, ""),
+        (2, "tensor=2", 0, signal.SIGKILL, ""),
+        (2, "tensor=2", 1, signal.SIGSTOP, "nothing was heard from it for 8."),
+    ],
+    ids=["another", "host 0", "stopped"],
 )
-def test_a_killed_host_ends_the_others_with_its_name(
-    alone: list[list[int]], count: int, layout: str, victim: int
+def test_a_lost_host_ends_the_others_with_its_name(
+    alone: list[list[int]], count: int, layout: str, victim: int, how: signal.Signals, why: str
 ) -> None:
     with started(count, 1, layout) as processes:
         assert tokens_of(processes[0]) == alone
-        processes[victim].kill()
+        processes[victim].send_signal(how)
         killed = time.monotonic()
         others = [process for process in processes if process is not processes[victim]]
         codes, told = [], []
@@ -81,4 +88,4 @@ def test_a_killed_host_ends_the_others_with_its_name(
         assert time.monotonic() - killed < TIMEOUT
         assert codes == [1] * len(others), told
         name = f"host {victim} of {count} (127.0.0.1"
-        assert all(name in text and "was lost" in text for text in told), told
+        assert all(name in text and "was lost" in text and why in text for text in told), told
