@@ -81,7 +81,7 @@ class BatchJobsService(batch_jobs_pb2_grpc.BatchJobsServicer):
 def _message(job: BatchJob) -> pb.BatchJob:
     return pb.BatchJob(
         id=job.id,
-        status=pb.BatchJobStatus.Value(f"BATCH_JOB_STATUS_{job.status.upper()}"),
+        status=f"BATCH_JOB_STATUS_{job.status.upper()}",
         input_file_id=job.input_file_id,
         endpoint=job.endpoint,
         total=job.total,

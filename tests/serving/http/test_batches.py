@@ -41,7 +41,7 @@ async def asking(folder: Path, **batches: Any) -> AsyncIterator[tuple[Served, ht
 def test_a_batch_from_its_file_to_its_answers(tmp_path: Path) -> None:
     async def ask() -> None:
         async with asking(tmp_path) as (served, client):
-            form = {"files": {"file": ("in.jsonl", LINES.encode())}, "data": {"purpose": "batch"}}
+            form: dict[str, Any] = {"files": {"file": ("in.jsonl", LINES.encode())}, "data": {"purpose": "batch"}}
             sent = (await client.post("/v1/files", **form)).json()
             assert (sent["object"], sent["bytes"], sent["filename"]) == ("file", len(LINES), "in.jsonl")
             assert (await client.get(f"/v1/files/{sent['id']}/content")).text == LINES
@@ -81,7 +81,7 @@ def test_a_large_file_goes_to_the_disk(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     async def ask() -> None:
         async with asking(tmp_path) as (_, client):
-            form = {"files": {"file": ("in.jsonl", b"{}\n")}}
+            form: dict[str, Any] = {"files": {"file": ("in.jsonl", b"{}\n")}}
             for response, code, told in (
                 (await client.post("/v1/files", **form, data={"purpose": "fine-tune"}), 400, "purpose is 'fine-tune'"),
                 (await client.post("/v1/files", data={"purpose": "batch"}), 400, "file is"),
