@@ -111,9 +111,9 @@ class Links:
         pair = whole if chip.fabric == "switch" else whole / max(1, others)
         reached = whole if chip.fabric == "switch" else pair * (chips - 1)
         if op == "collective-permute":
-            return Cost(1 / pair, 1)
+            return Cost(1 / pair, 1.0)
         times = 2 if op == "all-reduce" else 1
-        return Cost(times * (chips - 1) / chips / reached, times)
+        return Cost(times * (chips - 1) / chips / reached, float(times))
 
     def _sides(self, places: list[tuple[int, ...]]) -> list[Side]:
         sides: list[Side] = []
@@ -139,13 +139,13 @@ def torus_cost(op: str, sides: Sequence[Side], rate: float, *, ring: bool = Fals
         stride = min(side.stride for side in sides)
         around = max(side.stride * (side.size - 1) for side in sides)
         wraps = all(side.wraps for side in sides)
-        return Cost(stride / rate, stride if wraps or not ring else around)
+        return Cost(stride / rate, float(stride if wraps or not ring else around))
     lines = any(not side.wraps for side in sides)
     together = sum((2 if side.wraps else 1) * rate / side.stride for side in sides)
     hops = sum(side.stride * (side.size / 2 if side.wraps else side.size - 1) for side in sides)
     if op == "all-to-all":
         # Through the cut across the longest side goes a quarter of what all devices hold.
-        return Cost(chips / 4 / together, hops)
+        return Cost(chips / 4 / together, float(hops))
     gather = ((chips - 1) / chips if lines else 1.0) / together
     times = 2 if op == "all-reduce" else 1
-    return Cost(times * gather, times * hops)
+    return Cost(times * gather, float(times * hops))

@@ -84,10 +84,9 @@ class Split:
     PARTS = ("maths", "weights", "scores", "cache", "links", "between", "latency")
 
     @property
-    def bound_by(self) -> NDArray[np.str_]:
-        """The largest part of each."""
-        stacked = np.stack([getattr(self, part) for part in self.PARTS])
-        return np.array(BOUNDS)[np.argmax(stacked, axis=0)]
+    def bound_by(self) -> Ints:
+        """The place of the largest part of each, in PARTS and in BOUNDS."""
+        return np.argmax(np.stack([getattr(self, part) for part in self.PARTS]), axis=0)
 
 
 BOUNDS = ("maths", "HBM weights", "maths", "HBM KV", "ICI", "DCN", "latency")

@@ -10,7 +10,7 @@ import numpy as np
 from ..layout import Layout
 from .plan import Scores
 from .rank import meets, pareto
-from .roofline import Split
+from .roofline import BOUNDS, Split
 
 Row = dict[str, Any]
 
@@ -60,8 +60,8 @@ def _row(scores: Scores, n: int, on_front: bool, keeps: bool, bounds: tuple[Any,
         "memory_bytes": int(scores.memory[n]),
         "memory_room": room,
         "fits": bool(scores.fits[n]),
-        "bound_by": str(bounds[1][n] if request.phase == "prefill" else bounds[0][n]),
-        "prefill_bound_by": str(bounds[1][n]),
+        "bound_by": BOUNDS[bounds[1][n] if request.phase == "prefill" else bounds[0][n]],
+        "prefill_bound_by": BOUNDS[bounds[1][n]],
         "decode_ms": _split(scores.decode, n),
         "prefill_ms": _split(scores.prefill, n),
         "decode_sent_bytes": int(max(0.0, scores.sent[n])),
