@@ -186,7 +186,7 @@ PARAMETERS = (
         Where.HOST,
         "Texts that end the answer when they come up; they are left out of it.",
         ("a",),
-        (("a" * (MAX_STOP_TEXT_LEN + 1),), *_TEXTS),
+        _TEXTS,
     ),
     Parameter(
         "stop_token_ids",
