@@ -81,6 +81,7 @@ def test_killed_at_random_steps_it_gives_the_same_bytes(
     assert killed >= 3 and files_of(store) == whole
 
 
+@pytest.mark.slow
 def test_stopped_it_keeps_what_it_has_and_answers_nothing_twice(
     bench: Bench, sixty: Path, tmp_path: Path, whole: tuple[bytes, bytes]
 ) -> None:
@@ -106,6 +107,7 @@ def test_resuming_what_is_complete_does_nothing(bench: Bench, sixty: Path, tmp_p
     assert files_of(store) == before and not store.journal.exists()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_neither_overwritten_nor_joined_unasked(bench: Bench, sixty: Path, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "out.jsonl")
     store.output.write_text("precious\n")

@@ -84,6 +84,7 @@ def test_a_job_completes_and_its_files_are_there(server: Server) -> None:
     assert not list(server.manager._folder.glob("*.journal"))
 
 
+@pytest.mark.slow
 def test_a_restart_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "SHOWN_SECONDS", 0.02)
     first = Server(tmp_path, step_seconds=0.02)

@@ -36,6 +36,7 @@ def store_in(folder: str, **seconds: float) -> ObjectStore:
     return ObjectStore(f"memory:/{folder}/out.jsonl", **{"lease_seconds": 0.05, "segment_seconds": 0.02, **seconds})
 
 
+@pytest.mark.slow
 def test_machines_that_vanish_lose_no_answer_and_give_none_twice(
     bench: Bench, sixty: Path, tmp_path: Path, folder: str
 ) -> None:
@@ -73,6 +74,7 @@ def test_machines_that_vanish_lose_no_answer_and_give_none_twice(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stopped_it_leaves_nothing_pending_and_its_lease(bench: Bench, sixty: Path, folder: str) -> None:
     store = store_in(folder, segment_seconds=1000.0, lease_seconds=1000.0)
     with pytest.raises(JobStoppedError):

@@ -15,6 +15,7 @@ from distaff.serving.batch_jobs.shard import Shard
 from .conftest import Bench
 
 
+@pytest.mark.slow
 def test_parts_joined_are_the_whole(bench: Bench, sixty: Path, tmp_path: Path) -> None:
     whole, output = LocalStore(tmp_path / "whole.jsonl"), str(tmp_path / "out.jsonl")
     expected = bench.run(sixty, whole).manifest
