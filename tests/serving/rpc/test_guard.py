@@ -301,13 +301,15 @@ def test_reflection_tells_every_service() -> None:
     async def check() -> None:
         async with native() as reached:
             channel: Any = reached.channel
-            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            call = stub.ServerReflectionInfo(iter([asked]))
             answers = [answer async for answer in call]
             names = {service.name for answer in answers for service in answer.list_services_response.service}
             assert {"distaff.v1.Inference", "distaff.v1.Admin", "jetstream_proto.Orchestrator"} <= names
         async with native(settings=RpcSettings(port=0, reflection=False)) as reached:
             channel = reached.channel
-            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            call = stub.ServerReflectionInfo(iter([asked]))
             assert (await refusal(call)).code == "UNIMPLEMENTED"
 
     run(check())
