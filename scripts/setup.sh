@@ -61,7 +61,7 @@ install() {
 # setup_venv [EXTRAS]: .venv holds the package itself (editable) with the pinned dependencies. Quick when nothing changed.
 setup_venv() {
     local extras=${1:-} python want installed
-    want="$(digest pyproject.toml constraints.txt build_backend.py $(find serving/rpc/protos -name "*.proto" | sort)) in $ROOT with"
+    want="$(digest pyproject.toml constraints.txt .build/build_backend.py $(find serving/rpc/protos -name "*.proto" | sort)) in $ROOT with"
     installed=$(cat .venv/.installed 2>/dev/null || true)
     # What was installed with extras serves those who need none.
     if [[ $installed == "$want "*"$extras"* ]] && .venv/bin/distaff --version >/dev/null 2>&1; then return; fi

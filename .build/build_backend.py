@@ -1,6 +1,6 @@
 """How the package is built: setuptools, after Python was made of the .proto files.
 
-pip calls the functions of this module (PEP 517; pyproject.toml names it). `python build_backend.py` makes the Python
+pip calls the functions of this module (PEP 517; pyproject.toml names it). `python .build/build_backend.py` makes the Python
 alone, in place, where grpcio-tools is installed.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-PROTOS = Path(__file__).resolve().parent / "serving" / "rpc" / "protos"
+PROTOS = Path(__file__).resolve().parent.parent / "serving" / "rpc" / "protos"
 
 # protoc knows only absolute imports, of packages that lie where its paths begin; ours lie inside distaff.serving.
 _ABSOLUTE = re.compile(r"^(?:from [\w.]+ )?import (\w+_pb2)\b", re.MULTILINE)
