@@ -124,7 +124,7 @@ def gateway(clients: Clients, server: Server) -> Iterator[str]:
 def running(command: list[str], **options: Any) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that is asked to end at the end."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
-    process: subprocess.Popen[bytes] = subprocess.Popen(command, env=environment, **options)
+    process: Any = subprocess.Popen(command, env=environment, **options)
     try:
         yield process
     finally:
