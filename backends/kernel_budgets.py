@@ -1,11 +1,12 @@
 """Static cycles that each kernel was accepted with: a file for each generation in budgets/.
 
 A file maps libtpu versions (another compiler makes other schedules) to kernels, shapes and their cycles. A kernel may
-grow by GROWTH before a test fails; to raise a budget, one has to write why.
+grow by GROWTH before a test fails, or by its own `growth` where a bar is nearer; to raise a budget, one has to write
+why.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,32 @@ import yaml
 from .errors import UsageError
 
 GROWTH = 0.03
-"""By how much of its budget a kernel may exceed it."""
+"""By how much of its budget a kernel may exceed it, where the budget does not say."""
 
 FOLDER = Path(str(files(__package__))) / "budgets"
 _HEAD = """\
 # Static cycles that kernels were accepted with on {generation}: libtpu version -> kernel -> shape -> cycles.
-# Written by `distaff bench kernels --accept`; a test fails where a kernel takes {growth:.0%} more. A number may only be
-# raised with a `reason`.
+# Written by `distaff bench kernels --accept`; a test fails where a kernel takes {growth:.0%} more, or more than a
+# `growth` of its own, without which it could pass its bar. A number may only be raised with a `reason`.
 """
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Cycles of one call; `reason` says why they were once raised."""
+    """Cycles of one call; `reason` says why they were once raised, `growth` by how much they may be exceeded."""
 
     cycles: int
     reason: str | None = None
+    growth: float = GROWTH
+
+    @property
+    def most(self) -> float:
+        """Cycles of a kernel that just keeps to it."""
+        return self.cycles * (1 + self.growth)
 
     def allows(self, cycles: float) -> bool:
         """Whether a kernel with these cycles still keeps to it."""
-        return cycles <= self.cycles * (1 + GROWTH)
+        return cycles <= self.most
 
 
 Budgets = Mapping[tuple[str, str], Budget]
@@ -45,7 +52,7 @@ def read_budgets(text: str, libtpu: str) -> Budgets:
     """The budgets of one file for one compiler; none if the file does not know it."""
     table: Mapping[str, Any] = (yaml.safe_load(text) or {}).get(libtpu) or {}
     return {
-        (kernel, shape): Budget(int(entry["cycles"]), entry.get("reason"))
+        (kernel, shape): Budget(int(entry["cycles"]), entry.get("reason"), float(entry.get("growth", GROWTH)))
         for kernel, shapes in table.items()
         for shape, entry in shapes.items()
     }
@@ -80,10 +87,12 @@ def accept(
     new = dict(old)
     for key, value in cycles.items():
         before = old.get(key)
-        if before is None or value < before.cycles:
-            new[key] = Budget(round(value), None if before is None else before.reason)
+        if before is None:
+            new[key] = Budget(round(value))
+        elif value < before.cycles:
+            new[key] = replace(before, cycles=round(value))
         elif not before.allows(value):
-            new[key] = Budget(round(value), reason)
+            new[key] = replace(before, cycles=round(value), reason=reason)
     grown = raised_without_reason(old, new)
     if grown:
         raise UsageError(f"these would grow on {generation}: {'; '.join(grown)}; say why with --reason, in new words")
@@ -100,6 +109,8 @@ def _write(path: Path, generation: str, libtpu: str, new: Budgets) -> None:
         entry: dict[str, Any] = {"cycles": budget.cycles}
         if budget.reason:
             entry["reason"] = budget.reason
+        if budget.growth != GROWTH:
+            entry["growth"] = budget.growth
         entries.setdefault(kernel, {})[shape] = entry
     table[libtpu] = entries
     head = _HEAD.format(generation=generation, growth=GROWTH)

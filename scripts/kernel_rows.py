@@ -22,7 +22,7 @@ BARRED = ("v5e", "v6e", "tpu7x")
 """Generations with bars of their own."""
 
 OURS: Mapping[str, str] = {
-    **{name: f"distaff.backends.tpu.cases:{name}" for name in ("decode", "prefill", "flash")},
+    **{name: f"distaff.backends.tpu.cases:{name}" for name in ("decode", "prefill", "flash", "grouped", "norm")},
     "step": "distaff.scripts.step_case:step",
 }
 PEERS: Mapping[str, str] = {
@@ -31,6 +31,8 @@ PEERS: Mapping[str, str] = {
 }
 
 _STEP_BATCHES = {"v6e": 16, "tpu7x": 64}
+_GROUPED_SHAPES = ((512, 128, 2048, 768), (128, 8, 4096, 14336), (4096, 8, 4096, 14336))
+"""Rows, experts, inputs and outputs: decode of many small experts and of a few large ones, and prefill."""
 _MODEL = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 _SHORT = {
     "batch": "B",
@@ -44,6 +46,11 @@ _SHORT = {
     "block_q": "bq",
     "block_kv": "bkv",
     "block": "block",
+    "num_rows": "R",
+    "num_experts": "E",
+    "num_inputs": "I",
+    "num_outputs": "O",
+    "width": "D",
 }
 _DTYPES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8", "float32": "fp32"}
 
@@ -129,6 +136,12 @@ def kernel_rows() -> Iterator[KernelRow]:
                 yield KernelRow(
                     "jax splash_attention", generation, {"length": length, "block_q": 1024, "block_kv": 1024}
                 )
+        for num_rows, num_experts, num_inputs, num_outputs in _GROUPED_SHAPES:
+            shape = {"num_rows": num_rows, "num_experts": num_experts}
+            matrix = {"num_inputs": num_inputs, "num_outputs": num_outputs, "dtype": "bfloat16"}
+            yield KernelRow("grouped", generation, {**shape, **matrix})
+        for num_rows in (8192, 512):
+            yield KernelRow("norm", generation, {"num_rows": num_rows, "width": 4096, "dtype": "bfloat16"})
         if generation in _STEP_BATCHES:
             shape = {"model": "llama-3.1-8b", "batch": _STEP_BATCHES[generation], "context": 4096, "page": 16}
             yield KernelRow("step", generation, shape)
@@ -219,6 +232,9 @@ def ideal_cycles(generation: str, flops: float, head_dim: int) -> float:
 
 def _mxu_ratio(row: KernelRow, kernels: tuple[KernelReport, ...], cycles: float) -> float | None:
     flops = sum((kernel.flops or 0) * kernel.calls for kernel in kernels)
+    if row.kernel == "grouped":
+        known = chip(row.generation)
+        return cycles / (flops / known.device_flops() * known.clock_hertz)
     if "length" not in row.shape or not flops:
         return None
     return cycles / ideal_cycles(row.generation, flops, int(row.shape.get("head_dim", _MODEL["head_dim"])))

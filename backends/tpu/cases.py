@@ -18,6 +18,7 @@ from .flash_work import flash_work
 from .grouped import grouped_matmul
 from .grouped_plan import GroupedBlocks
 from .grouped_work import grouped_work
+from .norm import norm_work, rms_norm_quantised
 from .prefill import prefill_attention
 from .prefill_plan import PrefillBlocks
 from .prefill_work import prefill_work
@@ -180,6 +181,21 @@ def grouped(
             dtype=dtype,
             blocks=sizes,
         ),
+        compiler_options=compiler_options(generation),
+    )
+
+
+def norm(*, generation: str, num_rows: int, width: int, dtype: str = "bfloat16") -> Case:
+    """`rms_norm_quantised` to int8."""
+
+    def function(x: Any, scale: Any) -> Any:
+        return rms_norm_quantised(x, scale, epsilon=1e-5, generation=generation)
+
+    return Case(
+        function,
+        (jax.ShapeDtypeStruct((num_rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((width,), jnp.bfloat16)),
+        work=norm_work(num_rows, width, generation, dtype),
+        compiler_options=compiler_options(generation),
     )
 
 

@@ -162,8 +162,11 @@ class PrefillPlan:
 
     @property
     def columns_at_once(self) -> int:
-        """Columns of 128 lanes that are laid in whole registers together: neighbours come in one."""
-        return math.gcd(self.lanes // LANES, 4)
+        """Columns of 128 lanes that are laid in whole registers together: neighbours come in one.
+
+        With scales to multiply by, one at a time, for the sake of the program's length.
+        """
+        return 1 if self.token_scales else math.gcd(self.lanes // LANES, 4)
 
     @property
     def pages(self) -> int:

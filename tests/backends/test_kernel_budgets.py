@@ -26,6 +26,17 @@ def test_three_per_cent_are_allowed() -> None:
     assert Budget(1000).allows(1030) and not Budget(1000).allows(1031)
 
 
+def test_a_budget_may_allow_less_and_keeps_that(tmp_path: Path) -> None:
+    accept("v6e", "1.0", {KEY: 1000}, None, tmp_path)
+    path = tmp_path / "v6e.yaml"
+    path.write_text(path.read_text().replace("cycles: 1000", "cycles: 1000, growth: 0.01"))
+    kept = budgets("v6e", "1.0", tmp_path)[KEY]
+    assert kept.allows(1010) and not kept.allows(1011)
+    accept("v6e", "1.0", {KEY: 900}, None, tmp_path)
+    assert accept("v6e", "1.0", {KEY: 915}, "sinks", tmp_path) == 1
+    assert budgets("v6e", "1.0", tmp_path) == {KEY: Budget(915, "sinks", 0.01)}
+
+
 def test_accepting_and_reading_back(tmp_path: Path) -> None:
     assert accept("v6e", "1.0", {KEY: 1000.4, OTHER: 50}, None, tmp_path) == 2
     assert budgets("v6e", "1.0", tmp_path) == {KEY: Budget(1000), OTHER: Budget(50)}
