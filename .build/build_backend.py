@@ -1,7 +1,7 @@
 """How the package is built: setuptools, after Python was made of the .proto files.
 
-pip calls the functions of this module (PEP 517; pyproject.toml names it). `python .build/build_backend.py` makes the Python
-alone, in place, where grpcio-tools is installed.
+pip calls the functions of this module (PEP 517; pyproject.toml names it). `python .build/build_backend.py` makes the
+Python alone, in place, where grpcio-tools is installed.
 """
 
 import re
