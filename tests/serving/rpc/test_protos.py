@@ -48,7 +48,8 @@ def test_the_build_finds_what_protoc_made() -> None:
     """Every .proto file has its messages and its service beside it, importable where they lie."""
     for proto in PROTOS.rglob("*.proto"):
         for suffix in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):
-            assert proto.with_name(proto.stem + suffix).is_file(), f"run python .build/build_backend.py: {proto} is newer"
+            made = proto.with_name(proto.stem + suffix)
+            assert made.is_file(), f"{proto} is newer: run python .build/build_backend.py"
     from distaff.serving.rpc.protos.distaff.v1 import generation_pb2, inference_pb2
 
     request = inference_pb2.GenerateBatchRequest(items=[{"key": "a", "request": {"text": "hello"}}])
