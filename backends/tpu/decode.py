@@ -217,7 +217,7 @@ def decode_attention(
     operands = [packed, new]
     if sinks is not None:
         operands.append(pack_row_numbers(sinks.astype(jnp.float32) * math.log2(math.e), shape))
-    if by_token:
+    if isinstance(cache, TokenScaled):
         operands.append(cache.scales)
     made, pages = _call(scalars, operands, pages, call, width, blocks, interpret)
 

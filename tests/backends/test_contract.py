@@ -135,14 +135,14 @@ def test_a_mask_says_which_new_tokens_are_seen_or_is_refused_by_name(backend: Ba
 
     def call(q: Any, k: Any, v: Any, cache: Any, starts: list[int], lens: list[int], mask: Any) -> Any:
         index = RaggedIndex(table, jnp.asarray(starts, jnp.int32), jnp.asarray(lens, jnp.int32), 4, mask)
-        operands = [jnp.asarray(x) for x in (q, k, v)]
-        return backend.ragged_attention(*operands, cache, jnp.int32(0), index, spec)
+        q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
+        return backend.ragged_attention(q, k, v, cache, jnp.int32(0), index, spec)
 
     if not backend.capabilities.custom_masks:
         with pytest.raises(UnsupportedError, match=rf"backend {backend.name}: a custom mask in RaggedIndex.mask"):
             call(q, k, v, cache, [0, 4, 5], [old + 4, 1], jnp.asarray(tree))
         return
-    _, cache = call(np.zeros((old, 6, 16), np.float32), *before, cache, [0, old, old], [old, 0], None)
+    _, cache = call(np.zeros((old, 6, 16), np.float32), before[0], before[1], cache, [0, old, old], [old, 0], None)
     out, _ = call(q, k, v, cache, [0, 4, 5], [old + 4, 1], jnp.asarray(tree))
     keys, values = (np.concatenate([x, y[:4]]) for x, y in zip(before, (k, v), strict=True))
     for t in range(4):

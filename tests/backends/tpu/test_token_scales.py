@@ -102,10 +102,13 @@ def test_a_mixed_batch_is_the_references() -> None:
     spec = AttentionSpec(HEADS.head_dim**-0.5)
     step = drawn(rows, 1, "int8", None, 180)
     ours, theirs = scaled(step, "int8", 1)
-    call = (step.q, step.k, step.v)
     backend = TpuBackend(interpret=True)
-    got = jax.jit(lambda *call: backend.ragged_attention(*call, jnp.int32(LAYER), step.index, spec))(*call, ours)
-    want = ReferenceBackend().ragged_attention(*call, theirs, jnp.int32(LAYER), step.index, spec)
+
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, cache: TokenScaled) -> Any:
+        return backend.ragged_attention(q, k, v, cache, jnp.int32(LAYER), step.index, spec)
+
+    got = jax.jit(call)(step.q, step.k, step.v, ours)
+    want = reference(spec)(step.q, step.k, step.v, theirs, jnp.int32(LAYER), step.index)
     agree(got, want, step, 1e-3 * np.abs(np.asarray(want[0])).max())
 
 
@@ -143,7 +146,9 @@ def test_what_it_has_no_copies_for_is_refused(kv_dtype: str, page: int, message:
 
 
 def test_scales_are_counted_as_bytes() -> None:
-    shape = dict(num_heads=32, num_kv_heads=8, head_dim=128, page_size=128, kv_dtype="int8", generation="v6e")
+    shape: dict[str, Any] = dict(
+        num_heads=32, num_kv_heads=8, head_dim=128, page_size=128, kv_dtype="int8", generation="v6e"
+    )  # fmt: skip
     plain, with_scales = (
         decode_work([1024, 100], [1, 1], table_width=8, token_scales=told, **shape).hbm_bytes for told in (False, True)
     )
