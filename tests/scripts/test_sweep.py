@@ -122,6 +122,7 @@ def test_the_front_is_drawn_with_the_fastest_to_the_left() -> None:
     assert lines[14].startswith(" 10 |*") and lines[14].endswith(".")
 
 
+@pytest.mark.slow
 def test_calibration_reports_what_it_leaves_out(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
     """Steps that take what chips with known efficiencies would: they are found again."""
     assert distaff(*PLAN, "--json", "--phase", "decode", "--isl", "4000") == 0

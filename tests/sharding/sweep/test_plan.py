@@ -147,6 +147,7 @@ def test_impossible_topologies_are_refused(text: str, says: str) -> None:
         parse_slice(text)
 
 
+@pytest.mark.soak  # it measures a time
 def test_twenty_thousand_candidates_a_second() -> None:
     many = request(
         batches=tuple(range(4, 1604, 4)), chunks=(512, 2048, 8192), weights=("bf16", "int8"), kv=("bf16", "int8")
@@ -158,6 +159,7 @@ def test_twenty_thousand_candidates_a_second() -> None:
     assert len(scores) / (time.perf_counter() - began) > 20_000
 
 
+@pytest.mark.slow
 def test_low_best_and_high_are_in_this_order() -> None:
     scores = score(request(weights=("bf16", "int8")))
     for low, best, high in (scores.ttft, scores.tpot):
@@ -172,6 +174,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert front(low, high, np.array([True, False, True, True, False])).tolist() == [True, False, True, True, False]
 
 
+@pytest.mark.slow
 def test_the_order_follows_the_objective_and_the_targets() -> None:
     scores = score(request(targets=Targets(tpot=2e-3)))
     first = {objective: order(scores, objective)[0] for objective in ("latency", "throughput", "cost")}
@@ -182,6 +185,7 @@ def test_the_order_follows_the_objective_and_the_targets() -> None:
     assert first["cost"] == first["throughput"]  # one kind of chip: the same
 
 
+@pytest.mark.slow
 def test_without_a_price_or_a_power_what_needs_them_is_refused() -> None:
     cheap = Slice(replace(chip("v5e"), dollars_per_hour=None), (2, 2))
     for objective, flag in (("cost", "--price CHIP=DOLLARS"), ("energy", "--set CHIP.watts=N")):
@@ -189,6 +193,7 @@ def test_without_a_price_or_a_power_what_needs_them_is_refused() -> None:
             plan(request(slices=(cheap,), objective=objective))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_too_large_says_by_how_much_and_what_would_do() -> None:
     with pytest.raises(
         NothingFitsError, match=r"needs at least .* GiB too little; the smallest v5e slice that fits is v5e:2x2"
@@ -196,6 +201,7 @@ def test_a_model_that_is_too_large_says_by_how_much_and_what_would_do() -> None:
         plan(request(config=LLAMA, slices=(parse_slice("v5e:1x1"),), batches=(1,), workload=Workload.of(16384, 64)))
 
 
+@pytest.mark.slow
 def test_prefill_and_decode_apart_move_the_cache() -> None:
     found = plan(request())
     pair = found.pairs[0]
