@@ -387,7 +387,7 @@ def test_a_mask_wins_over_everything(feature: str) -> None:
     logits[:, 7] = 50
     row = FEATURES[feature]
     if feature == "allowed":
-        row = row | {"allowed": [0, 1, 0, 1, 1]}  # the first bits of ten words: tokens 1, 3 and 4
+        row = {**row, "allowed": [0, 1, 0, 1, 1]}  # the first bits of ten words: tokens 1, 3 and 4
     rows = stack([row] * count, size)
     tokens = tokens_of(
         logits, rows, np.zeros((count, LENGTH), np.int32), np.zeros(count, np.int32), token_mask=jnp.asarray(mask)
