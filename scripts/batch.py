@@ -3,7 +3,6 @@
 import json as json_module
 import time
 from collections.abc import Mapping
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,29 @@ import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
 from .batch_group import RUN, BatchGroup, RunCommand
+from .batch_options import (
+    Defaults,
+    Endpoint,
+    EndpointOption,
+    FormatOption,
+    IdColumn,
+    IdOption,
+    IdPolicy,
+    Overwrite,
+    Price,
+    PromptColumn,
+    RayAddress,
+    RayResources,
+    Resume,
+    RunnerKind,
+    RunnerOption,
+    Seed,
+    ServedModelName,
+    ShardOption,
+    Template,
+    TolerateErrors,
+    Workers,
+)
 from .batch_progress import BatchProgress, Standing
 from .batch_ray import load, run_on_ray
 from .batch_tables import print_scan, print_summary, scan_report
@@ -48,41 +70,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
 
-INPUT = "What is read"
-JOB = "The job"
-RAY = "A Ray cluster"
 _WITH_ERRORS = 3
-
-
-class Kind(StrEnum):
-    """What is told apart among input files."""
-
-    JSONL = "jsonl"
-    TEXT = "text"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class Endpoint(StrEnum):
-    """What becomes of prompts that are no OpenAI requests."""
-
-    COMPLETIONS = "completions"
-    CHAT = "chat"
-    EMBEDDINGS = "embeddings"
-
-
-class RunnerKind(StrEnum):
-    """Where a job runs."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-class IdPolicy(StrEnum):
-    """What becomes of lines without a name of their own."""
-
-    FAIL = "fail"
-    SUFFIX = "suffix"
 
 
 @app.callback()
@@ -99,115 +87,24 @@ def run(
         typer.Option("--model", "-m", help="A name (see 'distaff models'), a folder, a .gguf file or a hub id."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only look for lines that cannot be answered.")] = False,
-    format: Annotated[
-        Kind | None,
-        typer.Option("--format", help="What the input is, where its name does not say.", rich_help_panel=INPUT),
-    ] = None,
-    endpoint: Annotated[
-        Endpoint,
-        typer.Option("--endpoint", help="What prompts of text, CSV and Parquet are sent as.", rich_help_panel=INPUT),
-    ] = Endpoint.COMPLETIONS,
-    prompt_column: Annotated[
-        str | None,
-        typer.Option("--prompt-column", help="Of CSV and Parquet.", metavar="NAME", rich_help_panel=INPUT),
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            "--template",
-            help="Makes a prompt of columns: 'Translate {text} to {language}'; {prompt} is a line of text.",
-            metavar="TEXT",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            "--id-column",
-            help="Of CSV and Parquet: custom_id. [default: line-N]",
-            metavar="NAME",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    defaults: Annotated[
-        str | None,
-        typer.Option(
-            "--defaults",
-            help="Fields for requests that do not set them, such as '{\"max_tokens\": 64}'.",
-            metavar="JSON",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    ids: Annotated[
-        IdPolicy,
-        typer.Option(
-            "--ids",
-            help="A custom_id that is missing or not the first: fail the line, or make one.",
-            rich_help_panel=INPUT,
-        ),
-    ] = IdPolicy.FAIL,
-    served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--served-model-name",
-            help="Fail lines that name another model; may be given several times. [default: any is this one]",
-            metavar="NAME",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run stopped, if one did.", rich_help_panel=JOB)
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier job left here.", rich_help_panel=JOB)
-    ] = False,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Of lines that name none.", metavar="N", min=0, rich_help_panel=JOB)
-    ] = 0,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            help="Part I of N, from 0; 'distaff batch merge' joins them.",
-            metavar="I/N",
-            rich_help_panel=JOB,
-        ),
-    ] = None,
-    runner: Annotated[
-        RunnerKind, typer.Option("--runner", help="ray: spread over a Ray cluster.", rich_help_panel=RAY)
-    ] = RunnerKind.LOCAL,
-    workers: Annotated[
-        int, typer.Option("--workers", help="Most actors at once.", metavar="N", min=1, rich_help_panel=RAY)
-    ] = 1,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            "--ray-address", help="Of the cluster. [default: this machine's, or a new one]", rich_help_panel=RAY
-        ),
-    ] = None,
-    ray_resources: Annotated[
-        str | None,
-        typer.Option(
-            "--ray-resources",
-            help='What each actor takes, such as \'{"TPU": 4}\'. [default: {"CPU": 1}]',
-            metavar="JSON",
-            rich_help_panel=RAY,
-        ),
-    ] = None,
-    tolerate_errors: Annotated[
-        bool,
-        typer.Option(
-            "--tolerate-errors",
-            help="Exit with 0 though some lines failed, where a cluster would try again.",
-            rich_help_panel=JOB,
-        ),
-    ] = False,
-    price: Annotated[
-        float | None,
-        typer.Option(
-            "--price", help="Dollars for a chip-hour. [default: the hardware table's]", metavar="X", rich_help_panel=JOB
-        ),
-    ] = None,
+    format: FormatOption = None,
+    endpoint: EndpointOption = Endpoint.COMPLETIONS,
+    prompt_column: PromptColumn = None,
+    template: Template = None,
+    id_column: IdColumn = None,
+    defaults: Defaults = None,
+    ids: IdOption = IdPolicy.FAIL,
+    served_model_name: ServedModelName = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    shard: ShardOption = None,
+    runner: RunnerOption = RunnerKind.LOCAL,
+    workers: Workers = 1,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
+    tolerate_errors: TolerateErrors = False,
+    price: Price = None,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights and cache are held in.", rich_help_panel=ENGINE)
     ] = Dtype.BFLOAT16,

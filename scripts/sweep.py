@@ -2,28 +2,20 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ..backends.errors import UsageError
 from .hardware import ChipsFile, Figures, Prices, chip_table
 from .options import Debug, Json, Offline
 from .output import print_json
 from .reporting import reporting
 from .startup import prepare_devices
-from .sweep_request import parse_time, request_of
-from .sweep_tables import print_diff, print_explained, print_sweep
-
-if TYPE_CHECKING:
-    from ..sharding.layout import Layout
-    from ..sharding.sweep.request import SweepRequest
-    from ..sharding.sweep.slices import Slice
+from .sweep_request import parse_time
+from .sweep_rows import Folder, diff, emit, explain, report
+from .sweep_tables import print_sweep
 
 app = typer.Typer(rich_markup_mode=None)
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Of a sweep, as plan --out made it.")]
-RowId = Annotated[str, typer.Argument(metavar="ID", help="Of a row, or its first characters; best is the first row.")]
 
 
 @app.callback()
@@ -200,139 +192,8 @@ def verify(
             print_verified(found)
 
 
-@app.command("explain")
-def explain(
-    folder: Folder,
-    row_id: RowId,
-    chips_file: ChipsFile = None,
-    offline: Offline = False,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say what a row's time goes to, what binds it, and what changes would bring.
-
-    \b
-    Examples:
-      distaff sweep explain run best
-      distaff sweep explain run 1a2b --json
-
-    \b
-    --json prints one object: row, decode_shares and prefill_shares (fractions of a step), changes (what would be
-    with one thing different), advice.
-    """
-    with reporting(debug):
-        prepare_devices()
-        from ..sharding.sweep.explain import advice, counterfactuals, shares
-
-        request, row, layout, on = _found(folder, row_id, chips_file, offline)
-        changes = counterfactuals(request, row, layout, on)
-        explained = {
-            "row": row,
-            "decode_shares": shares(row["decode_ms"]),
-            "prefill_shares": shares(row["prefill_ms"]),
-            "changes": changes,
-            "advice": advice(row, changes, request.phase),
-        }
-        if json:
-            print_json(explained)
-        else:
-            print_explained(explained)
-
-
-@app.command("diff")
-def diff(folder: Folder, first: RowId, second: RowId, json: Json = False, debug: Debug = False) -> None:
-    """Show two rows beside each other, with ratios.
-
-    \b
-    Examples:
-      distaff sweep diff run 1a2b 3c4d
-    """
-    with reporting(debug):
-        from ..sharding.sweep.store import flat, load
-
-        found = load(folder)
-        rows = [flat(found.row(each)) for each in (first, second)]
-        if json:
-            print_json({"first": rows[0], "second": rows[1]})
-        else:
-            print_diff(rows[0], rows[1])
-
-
-@app.command("emit")
-def emit(
-    folder: Folder,
-    row_id: Annotated[
-        str, typer.Argument(metavar="ID", help="Of a row; best, the first; or pair, the best pair for both phases.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .yaml file. [default: stdout]")
-    ] = None,
-    phase: Annotated[
-        Literal["prefill", "decode"] | None, typer.Option("--phase", help="Of a pair: whose layout.")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Write a row's layout as the YAML that --layout takes.
-
-    \b
-    Examples:
-      distaff sweep emit run best -o layout.yaml
-      distaff sweep emit run pair --phase prefill -o prefill.yaml
-      distaff generate -m smollm2-135m-instruct --layout layout.yaml --devices 8 --prompt Hello
-    """
-    with reporting(debug):
-        prepare_devices()
-        import yaml
-
-        from ..sharding.parsing import layout_yaml
-        from ..sharding.sweep.store import load
-
-        found = load(folder)
-        if (row_id == "pair") != (phase is not None):
-            raise UsageError(
-                "--phase says whose layout of a pair is meant: distaff sweep emit DIR pair --phase prefill"
-            )
-        if phase is not None:
-            if not found.pairs:
-                raise UsageError(f"{folder} has no pairs: plan with --phase both, on chips whose network is known")
-            pair = found.pairs[0]
-            about = f"# {phase} on {pair[f'{phase}_hw']}, of a pair"
-            text = yaml.safe_dump(pair[f"{phase}_table"], sort_keys=False)
-        else:
-            row = found.row(row_id)
-            about = (
-                f"# {row['hw']}, batch {row['batch']}, chunk {row['chunk']}, {row['weights']} weights; row {row['id']}"
-            )
-            text = layout_yaml(_layout(row))
-        text = f"{about}\n{text}"
-        if output is None:
-            typer.echo(text, nl=False)
-        else:
-            output.write_text(text, "utf-8")
-
-
-@app.command("report")
-def report(
-    folder: Folder,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: report.html in the folder]")
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Write a sweep as one HTML file: the Pareto plot, details on hover, filters, layouts drawn on their devices.
-
-    \b
-    Examples:
-      distaff sweep report run
-      distaff sweep report run -o report.html
-    """
-    with reporting(debug):
-        from ..sharding.sweep.page import page
-        from ..sharding.sweep.store import load
-
-        path = output or folder / "report.html"
-        path.write_text(page(load(folder)), "utf-8")
-        typer.echo(str(path))
+for _name, _command in (("explain", explain), ("diff", diff), ("emit", emit), ("report", report)):
+    app.command(_name)(_command)
 
 
 @app.command("calibrate")
@@ -429,22 +290,3 @@ def run(
             print_json(found)
         else:
             print_run(found)
-
-
-def _layout(row: dict[str, Any]) -> "Layout":
-    from ..sharding.presets import preset
-
-    return preset(row["preset"], row["mesh"])
-
-
-def _found(
-    folder: Path, row_id: str, chips_file: Path | None, offline: bool
-) -> "tuple[SweepRequest, dict[str, Any], Layout, Slice]":
-    """A stored row with what it was about."""
-    from ..sharding.sweep.store import load
-
-    found = load(folder)
-    row = found.row(row_id)
-    request = request_of(found, chip_table(chips_file, None, None), offline=offline)
-    (on,) = (each for each in request.slices if each.name == row["hw"])
-    return request, row, _layout(row), on
