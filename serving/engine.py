@@ -196,7 +196,7 @@ class Engine:
             self.recover(error)
             return True
         if begun.dispatched is None:
-            self._note_levels()
+            self.note_levels()
         return self.finish(begun)
 
     def after_round(self, call: Callable[[], None]) -> None:
@@ -251,7 +251,7 @@ class Engine:
             pools = self.scheduler.tables.cache.pools
             before = sum(pool.num_free for pool in pools)
             self.scheduler.tables.cache.clear()
-            self._note_levels()
+            self.note_levels()
             return sum(pool.num_free for pool in pools) - before
 
     def check_integrity(self) -> None:
@@ -276,7 +276,7 @@ class Engine:
         with self._step_lock:
             self._in_flight = None
             self._fail_all(self._dead)
-            self._note_levels()
+            self.note_levels()
             self._device.close()
 
     def __enter__(self) -> "Engine":
@@ -370,9 +370,10 @@ class Engine:
         for sequence in ticket.plan.admitted:
             self._live[sequence].started(sequence)
         self.metrics.preempted(len(ticket.plan.preempted))
-        self._note_levels()
+        self.note_levels()
 
-    def _note_levels(self) -> None:
+    def note_levels(self) -> None:
+        """Tells the metrics where things stand."""
         used, cached = self.scheduler.tables.cache.levels
         waiting, running = len(self.scheduler.waiting), self.scheduler.num_running
         self.metrics.levels(waiting=waiting, running=running, pages_used=used, pages_cached=cached, part=id(self))

@@ -265,13 +265,9 @@ class OneProgram(Replicas):
             ticket.plan = replace(ticket.plan, bucket=bucket)
 
     def _note_levels(self) -> None:
-        schedulers = [engine.scheduler for engine in self.engines]
-        self.metrics.levels(
-            waiting=len(self._queue) + sum(len(each.waiting) for each in schedulers),
-            running=sum(each.num_running for each in schedulers),
-            pages_used=sum(each.tables.cache.levels[0] for each in schedulers),
-            pages_cached=sum(each.tables.cache.levels[1] for each in schedulers),
-        )
+        for engine in self.engines:
+            engine.note_levels()
+        self.metrics.levels(waiting=len(self._queue), running=0, pages_used=0, part=id(self))
 
     def _start_anew(self) -> None:
         """Everybody has an empty cache, or nobody goes on."""

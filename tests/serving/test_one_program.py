@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from distaff.models.step import StepBatch, StepOutput
 from distaff.serving import Completion, DeviceError, Engine, EngineClosedError, EngineConfig, Kind, Request, Score
+from distaff.serving.metrics import Metrics
 from distaff.serving.one_program import OneProgram
 from distaff.serving.plan import Bucket
 from distaff.serving.replica_device import Admitted, Copies
@@ -64,7 +65,11 @@ class FakeReplicas(FakePrograms):
 
 def make(replicas: int = 2, pages: int = 64, windows: Row[int | None] = (None,), **config: Any) -> OneProgram:
     settings = EngineConfig(**{"max_batch": SLOTS, "max_step_tokens": 32, **config})
-    return OneProgram(FakeReplicas(replicas, pages, windows), lambda device: Engine(device, settings, vocab_size=VOCAB))
+    metrics = Metrics(max_batch=replicas * SLOTS, num_pages=replicas * pages * len(windows))
+    return OneProgram(
+        FakeReplicas(replicas, pages, windows),
+        lambda device: Engine(device, settings, vocab_size=VOCAB, metrics=metrics),
+    )
 
 
 def request(*prompt: int, tokens: int = 4, **fields: Any) -> Request:
