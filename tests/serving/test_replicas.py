@@ -59,6 +59,15 @@ def test_prompts_that_begin_alike_go_to_one_engine_until_it_has_a_batch_more_to_
 def test_a_replica_is_an_engine() -> None:
     """What callers ask of an engine, several answer too."""
     own = {name for name in vars(Engine) if not name.startswith("_")}
-    within = {"admissible", "adopt", "begin", "drop", "finish", "recover", "take_requests"}  # parts of a round
+    within = {
+        "admissible",
+        "adopt",
+        "begin",
+        "drop",
+        "finish",
+        "note_levels",
+        "recover",
+        "take_requests",
+    }  # parts of a round
     assert own - set(dir(Replicas)) == within
     assert replicas().config == EngineConfig(max_batch=8, max_step_tokens=32)
