@@ -201,7 +201,7 @@ def test_what_is_ended_early_holds_nothing(how: str, streams: bool) -> None:
     async def test() -> None:
         async with reaching(InferenceService) as reached:
             served, stub = reached.served, inference_pb2_grpc.GRPCInferenceServiceStub(reached.channel)
-            served.programs.step_seconds = 0.005
+            served.programs.step_seconds = 0.05  # five seconds in all: it is cut long before its end
             long = {**PLAIN, "sampling_parameters": '{"max_tokens": 100, "ignore_eos": true}'}
             if streams:
                 reading = asyncio.create_task(stream(stub, *[request({**long, "stream": True})] * 4))
