@@ -11,7 +11,6 @@ The life of a request:
 6. A sequence that ended gives slot and pages back; the last one ends the Generation.
 """
 
-import secrets
 import threading
 import time
 from collections import deque
@@ -22,20 +21,18 @@ from typing import NamedTuple
 from ..backends.errors import DistaffError
 from ..models.tokenizer import Tokenizer
 from .engine_config import EngineConfig
-from .errors import CacheTooSmallError, ContextLengthError, DeviceError, EngineClosedError
+from .errors import DeviceError, EngineClosedError
 from .generation import Generation, Outbox, Outlet, Result
-from .live_request import LiveRequest, with_seed
+from .intake import Intake
+from .live_request import LiveRequest
+from .live_requests import LiveRequests
 from .metrics import Metrics
-from .output import Output
 from .pace import Pace
 from .plan import Bucket
-from .results import Timings
 from .rounds import Rounds
-from .rows import Row, check_row, sampling_row
 from .runner import Device, Runner, Ticket
 from .scheduler import Scheduler, SchedulerConfig
-from .sequence import Sequence, Status
-from .types import Kind, Request
+from .types import Request
 
 _MAX_FAILURES = 3
 """Steps in a row that may fail before the device is given up."""
@@ -84,9 +81,6 @@ class Engine:
             max_batch=device.num_slots, num_pages=sum(device.num_pages), page_size=device.page_size
         )
         self._device = device
-        self._vocab_size = vocab_size
-        self._eos_ids = eos_ids
-        self._tokenizer = tokenizer
         self._clock = clock
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -104,12 +98,20 @@ class Engine:
             device.groups,
             clock,
         )
-        self._runner = Runner(device, self._row)
+        self._intake = Intake(
+            device,
+            self.scheduler,
+            self.metrics,
+            vocab_size=vocab_size,
+            eos_ids=eos_ids,
+            tokenizer=tokenizer,
+            clock=clock,
+        )
+        self._runner = Runner(device, self._intake.row)
         self._in_flight: Ticket | None = None
-        self._live: dict[Sequence, LiveRequest] = {}
+        self._live = LiveRequests(self.scheduler)
         self._inbox: deque[LiveRequest] = deque()
         self._aborts: deque[LiveRequest] = deque()
-        self._count = 0
         self._failures = 0
         self._pace = Pace(self.metrics, config.max_decode_steps, config.target_burst)
         self._dead: DistaffError | None = None
@@ -122,7 +124,6 @@ class Engine:
             flush=self.flush,
             ended=lambda: self._dead is not None,
         )
-        self.load_seconds = 0.0
 
     # Requests
 
@@ -211,7 +212,7 @@ class Engine:
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return len(set(self._live.copy().values())) + len(self._inbox)  # a thread may change it meanwhile
+        return len(self._live) + len(self._inbox)
 
     def warm_up(self, *, background: bool = False) -> None:
         """Compiles every program; from then on a compilation is counted as unexpected.
@@ -223,6 +224,15 @@ class Engine:
             threading.Thread(target=self.warm_up, name="distaff-warm-up", daemon=True).start()
             return
         self._device.warm_up()
+
+    @property
+    def load_seconds(self) -> float:
+        """What loading the model took, until a request was told."""
+        return self._intake.load_seconds
+
+    @load_seconds.setter
+    def load_seconds(self, seconds: float) -> None:
+        self._intake.load_seconds = seconds
 
     @property
     def is_warm(self) -> bool:
@@ -291,39 +301,7 @@ class Engine:
         """The request with its sequences, if it can ever run; raises what `submit` does."""
         if self._dead is not None:
             raise self._dead
-        request = with_seed(request, secrets.randbits(64))
-        check_row(request, vocab_size=self._vocab_size, eos_ids=self._eos_ids)
-        prompt_len, context = len(request.prompt), self._device.max_len
-        generates = request.kind is Kind.GENERATE
-        if prompt_len + generates > context:
-            raise ContextLengthError(
-                f"the prompt has {prompt_len} tokens, the context holds {context} with the answer; "
-                f"shorten the prompt to at most {context - generates} tokens"
-            )
-        max_tokens = request.params.num_tokens(context - prompt_len) if generates else 0
-        max_len = prompt_len + max_tokens
-        if not self.scheduler.fits(prompt_len, max_len):
-            raise CacheTooSmallError(
-                f"prompt and answer take {max_len} tokens, that is {self.scheduler.pages_needed(max_len)} pages of "
-                f"the KV cache, which has {self._device.num_pages}; ask for fewer tokens or raise kv_memory"
-            )
-        arrival = self._clock()
-        sequences: list[Sequence] = []
-        for choice in range(request.params.n if generates else 1):
-            self._count += 1
-            sequences.append(Sequence.of(request, choice, max_len=max_len, order=self._count, arrival=arrival))
-        output = Output(request, max_tokens=max_tokens, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
-        timings, self.load_seconds = Timings(load=self.load_seconds), 0.0
-        return LiveRequest(
-            request,
-            output,
-            tuple(sequences),
-            self.metrics,
-            timings,
-            lambda: self._device.compile_seconds,
-            outbox,
-            self._clock,
-        )
+        return self._intake.take(request, outbox)
 
     def adopt(self, live: LiveRequest) -> None:
         """The next round takes this request."""
@@ -353,22 +331,18 @@ class Engine:
     def take_requests(self) -> None:
         """Gives the scheduler what has come in, and takes out of it what was given up."""
         while self._inbox:
-            live = self._inbox.popleft()
-            for sequence in live.sequences:
-                self._live[sequence] = live
-                self.scheduler.add(sequence)
+            self._live.add(self._inbox.popleft())
         while self._aborts:
             live = self._aborts.popleft()
             if not live.outbox.ended:
-                self._let_go(live)
+                self._live.let_go(live)
                 live.abort()
         if self._flush:
             self._flush = False
             self.scheduler.flush()
 
     def _started(self, ticket: Ticket) -> None:
-        for sequence in ticket.plan.admitted:
-            self._live[sequence].started(sequence)
+        self._live.started(ticket)
         self.metrics.preempted(len(ticket.plan.preempted))
         self.note_levels()
 
@@ -392,53 +366,10 @@ class Engine:
         load = ticket.expert_load()
         if load is not None:
             self.metrics.chose_experts(load)
-        first = 0
-        for index, row in enumerate(ticket.plan.rows):
-            live = self._live.get(row.sequence)
-            if live is not None:
-                try:
-                    self._hand_on(live, ticket, index, tokens[index], slice(first, first + row.num_tokens), now)
-                except Exception as error:  # this request's own trouble, nobody else's
-                    self._let_go(live)
-                    live.fail(error)
-            first += row.num_tokens
+        self._live.read(ticket, tokens, now)
         self._pace.read(ticket, host=host + self._clock() - now, wait=now - before, now=now)
         if ticket.plan.bucket.kind == "decode":
             self.scheduler.max_decode_steps = self._pace.decode_steps
-
-    def _hand_on(
-        self, live: LiveRequest, ticket: Ticket, index: int, tokens: Items[int], at: slice, now: float
-    ) -> None:
-        row = ticket.plan.rows[index]
-        sequence = row.sequence
-        if ticket.plan.bucket.kind == "prompt" and sequence.needs_prompt_logits:
-            live.take_prompt(row, at, index, ticket.prompt())
-        ended = False
-        if row.draws:
-            taken = 0
-            while taken < len(tokens) and not ended:
-                token = tokens[taken]
-                ended = live.take(sequence.choice, token, ticket.logprob(index, taken, token), now)
-                taken += 1
-            self.scheduler.note_tokens(sequence, tokens[:taken])
-        elif live.request.kind is not Kind.GENERATE:
-            ended = row.start + row.num_tokens == sequence.prompt_len
-        if ended:
-            self.scheduler.finish(sequence)
-            del self._live[sequence]
-            live.finish()
-
-    def _row(self, sequence: Sequence) -> Row:
-        request = sequence.request
-        return sampling_row(
-            request.params,
-            request=request,
-            choice=sequence.choice,
-            prompt_len=sequence.prompt_len,
-            vocab_size=self._vocab_size,
-            eos_ids=self._eos_ids,
-            max_len=self._device.max_len,
-        )
 
     # Ends
 
@@ -452,12 +383,6 @@ class Engine:
                 self._step_lock.release()
                 self._rounds.tell()
 
-    def _let_go(self, live: LiveRequest) -> None:
-        """Takes every sequence of a request out of the scheduler."""
-        for sequence in live.sequences:
-            if self._live.pop(sequence, None) is not None:
-                self.scheduler.finish(sequence)
-
     @property
     def dead(self) -> DistaffError | None:
         """Why it does nothing any more, if so."""
@@ -465,9 +390,9 @@ class Engine:
 
     def drop(self, live: LiveRequest) -> bool:
         """Ends a request that was given up; False where it does not run here."""
-        if not any(sequence in self._live for sequence in live.sequences):
+        if live not in self._live:
             return False
-        self._let_go(live)
+        self._live.let_go(live)
         live.abort()
         return True
 
@@ -477,10 +402,12 @@ class Engine:
         in_flight, self._in_flight = self._in_flight, None
         failed = DeviceError(f"the device failed in a step with this request: {error}")
         failed.__cause__ = error
-        batch = {row.sequence for ticket in (*tickets, in_flight) if ticket is not None for row in ticket.plan.rows}
-        batch.update(s for s in self._live if s.status is not Status.WAITING and not tickets)
-        for live in {self._live[sequence] for sequence in batch if sequence in self._live}:
-            self._let_go(live)
+        steps = [ticket for ticket in (*tickets, in_flight) if ticket is not None]
+        hit = self._live.of(steps)
+        if not tickets:  # it failed before there was a ticket: any that has begun may have been in it
+            hit |= self._live.begun
+        for live in hit:
+            self._live.let_go(live)
             live.fail(failed)
         try:
             if self._failures >= _MAX_FAILURES:
@@ -493,8 +420,8 @@ class Engine:
             self._fail_all(self._dead)
 
     def _fail_all(self, error: DistaffError) -> None:
-        for live in {*self._live.values(), *self._inbox}:
-            self._let_go(live)
+        for live in self._live.requests | {*self._inbox}:
+            self._live.let_go(live)
             if not live.outbox.ended:
                 live.fail(error)
         self._inbox.clear()

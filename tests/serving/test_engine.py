@@ -136,7 +136,7 @@ def test_an_abort_frees_everything_within_a_step(engine: Engine, steps: int) -> 
         engine.step()
     victim.close()
     engine.step()
-    assert [live.request.prompt for live in engine._live.values()] == [(0, 9), (1, 9), (2, 9)]
+    assert [live.request.prompt for live in engine._live.by_sequence.values()] == [(0, 9), (1, 9), (2, 9)]
     result = victim.completion()
     assert result.finish_reason is FinishReason.ABORT or len(result.token_ids) == 6
     assert list(result.token_ids) == answer(tuple(range(40)), 6)[: len(result.token_ids)]
@@ -171,7 +171,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers(engine: Engine) -> None:
 def test_trouble_of_one_request_is_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = engine.submit(request(1, 2)), engine.submit(request(3, 4))
     engine.step()
-    live = next(live for live in engine._live.values() if live.request.prompt == (3, 4))
+    live = next(live for live in engine._live.by_sequence.values() if live.request.prompt == (3, 4))
     monkeypatch.setattr(live._output.choices[0], "add", lambda *_: 1 / 0)
     assert list(good.completion().token_ids) == answer((1, 2))
     with pytest.raises(ZeroDivisionError):
