@@ -228,3 +228,8 @@ def test_nothing_of_one_machine_is_tracked() -> None:
 def test_nothing_big_is_tracked() -> None:
     big = {str(path.relative_to(ROOT)): path.stat().st_size for path in tracked_files() if path.stat().st_size > 2**20}
     assert big == {}
+
+
+def test_the_extras_are_explained() -> None:
+    explained = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert set(PYPROJECT["project"]["optional-dependencies"]) <= set(explained)
