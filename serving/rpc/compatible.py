@@ -1,14 +1,12 @@
 """What the services of other servers' protocols share: how they refuse, and who calls."""
 
-import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import Message
 
 from ...backends.errors import UnsupportedError
-from ..front import Call, ForbiddenError, Front, Reason, Stream
+from ..front import Call, ForbiddenError
 from .callers import current
 from .failures import Context
 from .native_request import metadata, time_left
@@ -59,30 +57,6 @@ def called(call: Call, context: Context) -> Call:
         tenant=current.get().tenant,
         traceparent=metadata(context, "traceparent"),
     )
-
-
-@asynccontextmanager
-async def opened(front: Front, call: Call, context: Context) -> AsyncIterator[Stream]:
-    """A call's stream, whose events are written to the client inside.
-
-    Raises:
-        SlowReaderError: the client did not take what was written, so the front ended the call.
-    """
-    async with await front.open(called(call, context)) as stream:
-        task = asyncio.current_task()
-
-        def give_up(stream: Stream) -> None:
-            if stream.cause is Reason.SLOW_READER and task is not None:
-                task.cancel()
-
-        stream.when_ended(give_up)
-        try:
-            yield stream
-        except asyncio.CancelledError:
-            if stream.cause is not Reason.SLOW_READER:
-                raise
-    if stream.cause is Reason.SLOW_READER:
-        raise stream.cause_error()
 
 
 def only_for_admins(method: str) -> None:

@@ -5,7 +5,7 @@ import grpc
 from ...backends.errors import InvalidParameterError
 from ..front import Call, Delta, Front, State
 from ..types import SamplingParams
-from .compatible import opened, refuse
+from .compatible import called, refuse
 from .failures import Context
 from .protos.jetstream import jetstream_pb2 as pb
 from .protos.jetstream import jetstream_pb2_grpc
@@ -36,7 +36,7 @@ class Orchestrator(jetstream_pb2_grpc.OrchestratorServicer):
         """Tokens and their text as they come. An answer cut short from outside ends with an error: the messages
         cannot say so."""
         call = await self._call(request)
-        async with opened(self._front, call, context) as stream:
+        async with await self._front.open(called(call, context)) as stream:
             async for event in stream:
                 if isinstance(event, Delta):
                     await context.write(_message(event, call.params.n))

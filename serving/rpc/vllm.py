@@ -13,7 +13,7 @@ from ..front import Call, Chat, Finished, Front, State
 from ..generation import Result
 from ..results import Completion, Embedding
 from .callers import current
-from .compatible import called, only_for_admins, opened, refuse
+from .compatible import called, only_for_admins, refuse
 from .failures import Context
 from .profiler import Profiler
 from .vllm_answer import Answer, input_logprobs
@@ -52,7 +52,7 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
         call = await self._truncated(generate_call(request), request)
         answer = Answer(stream=request.stream, num_top=call.params.logprobs)
         wants_prompt = call.params.prompt_logprobs is not None
-        async with opened(self._front, call, context) as stream:
+        async with await self._front.open(called(call, context)) as stream:
             async for event in stream:
                 message = answer.add(event)
                 if message is not None:

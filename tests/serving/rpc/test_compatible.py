@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from distaff.serving.rpc.failures import detailed
 from distaff.serving.rpc.protos.jetstream import jetstream_pb2
 
 from ..served import serving
-from .compat import run
+from .compat import run, until
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "serving" / "compatible.md"
 
@@ -33,10 +32,11 @@ def test_a_refusal_names_the_field_to_people_and_programs() -> None:
 
 
 class Stuck:
-    """A context whose client takes one message and reads no more."""
+    """A context whose client takes one message, and reads no more until it is told to."""
 
     def __init__(self) -> None:
         self.written: list[Any] = []
+        self.reads = asyncio.Event()
 
     def time_remaining(self) -> None:
         return None
@@ -47,32 +47,37 @@ class Stuck:
     async def write(self, message: Any) -> None:
         self.written.append(message)
         if len(self.written) > 1:
-            await asyncio.Event().wait()
+            await self.reads.wait()
 
 
 TEXT = jetstream_pb2.DecodeRequest.TextContent(text="abc")
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        lambda front, context: vllm.VllmEngine(front).Generate(pb.GenerateRequest(text="abc", stream=True), context),
-        lambda front, context: jetstream.Orchestrator(front).Decode(
-            jetstream_pb2.DecodeRequest(text_content=TEXT), context
-        ),
-    ],
-    ids=["vllm", "jetstream"],
-)
-def test_a_reader_that_stops_is_given_up(start: Callable[[Any, Any], Any]) -> None:
+@pytest.mark.parametrize("name", ["vllm", "jetstream"])
+def test_a_reader_that_stops_holds_nothing_of_the_engine(name: str) -> None:
+    """The RPC waits with its reader: gRPC sends no status before what was written is taken. Then it tells the cut."""
+
     async def test() -> None:
         limits = FrontLimits(stall_seconds=0.1)
         async with serving(limits=limits) as served:
             served.programs.step_seconds = 0.02
             context = Stuck()
-            with pytest.raises(SlowReaderError):
-                await start(served.front, context)
-            assert len(context.written) == 2 and served.front.counters.stalled == 1
+            if name == "vllm":
+                asked = pb.GenerateRequest(text="abc", stream=True)
+                work = asyncio.create_task(vllm.VllmEngine(served.front).Generate(asked, context))
+            else:
+                decode = jetstream_pb2.DecodeRequest(text_content=TEXT)
+                work = asyncio.create_task(jetstream.Orchestrator(served.front).Decode(decode, context))
+            await until(lambda: served.front.counters.stalled)
             await served.check_empty()
+            assert len(context.written) == 2 and not work.done()
+            context.reads.set()
+            if name == "vllm":
+                await work
+                assert context.written[-1].complete.finish_reason == "abort"
+            else:
+                with pytest.raises(SlowReaderError):
+                    await work
 
     run(test())
 
