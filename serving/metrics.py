@@ -1,11 +1,13 @@
 """What the engine counts: cheap enough to be called at every token, and flat in memory. telemetry/ exports it.
 
-One thread writes, the engine's; any other may take a `snapshot()` at any moment.
+Several threads write: those of engines that count together, of callers, and of warm-up. Any may take a `snapshot()` at
+any moment; it does not wait for them.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,8 @@ class Metrics:
     """
 
     def __init__(self, *, max_batch: int, num_pages: int, page_size: int = 0) -> None:
+        self._lock = Lock()
+        """Of whoever writes: `x += 1` may otherwise lose another thread's."""
         self.max_batch = max_batch
         self.num_pages = num_pages
         self.page_size = page_size
@@ -203,60 +207,70 @@ class Metrics:
 
     def submitted(self, prompt_tokens: int) -> None:
         """A request came in."""
-        self.requests += 1
-        self.prompt_tokens += prompt_tokens
-        self.prompt_sizes.add(prompt_tokens)
+        with self._lock:
+            self.requests += 1
+            self.prompt_tokens += prompt_tokens
+            self.prompt_sizes.add(prompt_tokens)
 
     def admitted(self, queue_seconds: float) -> None:
         """A sequence got its first slot."""
-        self.queue_time.add(queue_seconds)
+        with self._lock:
+            self.queue_time.add(queue_seconds)
 
     def looked_up(self, tokens: int, cached_tokens: int) -> None:
         """The prefix cache was asked for a prompt of `tokens` and held `cached_tokens` of them."""
-        self.prefix_queries += 1
-        self.prefix_query_tokens += tokens
-        self.prefix_hit_tokens += cached_tokens
+        with self._lock:
+            self.prefix_queries += 1
+            self.prefix_query_tokens += tokens
+            self.prefix_hit_tokens += cached_tokens
 
     def first_token(self, seconds: float) -> None:
         """A sequence's first token reached its stream, `seconds` after it arrived."""
-        self.output_tokens += 1
-        self.ttft.add(seconds)
+        with self._lock:
+            self.output_tokens += 1
+            self.ttft.add(seconds)
 
     def next_tokens(self, seconds: float, count: int = 1) -> None:
         """`count` tokens of a sequence reached its stream, `seconds` after the one before them."""
-        self.output_tokens += count
-        self.inter_token.add(seconds)
-        if count > 1:
-            self.inter_token.add(0.0, count - 1)
+        with self._lock:
+            self.output_tokens += count
+            self.inter_token.add(seconds)
+            if count > 1:
+                self.inter_token.add(0.0, count - 1)
 
     def answered(self, seconds: float, count: int) -> None:
         """An answer of `count` tokens is complete, `seconds` after its first one."""
         if count > 1:
-            self.token_time.add(seconds / (count - 1))
+            with self._lock:
+                self.token_time.add(seconds / (count - 1))
 
     def finished(self, reason: str, seconds: float, *, kind: str = "generate", error: str = "") -> None:
         """A request ended: its finish reason ("error" for a failure), how long after it arrived, and which error."""
-        self.outcomes[reason] = self.outcomes.get(reason, 0) + 1
-        self.request_time.add(seconds)
-        if (kind, error) not in self.durations:
-            self.durations[kind, error] = Histogram(REQUEST_BOUNDS)
-        self.durations[kind, error].add(seconds)
+        with self._lock:
+            self.outcomes[reason] = self.outcomes.get(reason, 0) + 1
+            self.request_time.add(seconds)
+            if (kind, error) not in self.durations:
+                self.durations[kind, error] = Histogram(REQUEST_BOUNDS)
+            self.durations[kind, error].add(seconds)
 
     def ran_for(self, prefill: float, decode: float, tokens: int) -> None:
         """A request that had a slot and at least one token ended: the seconds of its parts, the tokens generated."""
-        self.prefill_time.add(prefill)
-        self.decode_time.add(decode)
-        self.run_time.add(prefill + decode)
-        self.answer_sizes.add(tokens)
+        with self._lock:
+            self.prefill_time.add(prefill)
+            self.decode_time.add(decode)
+            self.run_time.add(prefill + decode)
+            self.answer_sizes.add(tokens)
 
     def preempted(self, count: int = 1) -> None:
         """Sequences lost their pages and will be computed again."""
-        self.preemptions += count
+        with self._lock:
+            self.preemptions += count
 
     def compiled(self, *, unexpected: bool = False) -> None:
         """A program was compiled; `unexpected` after warm-up was done."""
-        self.compiles += 1
-        self.unexpected_compiles += unexpected
+        with self._lock:
+            self.compiles += 1
+            self.unexpected_compiles += unexpected
 
     def ran(self, plan: Plan, *, host: float, device: float, wait: float) -> None:
         """The results of a plan were read back; the times are those of step_host, step_device and step_wait."""
@@ -268,29 +282,31 @@ class Metrics:
             read += start + count
             attended += count * start + count * (count + 1) // 2
             drawn += draws
-        phase = self.prefill if prompt_tokens else self.decode
-        phase.calls += 1
-        phase.steps += steps
-        phase.seconds += device
-        phase.rows += len(plan.rows) * steps
-        phase.tokens += plan.num_tokens
-        phase.bucket_tokens += plan.bucket.num_tokens * steps
-        phase.prompt_tokens += prompt_tokens
-        phase.drawn += drawn * steps
-        # Each further step of a call finds every row one position longer.
-        longer = len(plan.rows) * steps * (steps - 1) // 2
-        phase.read += read * steps + longer
-        phase.attended += attended * steps + longer
-        self.step_tokens.add(plan.num_tokens / steps, steps)
-        self.step_host.add(host)
-        self.step_device.add(device)
-        self.step_wait.add(wait)
+        with self._lock:
+            phase = self.prefill if prompt_tokens else self.decode
+            phase.calls += 1
+            phase.steps += steps
+            phase.seconds += device
+            phase.rows += len(plan.rows) * steps
+            phase.tokens += plan.num_tokens
+            phase.bucket_tokens += plan.bucket.num_tokens * steps
+            phase.prompt_tokens += prompt_tokens
+            phase.drawn += drawn * steps
+            # Each further step of a call finds every row one position longer.
+            longer = len(plan.rows) * steps * (steps - 1) // 2
+            phase.read += read * steps + longer
+            phase.attended += attended * steps + longer
+            self.step_tokens.add(plan.num_tokens / steps, steps)
+            self.step_host.add(host)
+            self.step_device.add(device)
+            self.step_wait.add(wait)
 
     def chose_experts(self, load: np.ndarray) -> None:
         """What Ticket.expert_load says of a step."""
-        if self.experts is None:
-            self.experts = ExpertLoad(*load.shape)
-        self.experts.add(load)
+        with self._lock:
+            if self.experts is None:
+                self.experts = ExpertLoad(*load.shape)
+            self.experts.add(load)
 
     def levels(self, *, waiting: int, running: int, pages_used: int, pages_cached: int = 0, part: int = 0) -> None:
         """Where things stand, after every change of a step and when the engine falls idle.
@@ -298,23 +314,24 @@ class Metrics:
         Args:
             part: which of several engines that count here together; their levels are added.
         """
-        self._parts[part] = (waiting, running, pages_used, pages_cached)
-        if len(self._parts) > 1:
-            waiting, running, pages_used, pages_cached = map(sum, zip(*self._parts.copy().values(), strict=True))
-        self.waiting, self.running, self.pages_used, self.pages_cached = waiting, running, pages_used, pages_cached
-        if waiting > self.peak_waiting:
-            self.peak_waiting = waiting
-        if running > self.peak_running:
-            self.peak_running = running
-        if pages_used > self.peak_pages_used:
-            self.peak_pages_used = pages_used
+        with self._lock:
+            self._parts[part] = (waiting, running, pages_used, pages_cached)
+            if len(self._parts) > 1:
+                waiting, running, pages_used, pages_cached = map(sum, zip(*self._parts.values(), strict=True))
+            self.waiting, self.running, self.pages_used, self.pages_cached = waiting, running, pages_used, pages_cached
+            if waiting > self.peak_waiting:
+                self.peak_waiting = waiting
+            if running > self.peak_running:
+                self.peak_running = running
+            if pages_used > self.peak_pages_used:
+                self.peak_pages_used = pages_used
 
     def snapshot(self) -> dict[str, Any]:
         """Everything, as JSON knows it; histograms and phases are objects of their own."""
         kinds = Histogram | Phase | ExpertLoad
-        values = {name: value for name, value in vars(self).items() if not isinstance(value, kinds)}
-        del values["durations"], values["_parts"]
-        values["outcomes"] = dict(self.outcomes)
+        values = {name: value for name, value in vars(self).items() if name[0] != "_" and not isinstance(value, kinds)}
+        del values["durations"]
+        values["outcomes"] = self.outcomes.copy()
         parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, kinds)}
         return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}
 

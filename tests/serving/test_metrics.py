@@ -229,6 +229,32 @@ def test_readers_see_whole_numbers_while_one_writes() -> None:
     assert problems == [] and metrics.inter_token.count == 5_000
 
 
+def test_engines_that_count_together_lose_nothing() -> None:
+    metrics = Metrics(max_batch=4, num_pages=10)
+
+    def write(part: int) -> None:
+        for _ in range(4_000):
+            metrics.submitted(3)
+            metrics.next_tokens(0.01)
+            metrics.finished("length", 0.1, error=f"Error{part % 2}")
+            metrics.levels(waiting=0, running=part, pages_used=1, part=part)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        writers = [threading.Thread(target=write, args=(part,)) for part in range(4)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert metrics.requests == metrics.output_tokens == metrics.inter_token.count == 16_000
+    assert metrics.outcomes == {"length": 16_000} and metrics.request_time.count == 16_000
+    assert [each.count for each in metrics.durations.values()] == [8_000, 8_000]
+    assert (metrics.running, metrics.pages_used) == (0 + 1 + 2 + 3, 4)
+
+
 def test_a_token_costs_next_to_nothing() -> None:
     # About half a microsecond where nothing checks annotations; here every call is checked.
     metrics = Metrics(max_batch=4, num_pages=10)
