@@ -1,14 +1,14 @@
 """Log-probabilities of tokens, as callers read them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Float, Int
 
-_LOWEST = -9999.0  # JSON has no infinity
+_LOWEST = -9999.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,19 @@ class TokenLogprob:
     def to_dict(self) -> dict[str, Any]:
         top = [{"token_id": token, "logprob": _json(value)} for token, value in self.top]
         return {"token_id": self.token_id, "logprob": _json(self.logprob), "rank": self.rank, "top": top}
+
+    def by_id(self, name: Callable[[int], str]) -> dict[str, dict[str, Any]]:
+        """The likeliest tokens and this one, by id, as vLLM has them in JSON.
+
+        Args:
+            name: what a token is called.
+        """
+        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(self.top, 1)}
+        ranked[self.token_id] = (self.logprob, self.rank)
+        return {
+            str(token): {"logprob": finite(logprob), "rank": rank, "decoded_token": name(token)}
+            for token, (logprob, rank) in ranked.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,5 +117,10 @@ class PromptLogprobs(Sequence[TokenLogprob | None]):
         return [None if entry is None else entry.to_dict() for entry in self]
 
 
+def finite(logprob: float) -> float:
+    """JSON has no infinity: what cannot come up has -9999.0, as at OpenAI."""
+    return logprob if math.isfinite(logprob) else _LOWEST
+
+
 def _json(value: float) -> float:
-    return round(value, 6) if math.isfinite(value) else _LOWEST
+    return round(finite(value), 6)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import no_type_check
+from typing import Any, no_type_check
 
 from ..backends.errors import InvalidParameterError
 from .capabilities import PARAMETERS
@@ -50,3 +50,13 @@ class SamplingParams:
     def num_tokens(self, room: int) -> int:
         """Most tokens to generate where the context has room for `room`."""
         return room if self.max_tokens is None else min(self.max_tokens, room)
+
+
+def unsigned_seed(seed: int) -> int:
+    """A seed of a protocol that has signed ones: the same 64 bits. One of more bits stays, and is refused later."""
+    return seed + 2**64 if -(2**63) <= seed < 0 else seed
+
+
+def biases_by_id(biases: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A logit_bias of JSON, whose keys are texts. Those that are no token ids stay, and are refused later."""
+    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in biases.items()}

@@ -28,12 +28,24 @@ class Reason(StrEnum):
     ERROR = "error"
 
     @property
+    def finish(self) -> FinishReason:
+        """The engine's word for it, which is OpenAI's and vLLM's too."""
+        return _FINISHES.get(self, FinishReason.ABORT)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the answer is as the model gives it, and not cut from outside."""
-        return self in _COMPLETE
+        return self.finish in (FinishReason.STOP, FinishReason.LENGTH)
 
 
-_COMPLETE = frozenset((Reason.EOS, Reason.STOP_STRING, Reason.STOP_TOKEN, Reason.LENGTH, Reason.CONTEXT_LIMIT))
+_FINISHES = {
+    Reason.EOS: FinishReason.STOP,
+    Reason.STOP_STRING: FinishReason.STOP,
+    Reason.STOP_TOKEN: FinishReason.STOP,
+    Reason.LENGTH: FinishReason.LENGTH,
+    Reason.CONTEXT_LIMIT: FinishReason.LENGTH,
+    Reason.ERROR: FinishReason.ERROR,
+}
 
 
 @dataclass(frozen=True, slots=True)

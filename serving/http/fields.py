@@ -1,16 +1,13 @@
 """Fields of request bodies: what is read, and what is known and refused by name."""
 
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call
-from ..sampling_params import SamplingParams
-
-_WRAP = 2**64
+from ..sampling_params import SamplingParams, biases_by_id, unsigned_seed
 
 
 class Only:
@@ -111,7 +108,9 @@ class Sampling(Body):
         """
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
         values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
-        values |= {"logit_bias": _biases(self.logit_bias), "seed": _unsigned(self.seed), "stop": stops, **more}
+        seed = None if self.seed is None else unsigned_seed(self.seed)
+        biases = None if self.logit_bias is None else biases_by_id(self.logit_bias)
+        values |= {"logit_bias": biases, "seed": seed, "stop": stops, **more}
         values = {name: _frozen(value) for name, value in values.items() if value is not None}
         return SamplingParams(max_tokens=max_tokens, **values)
 
@@ -142,17 +141,3 @@ assert set(_OF_CALL) < set(Call.__dataclass_fields__)
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _unsigned(seed: int | None) -> int | None:
-    """OpenAI's seeds are signed and of 64 bits; ours are the same bits unsigned."""
-    return seed + _WRAP if seed is not None and -_WRAP // 2 <= seed < 0 else seed
-
-
-def _biases(biases: Mapping[str, float] | None) -> dict[int, float] | None:
-    if biases is None:
-        return None
-    for token in biases:
-        if not token.isdecimal():
-            raise InvalidParameterError("logit_bias", token, "token ids as keys, in decimal")
-    return {int(token): bias for token, bias in biases.items()}

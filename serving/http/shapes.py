@@ -7,18 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..front import Delta, Reason
-from ..logprobs import TokenLogprob
+from ..logprobs import TokenLogprob, finite
 from ..results import Usage
 from .spelling import Offsets, Spelling
-
-FINISH_REASONS: Mapping[Reason, str] = {
-    Reason.EOS: "stop",
-    Reason.STOP_STRING: "stop",
-    Reason.STOP_TOKEN: "stop",
-    Reason.LENGTH: "length",
-    Reason.CONTEXT_LIMIT: "length",
-}
-"""Of complete answers; the others end with an error, since no client could tell them from a short answer."""
 
 
 @dataclass
@@ -102,15 +93,7 @@ class Shape:
 
     def prompt(self, entries: "Sequence[TokenLogprob | None]") -> list[dict[str, Any] | None]:
         """A prompt's log-probabilities as vLLM has them: for each token, those of the likeliest and its own, by id."""
-        return [None if entry is None else self._ranked(entry) for entry in entries]
-
-    def _ranked(self, entry: TokenLogprob) -> dict[str, Any]:
-        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
-        ranked[entry.token_id] = (entry.logprob, entry.rank)
-        return {
-            str(token): {"logprob": finite(logprob), "rank": rank, "decoded_token": self._spelling.name(token)}
-            for token, (logprob, rank) in ranked.items()
-        }
+        return [None if entry is None else entry.by_id(self._spelling.name) for entry in entries]
 
     def _chunk_kind(self) -> str:
         return self.kind
@@ -138,7 +121,7 @@ class CompletionShape(Shape):
         return {**choice, **self._ids(delta.token_ids)}
 
     def end(self, index: int, reason: Reason, stopped_by: str | int | None) -> dict[str, Any]:
-        choice = {"index": index, "text": "", "logprobs": None, "finish_reason": FINISH_REASONS[reason]}
+        choice = {"index": index, "text": "", "logprobs": None, "finish_reason": reason.finish.value}
         return {**choice, "stop_reason": _stop_reason(reason, stopped_by)}
 
     def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
@@ -147,7 +130,7 @@ class CompletionShape(Shape):
         if self._wants_logprobs:
             logprobs = self._logprobs([*prompt, *answer.logprobs], self._spelling.offsets(), first_of=answer.token_ids)
         choice = {"index": index, "text": "".join(answer.text), "logprobs": logprobs}
-        ends = {"finish_reason": FINISH_REASONS[answer.reason]}
+        ends = {"finish_reason": answer.reason.finish.value}
         return {
             **choice,
             **ends,
@@ -192,7 +175,7 @@ class ChatShape(Shape):
         return {**choice, **self._ids(delta.token_ids)}
 
     def end(self, index: int, reason: Reason, stopped_by: str | int | None) -> dict[str, Any]:
-        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": FINISH_REASONS[reason]}
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason.finish.value}
         return {**choice, "stop_reason": _stop_reason(reason, stopped_by)}
 
     def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
@@ -200,7 +183,7 @@ class ChatShape(Shape):
         message = {"role": "assistant", "content": "".join(answer.text), "refusal": None}
         logprobs = self._logprobs(answer.logprobs) if self._wants_logprobs else None
         choice = {"index": index, "message": message, "logprobs": logprobs}
-        ends = {"finish_reason": FINISH_REASONS[answer.reason]}
+        ends = {"finish_reason": answer.reason.finish.value}
         return {
             **choice,
             **ends,
@@ -233,11 +216,6 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
     details = {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
     return {**counts, "total_tokens": usage.total_tokens, **details}
-
-
-def finite(logprob: float) -> float:
-    """JSON has no infinity: OpenAI says -9999.0 for what cannot come up."""
-    return max(logprob, -9999.0)
 
 
 def _stop_reason(reason: Reason, stopped_by: str | int | None) -> str | int | None:

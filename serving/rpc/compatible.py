@@ -11,9 +11,6 @@ from .callers import current
 from .failures import Context
 from .native_request import metadata, time_left
 
-SEED_MASK = 2**64 - 1
-"""Negative seeds of protocols with signed ones become the 64 bits that they are."""
-
 
 class RefusedFieldError(UnsupportedError):
     """A field of a protocol that cannot be honoured here.

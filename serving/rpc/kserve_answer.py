@@ -1,27 +1,16 @@
 """The events of a Stream as messages of the KServe protocol."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
-from ..front import Admitted, Delta, Event, Finished, Reason
+from ..front import Admitted, Delta, Event, Finished
 from ..logprobs import TokenLogprob
 from .kserve_request import VERSION, Asked
 from .kserve_tensors import OUTPUTS, write_tensor
 from .protos.kserve import inference_pb2 as pb
 
-FINISH_REASONS: Mapping[Reason, str] = MappingProxyType(
-    {
-        Reason.EOS: "stop",
-        Reason.STOP_STRING: "stop",
-        Reason.STOP_TOKEN: "stop",
-        Reason.LENGTH: "length",
-        Reason.CONTEXT_LIMIT: "length",
-    }
-)
-"""Answers that are cut short from outside are errors in this protocol, and have none."""
 UNFINISHED = "None"
 """The finish reason of an answer under way, as vLLM's backend has it."""
 
@@ -60,7 +49,8 @@ class Answer:
         if isinstance(event, Admitted):
             self._num_prompt_tokens = event.prompt_tokens
         elif isinstance(event, Finished):
-            self._parts[event.index].finish_reason = FINISH_REASONS.get(event.reason, UNFINISHED)
+            if event.reason.is_complete:  # the others are errors in this protocol, and have none
+                self._parts[event.index].finish_reason = event.reason.finish.value
         else:
             self._take(self._parts[event.index], event)
             if self._asked.stream:
@@ -124,7 +114,7 @@ class Answer:
             case "cumulative_logprob" | "cum_log_probs":
                 return part.total
             case "logprobs":
-                return json.dumps([self._alternatives(entry) for entry in part.logprobs])
+                return json.dumps([entry.by_id(self._spell) for entry in part.logprobs])
             case "num_output_tokens":
                 return self._num_drawn(part)
             case _:
@@ -134,15 +124,6 @@ class Answer:
     def _num_drawn(self, part: Part) -> int:
         """Tokens in this message, without the prompt's."""
         return len(part.token_ids) - (self._num_prompt_tokens if self._asked.with_prompt else 0)
-
-    def _alternatives(self, entry: TokenLogprob) -> dict[str, Any]:
-        """A token and those that were likely at its place, by id."""
-        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.top, 1)}
-        ranked[entry.token_id] = entry.logprob, entry.rank
-        return {
-            str(token): {"logprob": logprob, "rank": rank, "decoded_token": self._spell(token)}
-            for token, (logprob, rank) in ranked.items()
-        }
 
     def _padded(self, rows: list[list[Any]], padding: Any) -> tuple[list[Any], tuple[int, ...]]:
         longest = max(map(len, rows))

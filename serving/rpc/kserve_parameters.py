@@ -8,8 +8,8 @@ from typing import Any
 from ...backends.errors import InvalidParameterError
 from ..capabilities import BY_NAME
 from ..domains import Texts
-from ..types import SamplingParams
-from .compatible import SEED_MASK, RefusedFieldError, listed
+from ..sampling_params import SamplingParams, biases_by_id, unsigned_seed
+from .compatible import RefusedFieldError, listed
 
 _NO_CONSTRAINT = "structured output is not supported"
 _NO_ADAPTER = "there are no adapters"
@@ -120,14 +120,11 @@ def _top_k(value: Any) -> Any:
 
 
 def _seed(value: Any) -> Any:
-    return value & SEED_MASK if isinstance(value, int) and -(2**63) <= value < 0 else value
+    return unsigned_seed(value) if isinstance(value, int) else value
 
 
 def _biases(value: Any) -> Any:
-    """JSON's keys are texts."""
-    if not isinstance(value, Mapping):
-        return value
-    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in value.items()}
+    return biases_by_id(value) if isinstance(value, Mapping) else value
 
 
 _READ: Mapping[str, Callable[[Any], Any]] = MappingProxyType({"top_k": _top_k, "seed": _seed, "logit_bias": _biases})

@@ -8,16 +8,6 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 from ..front import Admitted, Delta, Event, Finished, Reason
 from ..logprobs import TokenLogprob
 
-FINISH_REASONS = {
-    Reason.EOS: "stop",
-    Reason.STOP_STRING: "stop",
-    Reason.STOP_TOKEN: "stop",
-    Reason.LENGTH: "length",
-    Reason.CONTEXT_LIMIT: "length",
-    Reason.ERROR: "error",
-}
-"""All others, which cut an answer short from outside, are "abort"."""
-
 
 @dataclass
 class _Choice:
@@ -79,7 +69,7 @@ class Answer:
     ) -> pb.GenerateResponse:
         complete = pb.GenerateComplete(
             output_ids=choice.token_ids,
-            finish_reason=FINISH_REASONS.get(finished.reason, "abort"),
+            finish_reason=finished.reason.finish.value,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=finished.completion_tokens,
             cached_tokens=self._cached_tokens,

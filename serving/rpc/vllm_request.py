@@ -11,8 +11,9 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call
-from ..types import Kind, SamplingParams
-from .compatible import SEED_MASK, refuse
+from ..sampling_params import SamplingParams, unsigned_seed
+from ..types import Kind
+from .compatible import refuse
 
 _NO_CONSTRAINT = "structured output is not supported"
 _NO_MEDIA = "the model takes text alone"
@@ -96,7 +97,7 @@ def sampling_params(given: pb.SamplingParams) -> SamplingParams:
         n=given.n or 1,
         logprobs=given.logprobs if given.HasField("logprobs") else None,
         prompt_logprobs=given.prompt_logprobs if given.HasField("prompt_logprobs") else None,
-        seed=given.seed & SEED_MASK if given.HasField("seed") else None,
+        seed=unsigned_seed(given.seed) if given.HasField("seed") else None,
         logit_bias=dict(given.logit_bias) or None,
     )
 
