@@ -66,6 +66,11 @@ class Load:
     streams: int
     max_batch: int
 
+    @property
+    def page_usage(self) -> float:
+        """Pages that sequences hold of all, from 0 to 1."""
+        return self.pages_used / max(1, self.pages_total)
+
 
 class Front:
     """Takes calls in, and gives each a Stream. One event loop, one front; everything but `metrics` is used in that
@@ -126,6 +131,11 @@ class Front:
     def on_ended(self, watcher: Callable[[Call, Stream], None]) -> None:
         """Calls this in the loop with each call that was let in, once the engine has let go of it."""
         self._watchers.append(watcher)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model, the first one above all."""
+        return self.served_names or (self.card.name,)
 
     # Lifetime
 
@@ -197,6 +207,10 @@ class Front:
         except BaseException as error:
             self.counters.refused[status_of(error).kind] += 1
             raise
+
+    def has(self, id: str, *, tenant: str = "") -> bool:
+        """Whether a call of this tenant by this name is under way."""
+        return (tenant, id) in self._streams
 
     def cancel(self, id: str, *, tenant: str = "") -> bool:
         """Ends a call of this tenant; whether there was one. Cancelling again does nothing."""

@@ -101,12 +101,11 @@ class Probes:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        names = self._front.served_names or (self._front.card.name,)
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in names]})
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._front.names]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        names, name = self._front.served_names or (self._front.card.name,), request.path_params["name"]
+        names, name = self._front.names, request.path_params["name"]
         if name not in names:
             return error_response(UnknownModelError(f"model is {name[:200]!r}, expected one of: {', '.join(names)}"))
         return JSONResponse(self._model(name))

@@ -1,12 +1,12 @@
 """What stands before every request: who may ask, and how loaded the server was when it answered."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..front import AuthenticationError, ForbiddenError, status_of
+from ..front import AuthenticationError, ForbiddenError, Front, status_of
 from ..front.counters import FrontCounters
 from ..telemetry.orca import REQUEST_HEADER, RESPONSE_HEADER, LoadReport
 from .completions import TENANT
@@ -61,7 +61,7 @@ class LoadReports:
         front: whose load it is.
     """
 
-    def __init__(self, app: ASGIApp, front: Any) -> None:
+    def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app
         self._front = front
 

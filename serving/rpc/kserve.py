@@ -96,7 +96,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                 state="READY" if ready else "UNAVAILABLE",
                 reason="" if ready else str(self._front.state),
             )
-            for name in self._front.served_names or (self._front.card.name,)
+            for name in self._front.names
         ]
         return pb.RepositoryIndexResponse(models=models if ready or not request.ready else [])
 
@@ -163,7 +163,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         if model_version not in ("", VERSION):
             raise UnknownModelError(f"version is {model_version[:64]!r}, expected {VERSION!r}, or none")
         self._front.check_model(name)
-        return name or (*self._front.served_names, self._front.card.name)[0]
+        return name or self._front.names[0]
 
 
 def _refusing(method: str, reason: str) -> Callable[[InferenceService, Message, Context], Awaitable[None]]:

@@ -25,17 +25,14 @@ class ModelsService(models_pb2_grpc.ModelsServicer):
         """Lets a server answer for it."""
         models_pb2_grpc.add_ModelsServicer_to_server(self, server)
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return self._front.served_names or (self._front.card.name,)
-
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[model_message(self._front.card, name) for name in self._names])
+        return pb.ListModelsResponse(models=[model_message(self._front.card, name) for name in self._front.names])
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        name = request.name or self._names[0]
-        if name not in self._names:
-            raise UnknownModelError(f"name is {name[:100]!r}, expected one of those served: {', '.join(self._names)}")
+        names = self._front.names
+        name = request.name or names[0]
+        if name not in names:
+            raise UnknownModelError(f"name is {name[:100]!r}, expected one of those served: {', '.join(names)}")
         return pb.GetModelResponse(model=model_message(self._front.card, name))
 
 

@@ -19,7 +19,7 @@ def model_info(front: Front) -> pb.GetModelInfoResponse:
         max_context_length=card.context,
         vocab_size=card.vocab_size,
         supports_vision=False,
-        served_model_name=front.served_names[0] if front.served_names else card.name,
+        served_model_name=front.names[0],
         model_type=card.family,
         eos_token_ids=sorted(card.eos_ids),
         bos_token_id=-1 if card.bos_id is None else card.bos_id,
@@ -50,7 +50,6 @@ def server_info(front: Front, last_request: float, uptime: float) -> pb.GetServe
 def loads(front: Front) -> pb.GetLoadsResponse:
     """How busy the server is."""
     load, metrics = front.load(), front.metrics
-    usage = load.pages_used / load.pages_total if load.pages_total else 0.0
     queried = metrics.prefix_query_tokens
     entry = pb.SchedulerLoad(
         num_running_reqs=load.running,
@@ -58,7 +57,7 @@ def loads(front: Front) -> pb.GetLoadsResponse:
         num_total_reqs=load.running + load.waiting,
         num_used_tokens=load.pages_used * metrics.page_size,
         max_total_num_tokens=load.pages_total * metrics.page_size,
-        token_usage=usage,
+        token_usage=load.page_usage,
         cache_hit_rate=metrics.prefix_hit_tokens / queried if queried else 0.0,
         utilization=min(1.0, load.running / load.max_batch) if load.max_batch else 0.0,
         max_running_requests=load.max_batch,

@@ -2,51 +2,48 @@
 them: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/ (status: development)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..bounds import OTEL_REQUEST, OTEL_TOKEN, OTEL_TTFT
+from ..front import Front
 from ..metrics import Histogram
-from .exported import Exported, Labels
+from .exported import Family, Labels
 from .operations import OPERATIONS, PROVIDER
 
 
-def _constant(front: Any) -> dict[str, str]:
+def _constant(front: Front) -> dict[str, str]:
     names = {"gen_ai_provider_name": PROVIDER, "gen_ai_request_model": front.card.name}
     return {**names, "gen_ai_response_model": front.card.name}
 
 
-def _durations(front: Any) -> Mapping[Labels, Histogram]:
+def _durations(front: Front) -> Mapping[Labels, Histogram]:
     durations = front.metrics.durations.copy()
     return {(OPERATIONS[kind], error): histogram for (kind, error), histogram in durations.items()}
 
 
+_FAMILY = Family("gen_ai_server_", _constant)
+
 GEN_AI = (
-    Exported(
-        "gen_ai_server_request_duration_seconds",
-        "histogram",
+    _FAMILY.histogram(
+        "request_duration_seconds",
         "From a request's arrival to its last token. `error_type` is empty unless it failed.",
+        OTEL_REQUEST,
         _durations,
-        labels=("gen_ai_operation_name", "error_type"),
-        constant=_constant,
-        bounds=OTEL_REQUEST,
+        "gen_ai_operation_name",
+        "error_type",
     ),
-    Exported(
-        "gen_ai_server_time_to_first_token_seconds",
-        "histogram",
+    _FAMILY.histogram(
+        "time_to_first_token_seconds",
         "From a request's arrival to its first token, the wait in the queue included.",
+        OTEL_TTFT,
         lambda front: {(OPERATIONS["generate"],): front.metrics.ttft},
-        labels=("gen_ai_operation_name",),
-        constant=_constant,
-        bounds=OTEL_TTFT,
+        "gen_ai_operation_name",
     ),
-    Exported(
-        "gen_ai_server_time_per_output_token_seconds",
-        "histogram",
+    _FAMILY.histogram(
+        "time_per_output_token_seconds",
         "Mean time per token behind the first: (last token - first token) / (tokens - 1) of each complete answer with "
         "two tokens or more.",
+        OTEL_TOKEN,
         lambda front: {(OPERATIONS["generate"],): front.metrics.token_time},
-        labels=("gen_ai_operation_name",),
-        constant=_constant,
-        bounds=OTEL_TOKEN,
+        "gen_ai_operation_name",
     ),
 )

@@ -9,7 +9,8 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from ..front import Front
 
 REQUEST_HEADER = "endpoint-load-metrics-format"
 RESPONSE_HEADER = "endpoint-load-metrics"
@@ -28,11 +29,11 @@ class LoadReport:
     named: Mapping[str, float]
 
     @classmethod
-    def of(cls, front: Any) -> "LoadReport":
+    def of(cls, front: Front) -> "LoadReport":
         """How loaded a Front is now."""
         load, metrics = front.load(), front.metrics
         named = {
-            "kv_cache_utilization": load.pages_used / max(1, load.pages_total),
+            "kv_cache_utilization": load.page_usage,
             "max_token_capacity": float(load.pages_total * metrics.page_size),
             "num_requests_running": float(load.running),
             "num_requests_waiting": float(load.waiting),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -11,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from ..front import Front
 from ..metrics import Histogram
 from .exported import Exported
 from .exports import EXPORTS
@@ -25,7 +25,7 @@ class FrontCollector(Collector):
         front: what is looked at.
     """
 
-    def __init__(self, front: Any) -> None:
+    def __init__(self, front: Front) -> None:
         self._front = front
 
     def describe(self) -> Iterator[Metric]:
@@ -44,7 +44,7 @@ class Exposition:
         process: whether to add the process's memory, CPU seconds and file descriptors.
     """
 
-    def __init__(self, front: Any, *, process: bool = True) -> None:
+    def __init__(self, front: Front, *, process: bool = True) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(FrontCollector(front))
         if process:
@@ -60,7 +60,7 @@ class Exposition:
         return encode(self._registry), content_type
 
 
-def _family(exported: Exported, front: Any) -> Metric:
+def _family(exported: Exported, front: Front) -> Metric:
     constant = dict(exported.constant(front)) if exported.constant is not None else {}
     names = [*constant, *exported.labels]
     found = exported.read(front)
