@@ -288,7 +288,7 @@ class Front:
         self.check_model(call.model)
         id = call.id or f"req-{secrets.token_hex(12)}"
         key = call.tenant, id  # what others call their requests is none of a tenant's business
-        if key in self._streams:
+        if self.has(id, tenant=call.tenant):
             raise DuplicateIdError(f"a request with the id {id!r} is running: choose another, or leave it out")
         if 0.0 in (call.timeout, call.queue_timeout):
             raise DeadlineError("the time given was over when the request arrived")

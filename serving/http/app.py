@@ -15,13 +15,10 @@ from ..front import Front, State, UnknownModelError
 from ..telemetry.prometheus import Exposition
 from .completions import Completions
 from .errors import HttpError, error_response
-from .exchange import Endpoint
+from .exchange import BODY_SECONDS, MAX_BODY, Endpoint
 from .guards import Authenticate, Authentication, LoadReports
 from .status_page import StatusPage
 
-MAX_BODY = 4 * 2**20
-"""Reading a body keeps the loop, and everybody's tokens, waiting: up to 70 ms a megabyte. A megatoken of text fits."""
-BODY_SECONDS = 30.0
 _ALIVE = (State.STARTING, State.READY, State.DRAINING)
 
 
@@ -39,7 +36,7 @@ def build_app(
     Args:
         front: what answers.
         authenticate: who a bearer token belongs to; None lets everybody in.
-        protect_metrics: whether /metrics and the status page need a token too; probes never do.
+        protect_metrics: whether /metrics and what the status page draws need a token too; probes never do.
         max_body: bytes of a request.
         body_seconds: within which a request's body must come.
         routes: of others, such as batch jobs; those below /v1 are protected as well.

@@ -19,6 +19,7 @@ from ..batch_jobs.files import NoSuchError
 from ..batch_jobs.jobs import JobManager
 from .completions import TENANT
 from .errors import HttpError, error_response, invalid_body
+from .exchange import BODY_SECONDS, read_body
 
 MAX_FILE = 2**30
 """Bytes of a file that is sent."""
@@ -42,10 +43,11 @@ class Batches:
     Args:
         manager: what keeps and runs them.
         max_file: bytes of a file that is sent.
+        pause_seconds: after which a file that stopped coming is given up.
     """
 
-    def __init__(self, manager: JobManager, *, max_file: int = MAX_FILE) -> None:
-        self._manager, self._max_file = manager, max_file
+    def __init__(self, manager: JobManager, *, max_file: int = MAX_FILE, pause_seconds: float = BODY_SECONDS) -> None:
+        self._manager, self._max_file, self._pause_seconds = manager, max_file, pause_seconds
 
     def routes(self) -> Sequence[BaseRoute]:
         """For build_app."""
@@ -84,24 +86,32 @@ class Batches:
         def on_field(field: Any) -> None:
             fields[field.field_name.decode("utf-8", "replace")] = (field.value or b"").decode("utf-8", "replace")
 
+        def on_file(file: Any) -> None:
+            sent.append(file)
+            if len(sent) > 1:  # each holds memory or a descriptor until the form is done with
+                raise _one_file("more than one")
+
         config: dict[str, Any] = {"UPLOAD_DIR": str(path.parent), "MAX_FIELDS": 16, "MAX_FIELD_SIZE": 4096}
         kind = request.headers.get("content-type", "")
         try:
-            parser: FormParser = create_form_parser(
-                {"Content-Type": kind.encode()}, on_field, sent.append, config=config
-            )
-            size = 0
-            async for part in request.stream():
-                size += len(part)
-                if size > self._max_file:
-                    message = f"the file has more than {self._max_file} bytes, which is the limit"
-                    raise HttpError(413, message, "file_too_large")
-                await asyncio.to_thread(parser.write, part)
+            parser: FormParser = create_form_parser({"Content-Type": kind.encode()}, on_field, on_file, config=config)
+            size, loop = 0, asyncio.get_running_loop()
+            async with asyncio.timeout(self._pause_seconds) as pause:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > self._max_file:
+                        message = f"the file has more than {self._max_file} bytes, which is the limit"
+                        raise HttpError(413, message, "file_too_large")
+                    await asyncio.to_thread(parser.write, part)
+                    pause.reschedule(loop.time() + self._pause_seconds)
             parser.finalize()
+        except TimeoutError:
+            message = f"nothing of the file came for {self._pause_seconds:g} s"
+            raise HttpError(408, message, "body_timeout") from None
         except FormParserError as error:
             raise HttpError(400, f"the body is no form of multipart/form-data ({error})", "invalid_form") from error
-        if len(sent) != 1 or sent[0].field_name != b"file":
-            raise InvalidParameterError("file", f"{len(sent)} files", "one, named file")
+        if not sent or sent[0].field_name != b"file":
+            raise _one_file("none" if not sent else "one of another name")
         file = sent[0]
         await asyncio.to_thread(_keep, file, path)
         return (file.file_name or b"file").decode("utf-8", "replace")[:256], fields.get("purpose", "")
@@ -125,7 +135,7 @@ class Batches:
 
     async def _create(self, request: Request) -> Response:
         try:
-            body = BatchBody.model_validate_json(await request.body())
+            body = BatchBody.model_validate_json(await read_body(request))
         except ValidationError as error:
             raise invalid_body(error) from None
         create = partial(self._manager.create, body.input_file_id, body.endpoint, metadata=body.metadata)
@@ -140,6 +150,10 @@ class Batches:
 
     async def _cancel(self, request: Request) -> Response:
         return JSONResponse(self._manager.cancel(request.path_params["id"], _tenant(request)).to_dict())
+
+
+def _one_file(given: str) -> InvalidParameterError:
+    return InvalidParameterError("file", given, "one file of the form, in the field file")
 
 
 def _tenant(request: Request) -> str:

@@ -12,20 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from ...backends.errors import DistaffError, UsageError
+from ...backends.errors import UsageError
 from ..front import (
     Admitted,
     Call,
-    CancelledByClientError,
-    DeadlineError,
     Delta,
-    DrainingError,
-    DuplicateIdError,
     Event,
     Finished,
     Front,
     Reason,
-    SlowReaderError,
     Stream,
 )
 from ..front.call import MAX_ID_LEN
@@ -42,11 +37,6 @@ TENANT = "distaff.tenant"
 """Where a guard leaves in the scope who calls."""
 _DONE = b"data: [DONE]\n\n"
 _MANY_TOKENS = 2000
-_CUT: dict[Reason, type[DistaffError]] = {
-    Reason.CANCELLED: CancelledByClientError,
-    Reason.DEADLINE: DeadlineError,
-    Reason.SLOW_READER: SlowReaderError,
-}
 
 
 class Completions:
@@ -109,12 +99,10 @@ class Completions:
         headers = request.headers
         told = headers.get("x-request-id", "")
         caller = {"tenant": request.scope.get(TENANT, ""), "traceparent": headers.get("traceparent")}
-        if call.id or not told or len(told) > MAX_ID_LEN or not told.isprintable():
-            return await self._front.open(replace(call, **caller))
-        try:
-            return await self._front.open(replace(call, id=told, **caller))
-        except DuplicateIdError:  # a proxy that tries again: the id is its own, and no reason to refuse
-            return await self._front.open(replace(call, **caller))
+        taken = self._front.has(told, tenant=caller["tenant"])  # by a proxy's first try, or by another prompt
+        if not (call.id or taken or len(told) > MAX_ID_LEN) and told.isprintable():
+            call = replace(call, id=told)
+        return await self._front.open(replace(call, **caller))
 
     async def _collect(
         self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, body: CompletionBody | ChatBody
@@ -134,7 +122,7 @@ class Completions:
                         answer = answers[at * n + event.index]
                         answer.reason, answer.stopped_by = event.reason, event.stopped_by
                         if not event.reason.is_complete:
-                            raise cut_error(event.reason, streams[at])
+                            raise streams[at].cause_error()
         prompts: dict[int, PromptLogprobs] = {}
         for at, stream in enumerate(streams):
             result = await stream.result()
@@ -184,8 +172,10 @@ class _Writer:
         self, merged: "AsyncIterator[list[tuple[int, Event]]]", admitted: "list[tuple[int, Event]]"
     ) -> None:
         shape, exchange = self._shape, self._exchange
-        seeds = [event.params.seed for _, event in admitted if isinstance(event, Admitted)]
-        headers = response_headers(self._streams[:1], seeds)
+        # The head goes out with the first prompt that has a slot: the seeds of others may not be drawn yet.
+        firsts = admitted if len(self._streams) == 1 else []
+        seeds = [event.params.seed for _, event in firsts if isinstance(event, Admitted)]
+        headers = response_headers(self._streams, seeds)
         await exchange.begin("text/event-stream; charset=utf-8", {"cache-control": "no-cache", **headers})
         try:
             begun = [shape.begin(index) for index in range(len(self._streams) * self._n)]
@@ -212,7 +202,7 @@ class _Writer:
                 parts.append(sse(self._shape.chunk([self._shape.delta(at * self._n + event.index, event)])))
             elif isinstance(event, Finished):
                 if not event.reason.is_complete:
-                    raise cut_error(event.reason, self._streams[at])
+                    raise self._streams[at].cause_error()
                 choice = self._shape.end(at * self._n + event.index, event.reason, event.stopped_by)
                 parts.append(sse(self._shape.chunk([choice])))
         return parts
@@ -263,15 +253,6 @@ def response_headers(streams: Sequence[Stream], seeds: Sequence[int | None]) -> 
     headers = {"x-request-id": ",".join(stream.id for stream in streams[:16])}
     drawn = [str(seed) for seed in seeds[:16] if seed is not None]
     return {**headers, "x-distaff-seed": ",".join(drawn)} if drawn else headers
-
-
-def cut_error(reason: Reason, stream: Stream) -> DistaffError:
-    """Why an answer is no answer, for a client that has no word for it."""
-    done = f"after {stream.usage.completion_tokens} tokens"
-    if reason is Reason.DRAINED:
-        return DrainingError(f"the server went down {done}", 1.0)
-    kind = _CUT.get(reason)
-    return DistaffError("the answer failed") if kind is None else kind(f"the answer was cut {done}: {reason.value}")
 
 
 def _parse[B: (CompletionBody, ChatBody)](kind: type[B], body: bytes) -> B:

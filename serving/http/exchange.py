@@ -11,6 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from .errors import HttpError, error_response
 
+MAX_BODY = 4 * 2**20
+"""Reading a body keeps the loop, and everybody's tokens, waiting: up to 70 ms a megabyte. A megatoken of text fits."""
+BODY_SECONDS = 30.0
+
 type Work = Callable[["Exchange"], Awaitable[None]]
 
 
@@ -52,8 +56,7 @@ class Endpoint:
 
     Args:
         work: reads the exchange's body and answers it. Where it raises before it has begun to, the error is the answer.
-        max_body: bytes.
-        body_seconds: within which the whole body must come.
+        max_body, body_seconds: as read_body has them.
     """
 
     def __init__(self, work: Work, *, max_body: int, body_seconds: float) -> None:
@@ -64,13 +67,8 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            async with asyncio.timeout(self._body_seconds):
-                body = await self._read(request)
+            body = await read_body(request, max_body=self._max_body, body_seconds=self._body_seconds)
         except ClientDisconnect:
-            return
-        except TimeoutError:
-            slow = HttpError(408, f"the body did not come within {self._body_seconds:g} s", "body_timeout")
-            await error_response(slow)(scope, receive, send)
             return
         except HttpError as error:
             await error_response(error)(scope, receive, send)
@@ -83,27 +81,37 @@ class Endpoint:
                 raise
             await error_response(error)(scope, receive, send)
 
-    async def _read(self, request: Request) -> bytes:
-        """
-        Raises:
-            HttpError: it is longer than allowed, or of a type that nobody reads.
-        """
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise HttpError(415, f"the content type is {kind[:80]!r}, expected application/json", "content_type")
-        told = request.headers.get("content-length", "")
-        size = int(told) if told.isdecimal() else 0
-        body = bytearray()
-        if size <= self._max_body:
-            async for part in request.stream():
-                body += part
-                size = len(body)
-                if size > self._max_body:
-                    break
-        if size > self._max_body:
-            message = f"the body has more than {self._max_body} bytes, which is the limit"
-            raise HttpError(413, message, "body_too_large")
-        return bytes(body)
+
+async def read_body(request: Request, *, max_body: int = MAX_BODY, body_seconds: float = BODY_SECONDS) -> bytes:
+    """The body of a request, which is JSON.
+
+    Args:
+        max_body: bytes.
+        body_seconds: within which all of it must come.
+
+    Raises:
+        HttpError: it is longer than allowed, slower, or of a type that nobody reads.
+        ClientDisconnect: the client went away.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HttpError(415, f"the content type is {kind[:80]!r}, expected application/json", "content_type")
+    told = request.headers.get("content-length", "")
+    size = int(told) if told.isdecimal() else 0
+    body = bytearray()
+    try:
+        async with asyncio.timeout(body_seconds):
+            if size <= max_body:
+                async for part in request.stream():
+                    body += part
+                    size = len(body)
+                    if size > max_body:
+                        break
+    except TimeoutError:
+        raise HttpError(408, f"the body did not come within {body_seconds:g} s", "body_timeout") from None
+    if size > max_body:
+        raise HttpError(413, f"the body has more than {max_body} bytes, which is the limit", "body_too_large")
+    return bytes(body)
 
 
 async def until_disconnect(work: Awaitable[None], receive: Receive) -> None:

@@ -78,13 +78,36 @@ def test_a_large_file_goes_to_the_disk(tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+def test_what_does_not_end_is_not_waited_for(tmp_path: Path) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nb'
+        await asyncio.sleep(5)
+
+    async def large() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 2**20
+
+    async def ask() -> None:
+        async with asking(tmp_path, pause_seconds=0.05) as (_, client):
+            headers = {"content-type": "multipart/form-data; boundary=x"}
+            paused = await client.post("/v1/files", content=slow(), headers=headers)
+            assert paused.status_code == 408 and "0.05 s" in paused.json()["error"]["message"]
+            assert list((tmp_path / "files").iterdir()) == []
+            refused = await client.post("/v1/batches", content=large(), headers={"content-type": "application/json"})
+            assert refused.status_code == 413
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     async def ask() -> None:
         async with asking(tmp_path) as (_, client):
             form: dict[str, Any] = {"files": {"file": ("in.jsonl", b"{}\n")}}
             for response, code, told in (
                 (await client.post("/v1/files", **form, data={"purpose": "fine-tune"}), 400, "purpose is 'fine-tune'"),
-                (await client.post("/v1/files", data={"purpose": "batch"}), 400, "file is"),
+                (await client.post("/v1/files", data={"purpose": "batch"}), 400, "file is 'none'"),
+                (await client.post("/v1/files", files=[("file", ("a", b"b"))] * 2), 400, "file is 'more than one'"),
+                (await client.post("/v1/files", files={"other": ("a", b"b")}), 400, "file is 'one of another name'"),
                 (await client.post("/v1/files", content=b"x", headers={"content-type": "text/plain"}), 400, "no form"),
                 (
                     await client.post("/v1/batches", json={"endpoint": "/v1/completions"}),

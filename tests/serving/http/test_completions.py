@@ -246,6 +246,20 @@ def test_ids_are_those_that_the_client_gave(told: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_an_id_of_the_header_names_the_first_of_several_prompts(stream: bool) -> None:
+    async def check() -> None:
+        async with asking() as (served, client):
+            body = {"prompt": ["a", "b", "c"], "max_tokens": 2, "seed": 5, "stream": stream}
+            response = await client.post("/v1/completions", json=body, headers={"x-request-id": "mine"})
+            first, *others = response.headers["x-request-id"].split(",")
+            assert response.status_code == 200 and first == "mine" and len(set(others)) == 2
+            assert response.headers.get("x-distaff-seed") == (None if stream else "5,5,5")
+            assert served.front.counters.refused == {}, "a name that is taken is replaced, not refused"
+
+    run(check())
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_ends_its_request(stream: bool) -> None:
     async def check() -> None:
         async with listening() as (served, client, _):
