@@ -16,11 +16,17 @@ type Context = Any
 _log = logging.getLogger(__name__)
 
 
-async def abort(context: Context, error: BaseException) -> NoReturn:
-    """Ends an RPC with the status of an error. What nobody foresaw goes to the log, and not to the client."""
+def told(error: BaseException) -> Status:
+    """What a client is told of an error; one that nobody foresaw goes to the log."""
     status = status_of(error)
     if status.grpc == "INTERNAL":
         _log.error("a request failed: %r", error, exc_info=error)
+    return status
+
+
+async def abort(context: Context, error: BaseException) -> NoReturn:
+    """Ends an RPC with the status of an error."""
+    status = told(error)
     await context.abort_with_status(rpc_status.to_status(detailed(status)))
     raise AssertionError("abort_with_status raises")
 

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 import grpc
 
 from ...backends.errors import InvalidParameterError
-from ..front import Delta, Finished, Front, OverloadedError, Reason, Stream, status_of
+from ..front import Delta, Finished, Front, OverloadedError, Reason, Stream
 from ..results import Completion, Embedding, Score
 from .callers import current
 from .chunks import Chunks
-from .failures import Context
+from .failures import Context, told
 from .native_events import (
     admitted_event,
     delta_event,
@@ -124,7 +124,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             if stream.cause is not None:
                 raise stream.cause_error()
         except Exception as failure:
-            status = status_of(failure)
+            status = told(failure)
             error = inference_pb2.ItemError(
                 code=status.grpc,
                 message=status.message,

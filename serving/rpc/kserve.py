@@ -1,6 +1,5 @@
 """The service inference.GRPCInferenceService: the Open Inference Protocol (KServe v2) with Triton's additions."""
 
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -10,12 +9,12 @@ import grpc
 from google.protobuf.message import Message
 
 from ...backends.errors import InvalidParameterError
-from ..front import Front, State, UnknownModelError, status_of
+from ..front import Front, State
 from .compatible import called
-from .failures import Context
+from .failures import Context, told
 from .kserve_answer import Answer
 from .kserve_model import PLATFORM, Statistics, configuration, metadata
-from .kserve_request import VERSION, read_request
+from .kserve_request import VERSION, check_version, read_request
 from .kserve_stream import Send, serve_stream
 from .protos.kserve import inference_pb2 as pb
 from .protos.kserve import inference_pb2_grpc
@@ -38,8 +37,6 @@ UNIMPLEMENTED = {
     "TraceSetting": _NO_SETTINGS,
     "LogSettings": _NO_SETTINGS,
 }
-
-_log = logging.getLogger(__name__)
 
 
 class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -118,12 +115,9 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                     async for message in messages:
                         await send(pb.ModelStreamInferResponse(infer_response=message))
             except Exception as error:
-                status = status_of(error)
-                if status.grpc == "INTERNAL":
-                    _log.error("a request failed: %r", error, exc_info=error)
                 failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 failed.parameters["triton_final_response"].bool_param = True
-                await send(pb.ModelStreamInferResponse(error_message=status.message, infer_response=failed))
+                await send(pb.ModelStreamInferResponse(error_message=told(error).message, infer_response=failed))
 
         async with aclosing(serve_stream(request_iterator, serve)) as messages:
             async for message in messages:
@@ -134,12 +128,17 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> AsyncGenerator[pb.ModelInferResponse]:
         """What answers a request. An answer cut short from outside ends with an error."""
         started, answered = time.monotonic(), False
+
+        def passed() -> float:
+            return time.monotonic() - started
+
         try:
             asked = read_request(request)
             if asked.stream and not streams:
                 raise InvalidParameterError("stream", True, "False: several messages come by ModelStreamInfer")
             answer = Answer(asked, self._spell)
             async with await self._front.open(called(asked.call, context)) as stream:
+                opened = passed()
                 async for event in stream:
                     message = answer.add(event)
                     if message is not None:
@@ -147,11 +146,11 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             if stream.cause is not None:
                 raise stream.cause_error()
             answered = True
-            self._statistics.succeeded(stream.timings, time.monotonic() - started)
+            self._statistics.succeeded(stream.timings, opened, passed())
             yield answer.last(stream.prompt_token_ids)
         finally:
             if not answered:
-                self._statistics.failed(time.monotonic() - started)
+                self._statistics.failed(passed())
 
     def _spell(self, token: int) -> str:
         """The text of a token, "" where the model has no tokenizer."""
@@ -160,8 +159,7 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _name(self, name: str, model_version: str) -> str:
         """The name of the model that is asked for; "" is the one served."""
-        if model_version not in ("", VERSION):
-            raise UnknownModelError(f"version is {model_version[:64]!r}, expected {VERSION!r}, or none")
+        check_version(model_version)
         self._front.check_model(name)
         return name or self._front.names[0]
 

@@ -1,7 +1,6 @@
 """The model in the words of the KServe protocol: its metadata, its configuration, and how its requests fared."""
 
 import time
-from collections.abc import Callable
 
 from ..front import ModelCard
 from ..results import Timings
@@ -48,25 +47,28 @@ def configuration(name: str, card: ModelCard) -> pb.ModelConfig:
 
 
 class Statistics:
-    """Counts the requests that came through this protocol.
+    """Counts the requests that came through this protocol."""
 
-    Args:
-        clock: seconds since 1970.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._stats = pb.InferStatistics()
         self._last = 0.0
 
-    def succeeded(self, timings: Timings, seconds: float) -> None:
-        """A request was answered, `seconds` after it came."""
-        self._last = self._clock()
+    def succeeded(self, timings: Timings, opened: float, seconds: float) -> None:
+        """A request was answered. Its parts fill the whole time: input is to read and tokenise it, infer from its first
+        step to its last token, output the rest: what was still to be written then.
+
+        Args:
+            timings: of the engine, which had it from `opened` on.
+            opened: seconds after it came.
+            seconds: until its end.
+        """
+        self._last = time.time()
+        infer = timings.ttft - timings.queue + timings.decode
         _add(self._stats.success, seconds)
         _add(self._stats.queue, timings.queue)
-        _add(self._stats.compute_input, timings.prefill)
-        _add(self._stats.compute_infer, timings.decode)
-        _add(self._stats.compute_output, 0.0)
+        _add(self._stats.compute_input, opened)
+        _add(self._stats.compute_infer, infer)
+        _add(self._stats.compute_output, seconds - opened - timings.queue - infer)
 
     def failed(self, seconds: float) -> None:
         """A request was refused, failed, or was given up."""

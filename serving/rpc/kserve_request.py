@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...backends.errors import InvalidParameterError
-from ..front import Call
+from ..front import Call, UnknownModelError
 from .compatible import RefusedFieldError, listed
 from .kserve_parameters import REFUSED, read_json, read_sampling
 from .kserve_tensors import INPUTS, OUTPUTS, read_tensor
@@ -56,13 +56,21 @@ class Asked:
         return self.call.params.n
 
 
+def check_version(version: str) -> None:
+    """
+    Raises:
+        UnknownModelError: there is no such version; "" is any.
+    """
+    if version not in ("", VERSION):
+        raise UnknownModelError(f"model_version is {version[:64]!r}, expected {VERSION!r}, or none")
+
+
 def read_request(request: pb.ModelInferRequest) -> Asked:
     """
     Raises:
         DistaffError: it names the input, output or parameter that cannot be honoured.
     """
-    if request.model_version not in ("", VERSION):
-        raise InvalidParameterError("model_version", request.model_version, f'"{VERSION}", or none')
+    check_version(request.model_version)
     inputs = _inputs(request)
     parameters, more = _parameters(request.parameters)
     prompt = _prompt(inputs)

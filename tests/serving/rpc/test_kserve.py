@@ -299,7 +299,8 @@ def test_what_it_says_of_its_model() -> None:
 
 def test_statistics_move() -> None:
     async def test() -> None:
-        async with triton() as (_, stub):
+        async with triton() as (served, stub):
+            served.programs.step_seconds = 0.005
 
             async def statistics() -> Any:
                 return (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="m"))).model_stats[0]
@@ -312,7 +313,10 @@ def test_statistics_move() -> None:
             assert after.inference_count == after.execution_count == after.batch_stats[0].compute_infer.count == 2
             stats = after.inference_stats
             assert (stats.success.count, stats.fail.count, stats.queue.count) == (2, 1, 2)
-            assert 0 < stats.compute_input.ns + stats.compute_infer.ns <= stats.success.ns
+            # Two answers of 8 tokens, each a step of 5 ms and more; the parts are the whole.
+            assert stats.compute_infer.ns >= 2 * 8 * 5e6 and stats.compute_input.ns > 0
+            parts = stats.queue.ns + stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
+            assert parts == pytest.approx(stats.success.ns, rel=0.05)
             assert after.last_inference > 1.7e12
 
     run(test())
