@@ -1,15 +1,12 @@
-"""What the services of other servers' protocols share: how they refuse, and who calls."""
+"""What the services of other servers' protocols share: how they refuse."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import Message
 
 from ...backends.errors import UnsupportedError
-from ..front import Call, ForbiddenError
+from ..front import ForbiddenError
 from .callers import current
-from .failures import Context
-from .native_request import metadata, time_left
 
 
 class RefusedFieldError(UnsupportedError):
@@ -43,17 +40,6 @@ def refuse(message: Message, reasons: Mapping[str, str], prefix: str = "") -> No
 def listed(names: Iterable[str]) -> str:
     """Names in a sentence."""
     return ", ".join(sorted(names))
-
-
-def called(call: Call, context: Context) -> Call:
-    """The call with what the transport knows of it: how long its client waits, who that is, and its trace."""
-    timeouts = [seconds for seconds in (call.timeout, time_left(context)) if seconds is not None]
-    return dataclasses.replace(
-        call,
-        timeout=min(timeouts, default=None),
-        tenant=current.get().tenant,
-        traceparent=metadata(context, "traceparent"),
-    )
 
 
 def only_for_admins(method: str) -> None:

@@ -8,7 +8,7 @@ import grpc
 from ...backends.errors import InvalidParameterError
 from ..front import Delta, Finished, Front, OverloadedError, Reason, Stream
 from ..results import Completion, Embedding, Score
-from .callers import current
+from .callers import called, current
 from .chunks import Chunks
 from .failures import Context, told
 from .native_events import (
@@ -49,12 +49,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         inference_pb2_grpc.add_InferenceServicer_to_server(self, server)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
-        async with await self._front.open(generate_call(request, context)) as stream:
+        async with await self._front.open(called(generate_call(request), context)) as stream:
             await _send(stream, request.output, context.write)
         await _end(stream, context)
 
     async def GenerateUnary(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
-        async with await self._front.open(generate_call(request, context)) as stream:
+        async with await self._front.open(called(generate_call(request), context)) as stream:
             completion = await stream.result()
         await _end(stream, context)
         assert isinstance(completion, Completion)
@@ -77,7 +77,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 workers.create_task(work())
 
     async def Score(self, request: inference_pb2.ScoreRequest, context: Context) -> inference_pb2.ScoreResponse:
-        async with await self._front.open(score_call(request, context)) as stream:
+        async with await self._front.open(called(score_call(request), context)) as stream:
             score = await stream.result()
         assert isinstance(score, Score)
         return inference_pb2.ScoreResponse(
@@ -91,7 +91,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         )
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Context) -> inference_pb2.EmbedResponse:
-        async with await self._front.open(embed_call(request, context)) as stream:
+        async with await self._front.open(called(embed_call(request), context)) as stream:
             embedding = await stream.result()
         assert isinstance(embedding, Embedding)
         return inference_pb2.EmbedResponse(
@@ -137,7 +137,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """An item waits for its place: the client has sent all it has, and cannot send it slower."""
         while True:
             try:
-                return await self._front.open(generate_call(request, context))
+                return await self._front.open(called(generate_call(request), context))
             except OverloadedError as error:
                 await asyncio.sleep(min(error.retry_after, _LONGEST_PAUSE))
 

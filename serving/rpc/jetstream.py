@@ -5,7 +5,8 @@ import grpc
 from ...backends.errors import InvalidParameterError
 from ..front import Call, Delta, Front, State
 from ..types import SamplingParams
-from .compatible import called, refuse
+from .callers import called
+from .compatible import refuse
 from .failures import Context
 from .protos.jetstream import jetstream_pb2 as pb
 from .protos.jetstream import jetstream_pb2_grpc

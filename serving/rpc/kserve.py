@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from ...backends.errors import InvalidParameterError
 from ..front import Front, State
-from .compatible import called
+from .callers import called
 from .failures import Context, told
 from .kserve_answer import Answer
 from .kserve_model import PLATFORM, Statistics, configuration, metadata

@@ -7,8 +7,6 @@ from ...backends.errors import InvalidParameterError
 from ..front import Call, Chat, InvalidPromptError
 from ..front.call import MAX_SECONDS
 from ..types import Kind, SamplingParams
-from .callers import current
-from .failures import Context
 from .protos.distaff.v1 import generation_pb2 as pb
 from .protos.distaff.v1 import inference_pb2
 
@@ -23,22 +21,22 @@ _LISTS = ("bad_words", "stop", "stop_token_ids")
 type _Prompted = pb.GenerateRequest | inference_pb2.ScoreRequest | inference_pb2.EmbedRequest
 
 
-def generate_call(request: pb.GenerateRequest, context: Context) -> Call:
+def generate_call(request: pb.GenerateRequest) -> Call:
     """
     Raises:
         UsageError: a field that cannot be honoured.
     """
     if request.output.chunk_tokens < 0:
         raise InvalidParameterError("output.chunk_tokens", request.output.chunk_tokens, "a whole number from 0")
-    return _call(request, context, params=sampling(request.sampling))
+    return _call(request, params=sampling(request.sampling))
 
 
-def score_call(request: inference_pb2.ScoreRequest, context: Context) -> Call:
+def score_call(request: inference_pb2.ScoreRequest) -> Call:
     """As generate_call."""
-    return _call(request, context, kind=Kind.SCORE, params=SamplingParams(prompt_logprobs=request.num_top))
+    return _call(request, kind=Kind.SCORE, params=SamplingParams(prompt_logprobs=request.num_top))
 
 
-def embed_call(request: inference_pb2.EmbedRequest, context: Context) -> Call:
+def embed_call(request: inference_pb2.EmbedRequest) -> Call:
     """As generate_call."""
     poolings: dict[int, Literal["mean", "last"]] = {
         inference_pb2.POOLING_UNSPECIFIED: "mean",
@@ -47,7 +45,7 @@ def embed_call(request: inference_pb2.EmbedRequest, context: Context) -> Call:
     }
     if request.pooling not in poolings:
         raise InvalidParameterError("pooling", request.pooling, "POOLING_MEAN or POOLING_LAST")
-    return _call(request, context, kind=Kind.EMBED, pooling=poolings[request.pooling])
+    return _call(request, kind=Kind.EMBED, pooling=poolings[request.pooling])
 
 
 def sampling(message: pb.SamplingParams) -> SamplingParams:
@@ -88,36 +86,18 @@ def chat_of(message: pb.Chat) -> Chat:
     return Chat(tuple(messages), variables)
 
 
-def _call(request: _Prompted, context: Context, **fields: Any) -> Call:
-    queue, total = _seconds(request, "queue_timeout_seconds"), _seconds(request, "total_timeout_seconds")
-    timeouts = [limit for limit in (total, time_left(context)) if limit is not None]
+def _call(request: _Prompted, **fields: Any) -> Call:
     return Call(
         _prompt(request),
         model=request.model,
         id=request.request_id,
         priority=request.priority,
-        queue_timeout=queue,
-        timeout=min(timeouts, default=None),
+        queue_timeout=_seconds(request, "queue_timeout_seconds"),
+        timeout=_seconds(request, "total_timeout_seconds"),
         cache_salt=request.cache.salt or None,
         use_prefix_cache=not request.cache.bypass,
-        tenant=current.get().tenant,
-        traceparent=metadata(context, "traceparent"),
         **fields,
     )
-
-
-def time_left(context: Context) -> float | None:
-    """Seconds that the client still waits, None for ever."""
-    left = context.time_remaining()
-    return None if left is None else max(0.0, left)
-
-
-def metadata(context: Context, key: str) -> str | None:
-    """A text that came with the call."""
-    for name, value in context.invocation_metadata() or ():
-        if name == key and isinstance(value, str):
-            return value
-    return None
 
 
 def _prompt(request: _Prompted) -> str | tuple[int, ...] | Chat:

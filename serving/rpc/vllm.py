@@ -12,8 +12,8 @@ from ...backends.errors import InvalidParameterError
 from ..front import Call, Chat, Finished, Front, State
 from ..generation import Result
 from ..results import Completion, Embedding
-from .callers import current
-from .compatible import called, only_for_admins, refuse
+from .callers import called, current
+from .compatible import only_for_admins, refuse
 from .failures import Context
 from .profiler import Profiler
 from .vllm_answer import Answer, input_logprobs
