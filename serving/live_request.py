@@ -86,7 +86,7 @@ class LiveRequest:
                 self._timings.ttft = now - self._arrival
                 self._timings.prefill = now - (self._started or now)
         else:
-            self._metrics.next_tokens(now - last)
+            self._metrics.next_token(now - last)
             self._timings.decoded_tokens += 1
             self._timings.decode = now - self._arrival - self._timings.ttft
         self._put(event)

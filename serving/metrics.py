@@ -135,11 +135,11 @@ class Phase:
 
 
 class Metrics:
-    """Counters, levels and histograms of one engine. Times are in seconds.
+    """Counters, levels and histograms of an engine, or of several that count together. Times are in seconds.
 
     Args:
-        max_batch: rows that fit a step, which batch occupancy is measured by.
-        num_pages: pages of the cache, all groups together.
+        max_batch: rows that fit a step of one of them, which batch occupancy is measured by.
+        num_pages: pages of one's cache, all groups together.
         page_size: positions of a page, 0 where nobody says.
     """
 
@@ -230,13 +230,11 @@ class Metrics:
             self.output_tokens += 1
             self.ttft.add(seconds)
 
-    def next_tokens(self, seconds: float, count: int = 1) -> None:
-        """`count` tokens of a sequence reached its stream, `seconds` after the one before them."""
+    def next_token(self, seconds: float) -> None:
+        """A token of a sequence reached its stream, `seconds` after the one before it."""
         with self._lock:
-            self.output_tokens += count
+            self.output_tokens += 1
             self.inter_token.add(seconds)
-            if count > 1:
-                self.inter_token.add(0.0, count - 1)
 
     def answered(self, seconds: float, count: int) -> None:
         """An answer of `count` tokens is complete, `seconds` after its first one."""

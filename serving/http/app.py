@@ -26,7 +26,6 @@ def build_app(
     front: Front,
     *,
     authenticate: Authenticate | None = None,
-    protect_metrics: bool = False,
     max_body: int = MAX_BODY,
     body_seconds: float = BODY_SECONDS,
     routes: Sequence[BaseRoute] = (),
@@ -35,8 +34,7 @@ def build_app(
 
     Args:
         front: what answers.
-        authenticate: who a bearer token belongs to; None lets everybody in.
-        protect_metrics: whether /metrics and what the status page draws need a token too; probes never do.
+        authenticate: who a bearer token belongs to, which everything below /v1 needs; None lets everybody in.
         max_body: bytes of a request.
         body_seconds: within which a request's body must come.
         routes: of others, such as batch jobs; those below /v1 are protected as well.
@@ -48,10 +46,7 @@ def build_app(
 
     middleware = [Middleware(LoadReports, front=front)]
     if authenticate is not None:
-        protected = ("/v1/", "/metrics", "/status") if protect_metrics else ("/v1/",)
-        middleware.append(
-            Middleware(Authentication, authenticate=authenticate, protected=protected, counters=front.counters)
-        )
+        middleware.append(Middleware(Authentication, authenticate=authenticate, counters=front.counters))
     return Starlette(
         routes=[
             Route("/", page.html),

@@ -12,6 +12,8 @@ from ..telemetry.orca import REQUEST_HEADER, RESPONSE_HEADER, LoadReport
 from .completions import TENANT
 from .errors import error_response
 
+_PROTECTED = "/v1/"
+
 
 class Caller(Protocol):
     """Whom a token belongs to."""
@@ -25,25 +27,21 @@ type Authenticate = Callable[[str | None], Caller]
 
 
 class Authentication:
-    """Middleware: paths below `protected` need a token.
+    """Middleware: what costs something, which is everything below /v1, needs a token.
 
     Args:
         app: what comes next.
         authenticate: who a token belongs to.
-        protected: beginnings of paths.
         counters: where those who were refused are counted.
     """
 
-    def __init__(
-        self, app: ASGIApp, authenticate: Authenticate, protected: tuple[str, ...], counters: FrontCounters
-    ) -> None:
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, counters: FrontCounters) -> None:
         self._app = app
         self._counters = counters
         self._authenticate = authenticate
-        self._protected = protected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(self._protected):
+        if scope["type"] == "http" and scope["path"].startswith(_PROTECTED):
             try:
                 scope[TENANT] = self._authenticate(Headers(scope=scope).get("authorization")).tenant
             except (AuthenticationError, ForbiddenError) as error:

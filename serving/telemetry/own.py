@@ -101,10 +101,11 @@ OWN = (
     _FAMILY.counter("steps", "Times that the weights were gone through.", _phases(lambda phase: phase.steps), "phase"),
     _FAMILY.counter(
         "step_rows",
-        "Sequences in each step, summed: rate(step_rows) / (rate(steps) * batch_rows) is the mean occupancy.",
+        "Sequences in each step, summed: rate(step_rows) / (rate(steps) * step_max_rows) is the mean occupancy.",
         _phases(lambda phase: phase.rows),
         "phase",
     ),
+    _FAMILY.gauge("step_max_rows", "Rows that fit a step, of one replica.", lambda front: front.metrics.max_batch),
     _FAMILY.counter("step_tokens", "Tokens computed.", _phases(lambda phase: phase.tokens), "phase"),
     _FAMILY.counter(
         "step_bucket_tokens",

@@ -129,7 +129,8 @@ def test_a_request_from_end_to_end() -> None:
     metrics.ran(plan([(100, 64, 36), (5, 20, 1)], 64), host=0.001, device=0.1, wait=0.09)
     metrics.first_token(0.5)
     metrics.ran(plan([(100, 100, 1), (5, 21, 1)], 4, num_steps=8), host=0.001, device=0.2, wait=0.1)
-    metrics.next_tokens(0.2, 8)
+    for seconds in (0.2, *[0.0] * 7):  # of one call of the device
+        metrics.next_token(seconds)
     metrics.preempted()
     metrics.compiled()
     metrics.compiled(unexpected=True)
@@ -196,7 +197,7 @@ def test_memory_stays_flat() -> None:
     metrics.finished("length", 1.0)
     before = size()
     for index in range(20_000):
-        metrics.next_tokens(index * 1e-4)
+        metrics.next_token(index * 1e-4)
         metrics.finished("length", index * 1e-3)
     assert size() == before
 
@@ -221,7 +222,7 @@ def test_readers_see_whole_numbers_while_one_writes() -> None:
     for reader in readers:
         reader.start()
     for index in range(5_000):
-        metrics.next_tokens(index * 1e-5)
+        metrics.next_token(index * 1e-5)
         metrics.finished("stop", 1.0)
     done.set()
     for reader in readers:
@@ -235,7 +236,7 @@ def test_engines_that_count_together_lose_nothing() -> None:
     def write(part: int) -> None:
         for _ in range(4_000):
             metrics.submitted(3)
-            metrics.next_tokens(0.01)
+            metrics.next_token(0.01)
             metrics.finished("length", 0.1, error=f"Error{part % 2}")
             metrics.levels(waiting=0, running=part, pages_used=1, part=part)
 
@@ -260,5 +261,5 @@ def test_a_token_costs_next_to_nothing() -> None:
     metrics = Metrics(max_batch=4, num_pages=10)
     start = time.process_time()
     for _ in range(10_000):
-        metrics.next_tokens(0.02)
+        metrics.next_token(0.02)
     assert time.process_time() - start < 0.5

@@ -1,7 +1,9 @@
 """The exposition: parsed by Prometheus's own parsers, and equal to what a known workload did."""
 
 import asyncio
+import re
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +179,14 @@ def test_each_metric_is_exposed_once_under_its_kind() -> None:
                 assert seen.families[exported.name].documentation == exported.doc
 
     run(check())
+
+
+def test_the_document_asks_for_metrics_that_there_are() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "serving" / "metrics.md").read_text()
+    (questions,) = re.findall(r"^```text\n(histogram_quantile.*?)^```", text, re.DOTALL | re.MULTILINE)
+    asked = set(re.findall(r"\b(?:distaff_|gen_ai_|vllm:)\w+", questions))
+    assert len(asked) > 5
+    assert {name.removesuffix("_bucket") for name in asked} <= {exported.exposed_name for exported in EXPORTS}
 
 
 def test_two_servers_in_a_process_do_not_mix() -> None:
