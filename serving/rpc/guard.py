@@ -1,5 +1,6 @@
 """What stands before every service: who may call, messages that are no protobuf, and errors on their way out."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
@@ -155,6 +156,8 @@ def _guarded(
             told(context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError:  # what was to be written cannot be: the client is gone
+            raise asyncio.CancelledError from None
         except Exception as failure:
             await abort(context, failure)
 
