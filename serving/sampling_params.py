@@ -7,6 +7,9 @@ from typing import Any, no_type_check
 from ..backends.errors import InvalidParameterError
 from .capabilities import PARAMETERS
 
+_MAX_DIGITS = 10
+"""Of a token id; int() itself raises at some thousands."""
+
 
 @no_type_check  # it refuses what it cannot take itself, by name
 @dataclass(frozen=True)
@@ -59,4 +62,8 @@ def unsigned_seed(seed: int) -> int:
 
 def biases_by_id(biases: Mapping[Any, Any]) -> dict[Any, Any]:
     """A logit_bias of JSON, whose keys are texts. Those that are no token ids stay, and are refused later."""
-    return {int(key) if isinstance(key, str) and key.isdecimal() else key: bias for key, bias in biases.items()}
+    return {int(key) if isinstance(key, str) and _is_id(key) else key: bias for key, bias in biases.items()}
+
+
+def _is_id(text: str) -> bool:
+    return len(text) <= _MAX_DIGITS and text.isdecimal()

@@ -173,7 +173,7 @@ def _keep(file: Any, path: Path) -> None:
 def _listed(found: list[dict[str, Any]], request: Request) -> Response:
     """A page of a list, behind `after`."""
     after, limit = request.query_params.get("after"), request.query_params.get("limit", "20")
-    if not limit.isdecimal() or not 1 <= int(limit) <= _MOST:
+    if len(limit) > len(str(_MOST)) or not limit.isdecimal() or not 1 <= int(limit) <= _MOST:
         raise InvalidParameterError("limit", limit[:20], f"a whole number from 1 to {_MOST}")
     if after is not None:
         places = [place for place, each in enumerate(found) if each["id"] == after]

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import version
+from string import punctuation
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -37,6 +39,7 @@ TENANT = "distaff.tenant"
 """Where a guard leaves in the scope who calls."""
 _DONE = b"data: [DONE]\n\n"
 _MANY_TOKENS = 2000
+_PLAIN = "".join(set(punctuation) - {"%", ","})
 
 
 class Completions:
@@ -249,8 +252,8 @@ def total_usage(streams: Sequence[Stream]) -> Usage:
 
 
 def response_headers(streams: Sequence[Stream], seeds: Sequence[int | None]) -> dict[str, str]:
-    """The ids of the calls, and the seeds that their draws can be repeated with."""
-    headers = {"x-request-id": ",".join(stream.id for stream in streams[:16])}
+    """The ids of the calls, percent-encoded where a header cannot hold them, and the seeds that repeat their draws."""
+    headers = {"x-request-id": ",".join(quote(stream.id, safe=_PLAIN) for stream in streams[:16])}
     drawn = [str(seed) for seed in seeds[:16] if seed is not None]
     return {**headers, "x-distaff-seed": ",".join(drawn)} if drawn else headers
 

@@ -122,6 +122,7 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
                 (await client.get("/v1/batches/batch_1"), 404, "there is no batch"),
                 (await client.post("/v1/batches/batch_1/cancel"), 404, "there is no batch"),
                 (await client.get("/v1/batches", params={"limit": "none"}), 400, "limit is 'none'"),
+                (await client.get("/v1/batches", params={"limit": "1" * 5000}), 400, "limit is '1111"),
                 (await client.get("/v1/files", params={"after": "file-9"}), 404, "after"),
                 (await client.get("/v1/files/..%2Fjobs/content"), 404, "Not Found"),
             ):

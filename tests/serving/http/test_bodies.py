@@ -223,6 +223,7 @@ def test_a_score_is_asked_for_by_echo_without_tokens() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
         ({"temperature": float("nan")}, "temperature"),
         ({"timeout": float("inf")}, "timeout"),
         ({"seed": 2**64}, "seed"),

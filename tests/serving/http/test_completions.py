@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import pytest
@@ -241,6 +242,17 @@ def test_ids_are_those_that_the_client_gave(told: str) -> None:
             assert (await first).headers["x-request-id"] == "mine"
             # A proxy's second try is served; a client that names two requests alike is told.
             assert (await second).status_code == (409 if told == "body" else 200)
+
+    run(check())
+
+
+@pytest.mark.parametrize("name", ["日本", " a b ", "a,b%", "a-b_c.d~e:f/g"])
+def test_any_name_of_a_request_fits_the_header(name: str) -> None:
+    async def check() -> None:
+        async with listening() as (_, client, _server):
+            response = await client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "request_id": name})
+            assert response.status_code == 200 and unquote(response.headers["x-request-id"]) == name
+            assert (response.headers["x-request-id"] == name) is ("-" in name)
 
     run(check())
 

@@ -52,6 +52,7 @@ def test_spellings(given: dict[str, Any], expected: dict[str, Any]) -> None:
         ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
         ({"detokenize": False}, "detokenize"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),
+        ({"logit_bias": {"1" * 5000: 1.0}}, "logit_bias"),
         ({"seed": -(2**64)}, "seed"),
     ],
 )
