@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast
 
 from ...backends.errors import InvalidParameterError
+from ..capabilities import BY_NAME
 from ..front import Call
 from ..sampling_params import SamplingParams, biases_by_id, unsigned_seed
 
@@ -107,7 +108,7 @@ class Sampling(Body):
             InvalidParameterError: a value is out of range.
         """
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        values: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        values: dict[str, Any] = {name: getattr(self, name) for name in BY_NAME if name not in _NAMED_OTHERWISE}
         seed = None if self.seed is None else unsigned_seed(self.seed)
         biases = None if self.logit_bias is None else biases_by_id(self.logit_bias)
         values |= {"logit_bias": biases, "seed": seed, "stop": stops, **more}
@@ -130,11 +131,7 @@ class Sampling(Body):
             raise InvalidParameterError("prompt_logprobs", self.prompt_logprobs, "nothing with stream")
 
 
-_PLAIN = (
-    *("temperature", "top_p", "presence_penalty", "frequency_penalty", "n", "top_k", "min_p", "typical_p"),
-    *("repetition_penalty", "min_tokens", "bad_words", "allowed_token_ids", "stop_token_ids", "ignore_eos"),
-    *("prompt_logprobs", "echo"),
-)
+_NAMED_OTHERWISE = ("max_tokens", "logprobs")
 _OF_CALL = ("model", "user", "priority", "queue_timeout", "timeout", "cache_salt", "use_prefix_cache")
 assert set(_OF_CALL) < set(Call.__dataclass_fields__)
 
