@@ -4,7 +4,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -83,7 +83,7 @@ class Job:
         files: the input.
         found: what a scan of it found.
         store: where the output goes.
-        resume: goes on where an earlier run stopped, if there is one.
+        resume: goes on where an earlier run stopped; begins where nothing is there.
         overwrite: deletes what there is.
 
     Raises:
@@ -112,32 +112,32 @@ class Job:
             "input": found.digest, "lines": found.lines, "ids": spec.ids.value, "seed": spec.seed,
             "shard": [spec.shard.index, spec.shard.count], **spec.settings,
         }))  # fmt: skip
-        there = store.found()
-        if there and not (resume or overwrite):
-            raise JobExistsError(
-                f"{store}: {', '.join(there)} exists already; --resume goes on with that job, --overwrite replaces it"
-            )
+        if not (resume or overwrite):
+            self._refuse(store.found())
         try:
             self.journal = store.open_journal(lambda record: None if overwrite else self._check(record))
         except OSError as error:
             raise OutputError(f"{store}: cannot be written ({error.strerror or error})") from error
         try:
-            self._begin(resume and not overwrite)
-        except BaseException:
+            self._begin(resume, overwrite)
+        except BaseException as error:
+            if self.journal.index.header is None and not self.journal.index.done:
+                self.journal.remove()  # opening made it
             self.journal.close()
+            if isinstance(error, OSError):
+                raise OutputError(f"{store}: cannot be written ({error.strerror or error})") from error
             raise
 
-    def _begin(self, resume: bool) -> None:
-        header = self.journal.index.header
+    def _begin(self, resume: bool, overwrite: bool) -> None:
+        header, manifest = self.journal.index.header, self._store.read_manifest()
         if self._edited:
             raise self._input_changed()
+        if not (resume or overwrite) and (header is not None or manifest is not None):
+            self._refuse(self._store.found())  # another process began, or ended, before the lock was ours
         if resume and header is not None:
             self.now = datetime.fromisoformat(header["now"])
             return
-        if resume and self.journal.index.done:
-            raise JobMismatchError(f"{self._store}: the journal has lost its beginning; --overwrite starts anew")
-        manifest = self._store.read_manifest()
-        if resume and manifest is not None:
+        if resume and manifest is not None:  # before the journal is looked at: it may be deleted in part
             self._check_header(manifest["job"], "the output")
             if self._edited:
                 raise self._input_changed()
@@ -145,10 +145,24 @@ class Job:
             self.journal.remove()
             self.now = datetime.fromisoformat(manifest["job"]["now"])
             return
+        if resume and self.journal.index.done:
+            raise JobMismatchError(f"{self._store}: the journal has lost its beginning; --overwrite starts anew")
+        if resume and (there := self._store.found_results()):
+            raise JobExistsError(
+                f"{self._store}: {', '.join(there)} exists already, and neither journal nor manifest says that it is a "
+                "job's; --overwrite replaces it"
+            )
         self._store.forget_results()
         # Midnight, so that jobs of one day give the same answers.
         self.now = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
         self.journal.begin({**self._header, "now": self.now.isoformat()})
+
+    def _refuse(self, there: Sequence[str]) -> None:
+        if there:
+            raise JobExistsError(
+                f"{self._store}: {', '.join(there)} exists already; --resume goes on with that job, --overwrite "
+                "replaces it"
+            )
 
     def check_model(self, identity: Mapping[str, Any]) -> None:
         """Refuses to go on with another model; notes the one that begins.
@@ -211,7 +225,7 @@ class Job:
         name, began = secrets.token_hex(4), time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
         before = self.journal.index.done
-        noted = began - _RUN_SECONDS
+        noted = began
 
         def told() -> dict[str, Any]:
             return {
@@ -228,6 +242,7 @@ class Job:
             on_step()
 
         writer = Writer(self.journal, answers)
+        writer.note(told())  # before any answer: whose it is must not be lost where the answer is kept
         feed = Feed(self.pending(), preparer, writer.refuse, window=window)
         try:
             runner = Runner(engine, feed, writer, advance=advance, capacity=capacity, stopping=stopping, on_step=step)

@@ -11,6 +11,7 @@ from .errors import JobLockedError
 LEASE_SECONDS = 60.0
 """A lease that has not changed for so long has lost its holder."""
 _POLLS = 12
+_RELEASED = b"released"
 
 
 class Lease:
@@ -62,25 +63,38 @@ class Lease:
         Raises:
             JobLockedError: another process has taken the job over.
         """
-        if self._fs.exists(self._path(self.number + 1)):
+        if not self._held():
             raise JobLockedError(f"{self._folder}: another process has taken this job over, this one stops")
 
     def release(self) -> None:
         """Lets the next one begin at once."""
-        self._fs.pipe_file(self._path(self.number), b"released")
+        if self._held():
+            self._fs.pipe_file(self._path(self.number), _RELEASED)
+
+    def _held(self) -> bool:
+        """Whether it is still ours: one who took the job over may have ended it since, and deleted all leases, and
+        the next job's begin with the same numbers."""
+        self._fs.invalidate_cache()
+        return not self._fs.exists(self._path(self.number + 1)) and self._token.encode() in self._read(self.number)
 
     def _wait_for(self, number: int, sleep: Callable[[float], None]) -> None:
         """Returns once the holder of a lease has let it go, or has not touched it for long enough."""
-        path = self._path(number)
-        before = self._fs.cat_file(path)
+        before = self._read(number)
         for _ in range(_POLLS):
-            if before == b"released":
+            if before == _RELEASED:
                 return
             sleep(self._seconds / _POLLS)
-            now = self._fs.cat_file(path)
-            if now != before and now != b"released":
+            now = self._read(number)
+            if now != before and now != _RELEASED:
                 raise JobLockedError(f"{self._folder}: another process works on this job; wait for it, or stop it")
             before = now
+
+    def _read(self, number: int) -> bytes:
+        """What a lease says; one that was deleted at the end of a job is as good as released."""
+        try:
+            return bytes(self._fs.cat_file(self._path(number)))
+        except FileNotFoundError:
+            return _RELEASED
 
     def _last(self) -> int:
         self._fs.invalidate_cache()

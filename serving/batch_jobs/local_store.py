@@ -39,7 +39,11 @@ class LocalStore:
 
     def found(self) -> list[str]:
         """What is there of this or an earlier job."""
-        return [path.name for path in (self.output, self.errors, self.manifest, self.journal) if path.exists()]
+        return [*self.found_results(), *([self.journal.name] if self.journal.exists() else [])]
+
+    def found_results(self) -> list[str]:
+        """What is there of what jobs publish."""
+        return [path.name for path in (self.output, self.errors, self.manifest) if path.exists()]
 
     def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of a job that came to its end; None where there is none."""
@@ -67,6 +71,8 @@ class LocalStore:
         text = json.dumps(manifest, indent=2) + "\n"
         for path, rows in ((self.errors, bad), (self.output, good), (self.manifest, [text.encode()])):
             partial = path.with_name(f".{path.name}.partial")
+            if path == self.manifest:
+                sync_folder(path.parent)  # where it is seen after a power cut, the others are
             try:
                 with partial.open("wb", buffering=2**20) as file:
                     file.writelines(rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from .errors import InputError, JobExistsError, JobMismatchError
+from .errors import InputError, JobExistsError, JobMismatchError, OutputError
 from .job import Store, open_store
 from .shard import Shard
 from .source import filesystem, is_url, local_path
@@ -22,10 +22,11 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
         InputError: there are none, or one is missing or not complete.
         JobExistsError: the output is there, and may not be replaced.
         JobMismatchError: the shards are of different jobs.
+        JobLockedError: another process writes the output.
+        OutputError: it cannot be written.
     """
-    there = store.found()
-    if there and not overwrite:
-        raise JobExistsError(f"{store}: {', '.join(there)} exists already; --overwrite replaces it")
+    if not overwrite:
+        _refuse(store.found())
     shards = shards_of(output)
     if not shards:
         raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found none")
@@ -38,7 +39,17 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
         )
     whole = joined([manifest for manifest in manifests if manifest is not None], output)
     rows = [each.read_rows() for each in stores]
-    store.publish(_chained(good for good, _ in rows), _chained(bad for _, bad in rows), whole)
+    try:
+        journal = store.open_journal(lambda record: None)  # nobody else publishes there meanwhile
+        try:
+            if not overwrite:
+                _refuse(store.found_results())
+            store.publish(_chained(good for good, _ in rows), _chained(bad for _, bad in rows), whole)
+            journal.remove()
+        finally:
+            journal.close()
+    except OSError as error:
+        raise OutputError(f"{store}: cannot be written ({error.strerror or error})") from error
     return whole
 
 
@@ -93,6 +104,11 @@ def shards_of(output: str) -> list[Shard]:
             f"{output}: the parts beside it are of {' and of '.join(map(str, counts))}: delete the wrong ones"
         )
     return [Shard(index, counts[0]) for index in range(counts[0])] if counts else []
+
+
+def _refuse(there: Sequence[str]) -> None:
+    if there:
+        raise JobExistsError(f"{', '.join(there)} exists already; --overwrite replaces it")
 
 
 def _chained(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:

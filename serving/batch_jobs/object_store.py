@@ -34,10 +34,15 @@ class ObjectStore:
 
     def found(self) -> list[str]:
         """What is there of this or an earlier job."""
+        there = self.found_results()
+        if self._fs.glob(f"{self.journal}/segment-*"):
+            there.append(self.journal.rsplit("/", 1)[-1])
+        return there
+
+    def found_results(self) -> list[str]:
+        """What is there of what jobs publish."""
         self._fs.invalidate_cache()
         there = [path for path in (self.output, self.errors, self.manifest) if self._fs.exists(path)]
-        if self._fs.glob(f"{self.journal}/segment-*"):
-            there.append(self.journal)
         return [path.rsplit("/", 1)[-1] for path in there]
 
     def read_manifest(self) -> dict[str, Any] | None:

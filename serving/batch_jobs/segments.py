@@ -5,7 +5,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
@@ -134,7 +133,8 @@ class Segments:
         """Lets go of the lease; what is pending is lost. Closing again does nothing."""
         if not self._file.closed:
             self._file.close()
-            self._lease.release()
+            with contextlib.suppress(OSError):  # a store that is gone; the next one waits until the lease is lost
+                self._lease.release()
 
     def _paths(self) -> list[str]:
         self._fs.invalidate_cache()
@@ -154,8 +154,3 @@ class Segments:
             view = view[os.pwrite(self._file.fileno(), view, self._end + len(data) - len(view)) :]
         self.index.add(record, self._end)
         self._end += len(data)
-
-
-def folder_of(output: Path | str) -> str:
-    """Where the segments of an output lie."""
-    return f"{output}.journal"

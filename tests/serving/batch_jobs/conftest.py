@@ -14,6 +14,7 @@ from distaff.serving.batch_jobs.formats import InputFiles, InputSpec
 from distaff.serving.batch_jobs.job import Job, JobSpec, Outcome, Store
 from distaff.serving.batch_jobs.prepare import Preparer
 from distaff.serving.batch_jobs.scan import scan_input
+from distaff.serving.batch_jobs.segments import Segments
 from distaff.serving.engine import Engine
 from distaff.serving.engine_config import EngineConfig
 from distaff.serving.http.spelling import Spelling
@@ -28,7 +29,17 @@ IDENTITY = {"name": "fake", "dtype": "float32"}
 
 
 class Killed(BaseException):
-    """The process is gone: nothing is cleaned up behind it."""
+    """The process is gone: what it has not written yet is lost."""
+
+
+def bury(job: Job) -> None:
+    """From now on the journal of a job writes nothing more, whatever is cleaned up."""
+    journal = job.journal
+    if isinstance(journal, Segments):
+        journal.sync = journal.tick = lambda: None
+        journal._lease.release = lambda: None
+    else:
+        journal._write = lambda data: None
 
 
 def fake_engine() -> Engine:
@@ -77,6 +88,13 @@ class Bench:
                 self.answered.append(request.params.seed)
                 return submit(outbox, request)
 
+            def step() -> None:
+                try:
+                    on_step()
+                except Killed:
+                    bury(job)
+                    raise
+
             engine.submit_to = submit_to
             return job.run(
                 engine,
@@ -86,7 +104,7 @@ class Bench:
                 advance=advance,
                 capacity=16,
                 stopping=lambda: stopping() or (stop_after is not None and self.steps - begun >= stop_after),
-                on_step=on_step,
+                on_step=step,
                 window=window,
             )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distaff.serving.batch_jobs import journal
 from distaff.serving.batch_jobs.errors import (
     InputChangedError,
     JobExistsError,
@@ -15,6 +16,7 @@ from distaff.serving.batch_jobs.errors import (
 )
 from distaff.serving.batch_jobs.job import JobSpec
 from distaff.serving.batch_jobs.local_store import LocalStore
+from distaff.serving.batch_jobs.records import JOB, RUN, parse_record
 
 from ...fakes import continuation
 from ..served import VOCAB
@@ -59,8 +61,9 @@ def test_an_answer_is_the_models(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_killed_at_random_steps_it_gives_the_same_bytes(
-    bench: Bench, sixty: Path, tmp_path: Path, whole: tuple[bytes, bytes]
+    bench: Bench, sixty: Path, tmp_path: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(journal, "SYNC_SECONDS", 0.002)
     store, rng = LocalStore(tmp_path / "out.jsonl"), random.Random(5)
     total, bench.steps = bench.steps, 0
     killed = 0
@@ -114,8 +117,33 @@ def test_what_is_there_is_neither_overwritten_nor_joined_unasked(bench: Bench, s
     with pytest.raises(JobExistsError, match=r"out.jsonl exists already; --resume goes on"):
         bench.run(sixty, store)
     assert store.output.read_text() == "precious\n"
+    with pytest.raises(JobExistsError, match="neither journal nor manifest says that it is a job's"):
+        bench.run(sixty, store, resume=True)
+    assert store.output.read_text() == "precious\n" and not store.journal.exists()
     bench.run(sixty, store, overwrite=True)
     assert len(rows(store.output)) == 58
+
+
+def test_what_came_before_the_lock_was_ours_is_not_overwritten(bench: Bench, sixty: Path, tmp_path: Path) -> None:
+    """Another process has done the whole job, or some of it, since the first look at what there is."""
+    store = LocalStore(tmp_path / "out.jsonl")
+    with pytest.raises(JobStoppedError):
+        bench.run(sixty, store, stop_after=10)
+    kept = store.journal.read_bytes()
+    late, looks = LocalStore(store.output), [list[str]()]
+    late.found = lambda: looks.pop() if looks else store.found()
+    with pytest.raises(JobExistsError, match="out.jsonl.journal exists already"):
+        bench.run(sixty, late)
+    assert store.journal.read_bytes() == kept
+
+
+def test_whose_an_answer_is_stands_before_it(bench: Bench, sixty: Path, tmp_path: Path) -> None:
+    """However soon a run is killed: resumed with another model it would be mixed otherwise."""
+    store = LocalStore(tmp_path / "out.jsonl")
+    with pytest.raises(JobStoppedError):
+        bench.run(sixty, store, stop_after=1)
+    records = [parse_record(line) for line in store.journal.read_bytes().splitlines()]
+    assert [record.code for record in records[:2] if record is not None] == [JOB, RUN]
 
 
 def test_an_edited_line_is_named(bench: Bench, sixty: Path, tmp_path: Path) -> None:
