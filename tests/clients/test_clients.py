@@ -133,7 +133,7 @@ def test_curl_on_the_side_port(server: Server, text: str) -> None:
         command = ["curl", "--silent", "--fail-with-body", *more, f"{server.http}{path}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert curl("/readyz") is not None
+    assert json.loads(curl("/readyz")) == {"state": "ready"}
     (model,) = json.loads(curl("/v1/models"))["data"]
     body = {"model": model["id"], "prompt": ROW["prompt"], "max_tokens": COUNT, "temperature": 0}
     answer = json.loads(curl("/v1/completions", "--json", json.dumps(body)))
@@ -141,16 +141,17 @@ def test_curl_on_the_side_port(server: Server, text: str) -> None:
     assert "distaff" in curl("/metrics")
 
 
-def test_the_document_shows_what_works(clients: Clients, server: Server, gateway: str) -> None:
-    document = (ROOT / "docs" / "serving" / "compatible.md").read_text()
-    document = document.replace("http://127.0.0.1:30000", gateway).replace("127.0.0.1:50051", server.target)
+def test_the_documents_show_what_works(clients: Clients, server: Server, gateway: str) -> None:
+    pages = [(ROOT / "docs" / "serving" / name).read_text() for name in ("compatible.md", "http.md")]
+    document = "\n".join(pages).replace("http://127.0.0.1:30000", gateway)
+    document = document.replace("127.0.0.1:50051", server.target).replace("http://127.0.0.1:8000", server.http)
     programs = re.findall(r"^```python\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
     lines = re.findall(r"^```text\n(grpcurl .*?)^```", document, re.DOTALL | re.MULTILINE)
     commands = [[clients.path("python"), "-c", program] for program in programs]
     for line in lines:
         name, *arguments = shlex.split(line)
         commands.append([clients.path(name), *arguments])
-    assert (len(programs), len(lines)) == (2, 1)
+    assert (len(programs), len(lines)) == (3, 1)
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and done.stdout.strip(), f"{command}: {done.stdout}{done.stderr}"
