@@ -9,8 +9,7 @@ import numpy as np
 
 from ..front.events import reason_of
 from ..generation import Result
-from ..http.bodies import ChatBody
-from ..http.shapes import Answer, ChatShape, CompletionShape, Shape
+from ..http.shapes import Answer, shape_of
 from ..http.spelling import Spelling
 from ..results import Choice, Completion, Embedding
 from ..types import SamplingParams
@@ -68,19 +67,14 @@ class Answers:
             ]
             return good_row(line, {"object": "list", "data": data, "model": model, "usage": usage})
         body = asked.body
-        wants = bool(body.logprobs) if isinstance(body, ChatBody) else body.logprobs is not None
-        kind: type[Shape] = ChatShape if isinstance(body, ChatBody) else CompletionShape
-        shape = kind(
-            model, self._spelling, fingerprint="", returns_ids=bool(body.return_token_ids), wants_logprobs=wants
-        )
+        shape = shape_of(body, model, self._spelling)
         choices: list[dict[str, Any]] = []
         for call, result in zip(asked.calls, results, strict=True):
             assert isinstance(result, Completion)
-            told = result.prompt_logprobs if call.params.echo and wants else None
-            prompts = () if told is None else tuple(told)
+            prompt_logprobs = result.prompt_logprobs or ()
             echoed = len(result.prompt_token_ids) if call.params.echo else 0
             for choice in result.choices:
-                choices.append(shape.choice(len(choices), _answer(choice, echoed, call.params), prompts))
+                choices.append(shape.choice(len(choices), _answer(choice, echoed, call.params), prompt_logprobs))
         drawn = sum(result.usage.completion_tokens for result in results)
         return good_row(line, {
             "id": f"{shape.prefix}-{line.id}", "object": shape.kind, "created": CREATED, "model": model,

@@ -40,13 +40,17 @@ class CompletionBody(Sampling):
             raise InvalidParameterError("best_of", self.best_of, f"n ({self.n or 1}): answers are not ranked")
         if self.echo and self.logprobs is not None and self.stream:
             raise InvalidParameterError("echo", True, "false with logprobs and stream: the prompt's come at the end")
+        # The prompt's are computed once, with one number of the likeliest tokens.
+        if self.echo and None not in (self.logprobs, self.prompt_logprobs) and self.logprobs != self.prompt_logprobs:
+            expected = f"logprobs ({self.logprobs}) with echo, or nothing"
+            raise InvalidParameterError("prompt_logprobs", self.prompt_logprobs, expected)
         scores = bool(self.echo) and self.max_tokens == 0
         if scores and self.stream:
             raise InvalidParameterError("stream", True, "false with echo and max_tokens 0: nothing is drawn")
         if scores:
             kind, params = Kind.SCORE, self._scoring()
         else:
-            prompt_logprobs = self.logprobs if self.echo and self.logprobs is not None else self.prompt_logprobs
+            prompt_logprobs = self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
             max_tokens = self.DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
             more = {"logprobs": self.logprobs, "prompt_logprobs": prompt_logprobs}
             kind, params = Kind.GENERATE, self.params(max_tokens=max_tokens, **more)

@@ -32,7 +32,7 @@ from ..types import Kind
 from .bodies import ChatBody, CompletionBody
 from .errors import error_object, http_status, invalid_body, log_unforeseen
 from .exchange import Exchange
-from .shapes import Answer, ChatShape, CompletionShape, Shape, usage_object
+from .shapes import Answer, Shape, shape_of, usage_object
 from .spelling import Spelling
 
 TENANT = "distaff.tenant"
@@ -58,12 +58,12 @@ class Completions:
     async def complete(self, exchange: Exchange) -> None:
         """POST /v1/completions."""
         body, calls = self._read(CompletionBody, exchange.body)
-        await self._serve(exchange, body, calls, self._shape(CompletionShape, body, body.logprobs is not None))
+        await self._serve(exchange, body, calls)
 
     async def chat(self, exchange: Exchange) -> None:
         """POST /v1/chat/completions."""
         body, calls = self._read(ChatBody, exchange.body)
-        await self._serve(exchange, body, calls, self._shape(ChatShape, body, bool(body.logprobs)))
+        await self._serve(exchange, body, calls)
 
     def _read[B: (CompletionBody, ChatBody)](self, kind: type[B], data: bytes) -> tuple[B, list[Call]]:
         """What is refused here never reaches the front, which counts all others that are refused."""
@@ -74,19 +74,8 @@ class Completions:
             self._front.counters.refused[http_status(error).kind] += 1
             raise
 
-    def _shape(self, kind: type[Shape], body: CompletionBody | ChatBody, wants_logprobs: bool) -> Shape:
-        return kind(
-            body.model or self._front.card.name,
-            self._spelling,
-            fingerprint=self._fingerprint,
-            includes_usage=body.includes_usage,
-            returns_ids=bool(body.return_token_ids),
-            wants_logprobs=wants_logprobs,
-        )
-
-    async def _serve(
-        self, exchange: Exchange, body: CompletionBody | ChatBody, calls: Sequence[Call], shape: Shape
-    ) -> None:
+    async def _serve(self, exchange: Exchange, body: CompletionBody | ChatBody, calls: Sequence[Call]) -> None:
+        shape = shape_of(body, self._front.card.name, self._spelling, fingerprint=self._fingerprint)
         async with contextlib.AsyncExitStack() as stack:
             streams: list[Stream] = []
             for call in calls:
@@ -96,7 +85,7 @@ class Completions:
             elif body.stream:
                 await _Writer(exchange, shape, streams, body.n or 1).write()
             else:
-                await self._collect(exchange, streams, shape, body)
+                await self._collect(exchange, streams, shape, body.n or 1)
 
     async def _open(self, request: Request, call: Call) -> Stream:
         headers = request.headers
@@ -107,11 +96,8 @@ class Completions:
             call = replace(call, id=told)
         return await self._front.open(replace(call, **caller))
 
-    async def _collect(
-        self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, body: CompletionBody | ChatBody
-    ) -> None:
+    async def _collect(self, exchange: Exchange, streams: Sequence[Stream], shape: Shape, n: int) -> None:
         """Waits for everything and answers with it."""
-        n = body.n or 1
         answers = [Answer() for _ in range(len(streams) * n)]
         seeds: dict[int, int | None] = {}
         async with aclosing(_merged(streams)) as merged:
@@ -134,11 +120,7 @@ class Completions:
         usage = total_usage(streams)
 
         def render() -> dict[str, Any]:
-            echoes = prompts if body.echo else {}
-            choices = [shape.choice(at, answer, echoes.get(at // n, ())) for at, answer in enumerate(answers)]
-            if body.prompt_logprobs is not None:
-                for at, choice in enumerate(choices):
-                    choice["prompt_logprobs"] = shape.prompt(prompts[at // n])
+            choices = [shape.choice(at, answer, prompts.get(at // n, ())) for at, answer in enumerate(answers)]
             return shape.response(choices, usage)
 
         # Naming thousands of tokens takes a while: not in the loop, where everybody else waits for it.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from ..front import Delta, Reason
 from ..logprobs import TokenLogprob, finite
 from ..results import Usage
+from .bodies import ChatBody, CompletionBody
 from .spelling import Offsets, Spelling
 
 
@@ -38,6 +39,8 @@ class Shape:
         includes_usage: whether the stream ends with the usage.
         returns_ids: whether choices have token ids beside their text.
         wants_logprobs: whether choices have log-probabilities.
+        echoes: whether the log-probabilities of the prompt stand before those of the answer.
+        tells_prompt: whether choices have those of the prompt apart.
     """
 
     kind: ClassVar[str]
@@ -52,6 +55,8 @@ class Shape:
         includes_usage: bool = False,
         returns_ids: bool = False,
         wants_logprobs: bool = False,
+        echoes: bool = False,
+        tells_prompt: bool = False,
     ) -> None:
         self.id = f"{self.prefix}-{secrets.token_hex(12)}"
         self._head = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
@@ -59,6 +64,8 @@ class Shape:
         self._includes_usage = includes_usage
         self._returns_ids = returns_ids
         self._wants_logprobs = wants_logprobs
+        self._echoes = echoes
+        self._tells_prompt = tells_prompt
 
     @property
     def includes_usage(self) -> bool:
@@ -87,13 +94,27 @@ class Shape:
         """A choice at its end."""
         raise NotImplementedError
 
-    def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
-        """A whole choice; `prompt` are the log-probabilities of an echoed prompt."""
-        raise NotImplementedError
+    def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]" = ()) -> dict[str, Any]:
+        """A whole choice.
 
-    def prompt(self, entries: "Sequence[TokenLogprob | None]") -> list[dict[str, Any] | None]:
-        """A prompt's log-probabilities as vLLM has them: for each token, those of the likeliest and its own, by id."""
-        return [None if entry is None else entry.by_id(self._spelling.name) for entry in entries]
+        Args:
+            prompt: the log-probabilities of the prompt, where it was computed with them.
+        """
+        assert answer.reason is not None
+        value = {
+            "index": index,
+            **self._content(answer, prompt if self._echoes else ()),
+            "finish_reason": answer.reason.finish.value,
+            "stop_reason": _stop_reason(answer.reason, answer.stopped_by),
+            **self._ids(answer.token_ids),
+        }
+        if self._tells_prompt:
+            value["prompt_logprobs"] = [None if entry is None else entry.by_id(self._spelling.name) for entry in prompt]
+        return value
+
+    def _content(self, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
+        """What a whole choice says; `prompt` is echoed."""
+        raise NotImplementedError
 
     def _chunk_kind(self) -> str:
         return self.kind
@@ -124,19 +145,11 @@ class CompletionShape(Shape):
         choice = {"index": index, "text": "", "logprobs": None, "finish_reason": reason.finish.value}
         return {**choice, "stop_reason": _stop_reason(reason, stopped_by)}
 
-    def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
-        assert answer.reason is not None
+    def _content(self, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
         logprobs = None
         if self._wants_logprobs:
             logprobs = self._logprobs([*prompt, *answer.logprobs], self._spelling.offsets(), first_of=answer.token_ids)
-        choice = {"index": index, "text": "".join(answer.text), "logprobs": logprobs}
-        ends = {"finish_reason": answer.reason.finish.value}
-        return {
-            **choice,
-            **ends,
-            "stop_reason": _stop_reason(answer.reason, answer.stopped_by),
-            **self._ids(answer.token_ids),
-        }
+        return {"text": "".join(answer.text), "logprobs": logprobs}
 
     def _logprobs(
         self, entries: "Sequence[TokenLogprob | None]", offsets: Offsets, first_of: Sequence[int] = ()
@@ -178,18 +191,9 @@ class ChatShape(Shape):
         choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason.finish.value}
         return {**choice, "stop_reason": _stop_reason(reason, stopped_by)}
 
-    def choice(self, index: int, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
-        assert answer.reason is not None
+    def _content(self, answer: Answer, prompt: "Sequence[TokenLogprob | None]") -> dict[str, Any]:
         message = {"role": "assistant", "content": "".join(answer.text), "refusal": None}
-        logprobs = self._logprobs(answer.logprobs) if self._wants_logprobs else None
-        choice = {"index": index, "message": message, "logprobs": logprobs}
-        ends = {"finish_reason": answer.reason.finish.value}
-        return {
-            **choice,
-            **ends,
-            "stop_reason": _stop_reason(answer.reason, answer.stopped_by),
-            **self._ids(answer.token_ids),
-        }
+        return {"message": message, "logprobs": self._logprobs(answer.logprobs) if self._wants_logprobs else None}
 
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk"
@@ -209,6 +213,26 @@ class ChatShape(Shape):
         data = self._spelling.to_bytes(token_id)
         name = self._spelling.name(token_id)
         return {"token": name, "logprob": finite(logprob), "bytes": None if data is None else list(data)}
+
+
+def shape_of(body: ChatBody | CompletionBody, model: str, spelling: Spelling, *, fingerprint: str = "") -> Shape:
+    """What answers a body looks like this.
+
+    Args:
+        model: what it is called where the body does not name it.
+        spelling, fingerprint: as Shape has them.
+    """
+    is_chat = isinstance(body, ChatBody)
+    return (ChatShape if is_chat else CompletionShape)(
+        body.model or model,
+        spelling,
+        fingerprint=fingerprint,
+        includes_usage=body.includes_usage,
+        returns_ids=bool(body.return_token_ids),
+        wants_logprobs=bool(body.logprobs) if is_chat else body.logprobs is not None,
+        echoes=bool(body.echo),
+        tells_prompt=body.prompt_logprobs is not None,
+    )
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from distaff.serving.batch_jobs.job import JobSpec
 from distaff.serving.batch_jobs.local_store import LocalStore
 from distaff.serving.batch_jobs.records import JOB, RUN, parse_record
 
-from ...fakes import continuation
+from ...fakes import continuation, prompt_logprob
 from ..served import VOCAB
 from .conftest import TOKENIZER, Bench, Killed, request_line, rows, write_lines
 
@@ -58,6 +58,18 @@ def test_an_answer_is_the_models(bench: Bench, tmp_path: Path) -> None:
     (row,) = rows(store.output)
     text = continuation(TOKENIZER.encode("abc"), 8, 0, windows=(None,), vocab_size=VOCAB)
     assert row["response"]["body"]["choices"][0]["text"] == TOKENIZER.decode(text[3:])
+
+
+def test_log_probabilities_of_the_prompt_are_in_the_row(bench: Bench, tmp_path: Path) -> None:
+    body = {"prompt": "abc", "max_tokens": 2, "seed": 0, "prompt_logprobs": 0}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    store = LocalStore(tmp_path / "out.jsonl")
+    bench.run(write_lines(tmp_path / "in.jsonl", [line]), store)
+    (choice,) = rows(store.output)[0]["response"]["body"]["choices"]
+    first, *others = choice["prompt_logprobs"]
+    want = [{str(token): prompt_logprob(token)} for token in TOKENIZER.encode("abc")[1:]]
+    assert first is None and choice["logprobs"] is None
+    assert [{token: told["logprob"] for token, told in entry.items()} for entry in others] == want
 
 
 def test_killed_at_random_steps_it_gives_the_same_bytes(

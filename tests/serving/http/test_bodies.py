@@ -234,6 +234,7 @@ def test_a_score_is_asked_for_by_echo_without_tokens() -> None:
         ({"echo": True, "logprobs": 1, "stream": True}, "echo"),
         ({"echo": True, "max_tokens": 0, "stream": True}, "stream"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 2, "logprobs": 0, "echo": True}, "prompt_logprobs"),
     ],
 )
 def test_contradictions_and_wrong_types_are_refused(body: dict[str, Any], field: str) -> None:

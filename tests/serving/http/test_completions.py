@@ -179,6 +179,11 @@ def test_an_echoed_prompt_comes_with_its_log_probabilities() -> None:
             assert [choice["text"] for choice in value["choices"]] == ["hello", "hel"]
             assert value["choices"][0]["logprobs"]["token_logprobs"] == expected[:5]
             assert value["usage"]["completion_tokens"] == 0 and value["usage"]["prompt_tokens"] == 8
+            body = {"prompt": prompt, "max_tokens": 0, "echo": True, "prompt_logprobs": 1}
+            (choice,) = (await client.post("/v1/completions", json=body)).json()["choices"]
+            entries = zip(prompt, choice["prompt_logprobs"], strict=True)
+            assert [entry and entry[str(token)]["logprob"] for token, entry in entries] == expected[:5]
+            assert choice["logprobs"] is None
 
     run(check())
 
