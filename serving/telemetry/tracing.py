@@ -153,14 +153,14 @@ def _asked(call: Call, stream: Stream, model: str, operation: str) -> dict[str, 
 
 
 def _done(stream: Stream) -> dict[str, Any]:
-    usage = stream.usage
+    usage, ends = stream.usage, stream.finished
     return {
-        "gen_ai.response.finish_reasons": [stream.outcome],
+        "gen_ai.response.finish_reasons": [ends[index].reason.value for index in sorted(ends)] or [stream.outcome],
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-        "gen_ai.server.time_to_first_token": stream.timings.ttft,
-        "gen_ai.server.time_in_queue": stream.timings.queue,
+        "distaff.time_to_first_token": stream.timings.ttft,
+        "distaff.time_in_queue": stream.timings.queue,
     }
 
 

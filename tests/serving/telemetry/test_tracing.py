@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from distaff.backends.errors import UsageError
 from distaff.serving.front import Call, Chat
@@ -21,6 +22,7 @@ from distaff.serving.types import Kind, SamplingParams
 
 from ..served import serving
 
+CONVENTIONS = {name for key, name in vars(gen_ai_attributes).items() if key.startswith("GEN_AI_")}
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
@@ -60,7 +62,7 @@ def test_a_request_and_its_parts_stand_below_the_callers_span() -> None:
     assert request.parent is not None and f"{request.parent.span_id:016x}" == PARENT
     assert request.context is not None and f"{request.context.trace_id:032x}" == TRACE
     assert request.kind.name == "SERVER"
-    attributes = dict(request.attributes or {})
+    attributes: dict[str, Any] = dict(request.attributes or {})
     for name, value in {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "distaff",
@@ -74,6 +76,8 @@ def test_a_request_and_its_parts_stand_below_the_callers_span() -> None:
         "gen_ai.response.finish_reasons": ("length",),
     }.items():
         assert attributes[name] == value, name
+    assert {name for name in attributes if name.startswith("gen_ai.")} <= CONVENTIONS
+    assert 0 < attributes["distaff.time_in_queue"] < attributes["distaff.time_to_first_token"]
     assert "hello" not in str(attributes), "no prompt"
     # Each part begins where the one before ends; the steps took 5 ms each.
     parts = [(span.start_time or 0, span.end_time or 0) for span in (queue, prefill, decode)]
@@ -83,6 +87,11 @@ def test_a_request_and_its_parts_stand_below_the_callers_span() -> None:
     assert all(
         span.parent is not None and span.parent.span_id == request.context.span_id for span in (queue, prefill, decode)
     )
+
+
+def test_each_answer_has_its_reason() -> None:
+    *_, request = collected(Call("a", SamplingParams(max_tokens=2, n=2)))
+    assert dict(request.attributes or {})["gen_ai.response.finish_reasons"] == ("length", "length")
 
 
 def test_operations_have_their_names() -> None:
