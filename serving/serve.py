@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends.errors import DistaffError
-from .batch_jobs.jobs import JobManager
+from .batch_jobs.manager import JobManager
 from .front import Front, ModelCard, State
 from .http.app import build_app
 from .http.batches import Batches

@@ -1,6 +1,7 @@
 """Files that clients have sent, or that batches have made, in a folder that survives the server."""
 
 import json
+import os
 import secrets
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.errors import UsageError
+from .local_store import write_whole
 
 
 class NoSuchError(UsageError):
@@ -54,6 +56,8 @@ class FileStore:
 
     def add(self, id: str, filename: str, purpose: str, tenant: str = "") -> StoredFile:
         """Makes a file of the content at `path(id)`."""
+        with self.path(id).open("rb") as content:
+            os.fsync(content.fileno())
         stored = StoredFile(id, self.path(id).stat().st_size, int(time.time()), filename, purpose, tenant)
         write_json(self._meta(id), asdict(stored))
         return stored
@@ -100,9 +104,7 @@ class FileStore:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is whole or not there."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    partial.write_text(json.dumps(value), "utf-8")
-    partial.replace(path)
+    write_whole(path, [json.dumps(value).encode()])
 
 
 def _plain(id: str) -> str:

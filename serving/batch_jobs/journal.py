@@ -36,7 +36,7 @@ class Journal:
         self.path = path
         self.index = Index()
         self.repaired = 0
-        self._file = _open_locked(path)
+        self._file = open_locked(path, f"{path}: another process works on this job; wait for it, or stop it")
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._synced = time.monotonic()
@@ -138,15 +138,19 @@ class Journal:
         self._end += len(data)
 
 
-def _open_locked(path: Path) -> int:
-    """Opens a file that only this process has."""
+def open_locked(path: Path, held: str) -> int:
+    """Opens a file that only this process has, until it is closed.
+
+    Raises:
+        JobLockedError: with what is `held` as its message.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(file)
-            raise JobLockedError(f"{path}: another process works on this job; wait for it, or stop it") from error
+            raise JobLockedError(held) from error
         if os.fstat(file).st_nlink:
             return file
         os.close(file)  # its owner deleted it between the two calls

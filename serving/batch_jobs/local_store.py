@@ -70,19 +70,7 @@ class LocalStore:
         """Writes output and errors under other names, and renames them when they are on the disk; the manifest last."""
         text = json.dumps(manifest, indent=2) + "\n"
         for path, rows in ((self.errors, bad), (self.output, good), (self.manifest, [text.encode()])):
-            partial = path.with_name(f".{path.name}.partial")
-            if path == self.manifest:
-                sync_folder(path.parent)  # where it is seen after a power cut, the others are
-            try:
-                with partial.open("wb", buffering=2**20) as file:
-                    file.writelines(rows)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.rename(path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        sync_folder(self.output.parent)
+            write_whole(path, rows)
 
     def read_rows(self) -> tuple[Iterable[bytes], Iterable[bytes]]:
         """Good and bad rows of a job that came to its end."""
@@ -92,3 +80,18 @@ class LocalStore:
 def _lines(path: Path) -> Iterable[bytes]:
     with path.open("rb") as file:
         yield from file
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes a file that is whole and on the disk, or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb", buffering=2**20) as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

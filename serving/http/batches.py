@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...backends.errors import InvalidParameterError, UsageError
 from ..batch_jobs.files import NoSuchError
-from ..batch_jobs.jobs import JobManager
+from ..batch_jobs.manager import JobManager
 from .completions import TENANT
 from .errors import HttpError, error_response, invalid_body
 from .exchange import BODY_SECONDS, read_body
@@ -149,7 +149,8 @@ class Batches:
         return JSONResponse(self._manager.get(request.path_params["id"], _tenant(request)).to_dict())
 
     async def _cancel(self, request: Request) -> Response:
-        return JSONResponse(self._manager.cancel(request.path_params["id"], _tenant(request)).to_dict())
+        job = await asyncio.to_thread(self._manager.cancel, request.path_params["id"], _tenant(request))
+        return JSONResponse(job.to_dict())
 
 
 def _one_file(given: str) -> InvalidParameterError:

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from ...backends.errors import InvalidParameterError
+from ..batch_jobs.batch_job import BatchJob
 from ..batch_jobs.files import NoSuchError
-from ..batch_jobs.jobs import BatchJob, JobManager
+from ..batch_jobs.manager import JobManager
 from .callers import current
 from .failures import Context
 from .protos.distaff.v1 import batch_jobs_pb2 as pb
@@ -14,8 +16,8 @@ from .protos.distaff.v1 import batch_jobs_pb2_grpc
 
 SERVICE = pb.DESCRIPTOR.services_by_name["BatchJobs"].full_name
 _DEFAULT_LIMIT = 100
-_WAIT_SECONDS = 1.0
-"""How long a thread waits for a change before it looks whether the caller is still there."""
+_LOOK_SECONDS = 0.2
+"""How often a job is looked at for a caller that waits; nor is it told more often."""
 
 
 class BatchJobsService(batch_jobs_pb2_grpc.BatchJobsServicer):
@@ -46,6 +48,8 @@ class BatchJobsService(batch_jobs_pb2_grpc.BatchJobsServicer):
         return pb.GetBatchJobResponse(job=_message(await self._job(request.id, context)))
 
     async def ListBatchJobs(self, request: pb.ListBatchJobsRequest, context: Context) -> pb.ListBatchJobsResponse:
+        if request.limit < 0:
+            raise InvalidParameterError("limit", request.limit, "a whole number, or 0 for the default")
         jobs = self._manager.all(current.get().tenant)[: request.limit or _DEFAULT_LIMIT]
         return pb.ListBatchJobsResponse(jobs=map(_message, jobs))
 
@@ -57,14 +61,16 @@ class BatchJobsService(batch_jobs_pb2_grpc.BatchJobsServicer):
     async def WaitBatchJob(
         self, request: pb.WaitBatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WaitBatchJobResponse]:
-        job, tenant = await self._job(request.id, context), current.get().tenant
+        job = await self._job(request.id, context)
         every = request.every.ToNanoseconds() / 1e9 if request.HasField("every") else None
+        if every is not None and every < _LOOK_SECONDS:
+            raise InvalidParameterError("every", every, f"{_LOOK_SECONDS:g} s or more, or nothing")
         loop = asyncio.get_running_loop()
         told = loop.time()
         yield pb.WaitBatchJobResponse(job=_message(job))
         while not job.ended:
-            seconds = _WAIT_SECONDS if every is None else min(every, _WAIT_SECONDS)
-            now = await asyncio.to_thread(self._manager.wait, request.id, tenant, timeout=seconds, seen=job)
+            await asyncio.sleep(_LOOK_SECONDS)  # a thread for each that waits would leave none for others
+            now = await self._job(request.id, context)
             if now != job or (every is not None and loop.time() - told >= every):
                 told = loop.time()
                 yield pb.WaitBatchJobResponse(job=_message(now))

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from distaff.serving.batch_jobs.jobs import JobManager
+from distaff.serving.batch_jobs.manager import JobManager
 from distaff.serving.http.app import build_app
 from distaff.serving.http.batches import Batches
 

@@ -1,12 +1,13 @@
 """distaff.v1.BatchJobs over a socket: create, watch, list, cancel."""
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 
-from distaff.serving.batch_jobs.jobs import JobManager
+from distaff.serving.batch_jobs.manager import JobManager
 from distaff.serving.rpc.batch_jobs import SERVICE, BatchJobsService
 from distaff.serving.rpc.protos.distaff.v1 import batch_jobs_pb2 as pb
 from distaff.serving.rpc.protos.distaff.v1 import batch_jobs_pb2_grpc
@@ -56,9 +57,14 @@ def test_a_job_from_its_creation_to_its_end(tmp_path: Path) -> None:
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
                         await call(wrong)
                     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await stub.CreateBatchJob(pb.CreateBatchJobRequest(input_file_id=id, endpoint="/v2"))
-                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                for call in (
+                    lambda: stub.CreateBatchJob(pb.CreateBatchJobRequest(input_file_id=id, endpoint="/v2")),
+                    lambda: stub.ListBatchJobs(pb.ListBatchJobsRequest(limit=-1)),
+                    lambda: anext(aiter(stub.WaitBatchJob(pb.WaitBatchJobRequest(id=job.id, every=timedelta(0))))),
+                ):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await call()
+                    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             await asyncio.to_thread(manager.close)
             await server.stop()
 

@@ -1,17 +1,21 @@
 """Jobs of a server: beside online requests and behind them, over a restart, cancelled, and each tenant's own."""
 
+import errno
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distaff.backends.errors import InvalidParameterError
-from distaff.serving.batch_jobs import jobs
+from distaff.serving.batch_jobs import manager
+from distaff.serving.batch_jobs.batch_job import BatchJob
+from distaff.serving.batch_jobs.errors import JobLockedError
 from distaff.serving.batch_jobs.files import NoSuchError
-from distaff.serving.batch_jobs.jobs import JobManager
+from distaff.serving.batch_jobs.manager import JobManager
 from distaff.serving.engine import Engine
 from distaff.serving.types import Request, SamplingParams
 
@@ -39,16 +43,23 @@ class Server:
             return step()
 
         self.engine._rounds._step = slower
-        self.engine.start()
         self.manager = JobManager(
             self.engine, TOKENIZER, folder, model="fake", identity=IDENTITY, max_batch=8, context=MAX_LEN
         )
+        self.engine.start()
 
     def send(self, data: bytes, tenant: str = "") -> str:
         id, path = self.manager.files.new_path()
         path.write_bytes(data)
         self.manager.files.add(id, "in.jsonl", "batch", tenant)
         return id
+
+    def wait(self, id: str, *, timeout: float, seen: BatchJob | None = None) -> BatchJob:
+        """The job once it has ended or differs from `seen`, or `timeout` seconds later as it is then."""
+        until = time.monotonic() + timeout
+        while not (job := self.manager.get(id)).ended and (seen is None or job == seen) and time.monotonic() < until:
+            time.sleep(0.005)
+        return job
 
     def stop(self) -> None:
         self.manager.close()
@@ -72,7 +83,7 @@ def test_a_job_completes_and_its_files_are_there(server: Server) -> None:
     sent = server.send(lines(20) + lines(1, "/v1/chat/completions").replace(b"id-0", b"wrong") + b"nonsense\n")
     job = server.manager.create(sent, "/v1/completions", metadata={"for": "you"})
     assert job.status == "validating"
-    done = server.manager.wait(job.id, timeout=30)
+    done = server.wait(job.id, timeout=30)
     assert (done.status, done.total, done.completed, done.failed) == ("completed", 22, 20, 2)
     assert [row["custom_id"] for row in content(server, done.output_file_id)] == [f"id-{index}" for index in range(20)]
     codes = [row["error"]["code"] for row in content(server, done.error_file_id)]
@@ -86,25 +97,25 @@ def test_a_job_completes_and_its_files_are_there(server: Server) -> None:
 
 @pytest.mark.slow
 def test_a_restart_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "SHOWN_SECONDS", 0.02)
+    monkeypatch.setattr(manager, "SHOWN_SECONDS", 0.02)
     first = Server(tmp_path, step_seconds=0.02)
     first.manager.start()
     job = first.manager.create(first.send(lines(60)), "/v1/completions")
     seen = job
     while not 5 < seen.completed < 50:
-        seen = first.manager.wait(job.id, timeout=5, seen=seen)
+        seen = first.wait(job.id, timeout=5, seen=seen)
         assert not seen.ended
     first.stop()
     second = Server(tmp_path)
     assert second.manager.get(job.id).status == "in_progress"
     second.manager.start()
-    done = second.manager.wait(job.id, timeout=30)
+    done = second.wait(job.id, timeout=30)
     rows = content(second, done.output_file_id)
     second.stop()
     whole = Server(tmp_path / "whole")
     whole.manager.start()
     again = whole.manager.create(whole.send(lines(60)), "/v1/completions")
-    assert rows == content(whole, whole.manager.wait(again.id, timeout=30).output_file_id)
+    assert rows == content(whole, whole.wait(again.id, timeout=30).output_file_id)
     whole.stop()
 
 
@@ -113,7 +124,7 @@ def test_online_requests_come_first(tmp_path: Path) -> None:
     server = Server(tmp_path, step_seconds=0.005)
     server.manager.start()
     job = server.manager.create(server.send(lines(100)), "/v1/completions")
-    while server.manager.wait(job.id, timeout=0.05).status == "validating":
+    while server.wait(job.id, timeout=0.05).status == "validating":
         pass
     answer = server.engine.submit(Request((1, 2, 3), SamplingParams(max_tokens=4, seed=0))).completion()
     assert answer.usage.completion_tokens > 0 and answer.timings.queue < 0.2
@@ -122,19 +133,63 @@ def test_online_requests_come_first(tmp_path: Path) -> None:
 
 
 def test_cancelled_it_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "SHOWN_SECONDS", 0.02)
+    monkeypatch.setattr(manager, "SHOWN_SECONDS", 0.02)
     server = Server(tmp_path, step_seconds=0.02)
     server.manager.start()
     job = server.manager.create(server.send(lines(60)), "/v1/completions")
     seen = job
     while seen.completed < 5:
-        seen = server.manager.wait(job.id, timeout=5, seen=seen)
+        seen = server.wait(job.id, timeout=5, seen=seen)
     server.manager.cancel(job.id)
-    done = server.manager.wait(job.id, timeout=10)
+    done = server.wait(job.id, timeout=10)
     assert done.status == "cancelled" and 5 <= done.completed < 60
     assert len(content(server, done.output_file_id)) == done.completed
     assert server.manager.cancel(job.id) == done
     server.stop()
+
+
+def test_a_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
+    """Whatever its runner says of it at the same time, and killed between its output and the last word on it."""
+    first = Server(tmp_path)
+    job = first.manager.create(first.send(lines(5)), "/v1/completions")
+    with ThreadPoolExecutor(4) as pool:
+        told = [pool.submit(first.manager._change, job.id, status="in_progress", completed=n) for n in range(40)]
+        first.manager.cancel(job.id)
+        assert all(each.result() for each in told)
+    assert first.manager.get(job.id).status == "cancelling"
+    first.manager._end = lambda job, store, manifest: None  # killed there
+    first.manager._run(first.manager.get(job.id))
+    first.stop()
+    second = Server(tmp_path)
+    second.manager.start()
+    assert second.wait(job.id, timeout=10).status == "cancelled"
+    assert second.manager.cancel(job.id).status == "cancelled"
+    second.stop()
+
+
+def test_a_full_disk_fails_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until there is room."""
+    monkeypatch.setattr(manager, "_RETRY_SECONDS", 0.01)
+    server, write, left = Server(tmp_path), manager.write_json, 5
+
+    def full(path: Path, value: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, value)
+
+    job = server.manager.create(server.send(lines(5)), "/v1/completions")
+    monkeypatch.setattr(manager, "write_json", full)
+    server.manager.start()
+    done = server.wait(job.id, timeout=10)
+    assert left < 0 and (done.status, done.completed) == ("completed", 5)
+    server.stop()
+
+
+def test_one_server_has_a_folder(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(JobLockedError, match="another server keeps its batches here; give this one a folder"):
+        Server(tmp_path)
 
 
 def test_tenants_do_not_see_each_other(server: Server) -> None:
@@ -155,6 +210,7 @@ def test_tenants_do_not_see_each_other(server: Server) -> None:
 def test_a_file_that_is_gone_fails_the_job(server: Server, tmp_path: Path) -> None:
     sent = server.send(lines(1))
     server.manager.files.path(sent).unlink()
-    done = server.manager.wait(server.manager.create(sent, "/v1/completions").id, timeout=10)
-    assert done.status == "failed" and done.error is not None and "there is no such file" in done.error
+    done = server.wait(server.manager.create(sent, "/v1/completions").id, timeout=10)
+    assert done.status == "failed" and done.error is not None
+    assert done.error.startswith(f"{sent}: there is no such file")  # and not where the server keeps it
     assert done.to_dict()["errors"]["data"][0]["message"] == done.error

@@ -3,11 +3,12 @@
 import contextlib
 import json
 import logging
+import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from ...models.tokenizer import Tokenizer
 from ..errors import EngineClosedError
 from ..http.spelling import Spelling
 from .answers import Answers
-from .errors import JobStoppedError, LineError
+from .batch_job import BatchJob
+from .errors import JobMismatchError, JobStoppedError, LineError, OutputError
 from .files import FileStore, NoSuchError, write_json
 from .formats import Format, InputFiles, InputSpec
 from .job import Job, JobSpec
+from .journal import open_locked
 from .line import URLS, Line
 from .local_store import LocalStore
 from .prepare import Preparer
@@ -33,63 +36,18 @@ _SHARE = 0.5
 _TICK = 0.01
 SHOWN_SECONDS = 1.0
 """How often a job's counts are told anew."""
-_ENDED = frozenset(("completed", "failed", "cancelled"))
+_RETRY_SECONDS = 10.0
+"""Until a job is tried again that nothing is wrong with: the disk was full, or the engine is gone."""
+_PASSING = (OSError, OutputError, JobStoppedError, EngineClosedError)
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class BatchJob:
-    """A job as its owner sees it.
-
-    Attributes:
-        status: validating, in_progress, finalizing, completed, failed, cancelling or cancelled, as OpenAI has them.
-        total, completed, failed: lines.
-        error: why it failed.
-    """
-
-    id: str
-    input_file_id: str
-    endpoint: str
-    created_at: int
-    status: str = "validating"
-    completion_window: str = "24h"
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    tenant: str = ""
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    in_progress_at: int | None = None
-    ended_at: int | None = None
-    error: str | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.status in _ENDED
-
-    def to_dict(self) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
-        at = {f"{status}_at": self.ended_at if self.status == status else None for status in sorted(_ENDED)}
-        errors = None
-        if self.error is not None:
-            errors = {
-                "object": "list",
-                "data": [{"code": "failed", "message": self.error, "line": None, "param": None}],
-            }
-        counts = {"total": self.total, "completed": self.completed, "failed": self.failed}
-        return {
-            "id": self.id, "object": "batch", "endpoint": self.endpoint, "errors": errors,
-            "input_file_id": self.input_file_id, "completion_window": self.completion_window, "status": self.status,
-            "output_file_id": self.output_file_id, "error_file_id": self.error_file_id, "created_at": self.created_at,
-            "in_progress_at": self.in_progress_at, "expires_at": None, **at, "request_counts": counts,
-            "metadata": dict(self.metadata) or None,
-        }  # fmt: skip
-
-
 class JobManager:
     """Takes jobs in any thread, and runs them in one of its own.
+
+    Raises:
+        JobLockedError: another server has the folder.
 
     Args:
         engine: whose rounds somebody else does.
@@ -114,6 +72,10 @@ class JobManager:
         context: int,
         served_names: Sequence[str] = (),
     ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held: int | None = open_locked(
+            folder / "lock", f"{folder}: another server keeps its batches here; give this one a folder of its own"
+        )
         self.files = FileStore(folder / "files")
         self._engine, self._tokenizer, self._model, self._identity = engine, tokenizer, model, identity
         self._capacity = max(1, int(_SHARE * max_batch))
@@ -122,10 +84,12 @@ class JobManager:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._writing = threading.Lock()  # held while a job changes, on the disk too; reading waits for no disk
         self._jobs: dict[str, BatchJob] = {}
         for path in self._folder.glob("*.json"):
-            job = BatchJob(**json.loads(path.read_text("utf-8")))
-            self._jobs[job.id] = job
+            if "." not in path.stem:  # otherwise the manifest of one that was killed at its end
+                job = BatchJob(**json.loads(path.read_text("utf-8")))
+                self._jobs[job.id] = job
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -153,7 +117,8 @@ class JobManager:
             f"batch_{secrets.token_hex(12)}", input_file_id, endpoint, int(time.time()),
             completion_window=completion_window, metadata=dict(metadata or {}), tenant=tenant,
         )  # fmt: skip
-        self._put(job)
+        with self._writing:
+            self._put(job)
         return job
 
     def get(self, id: str, tenant: str = "") -> BatchJob:
@@ -179,22 +144,8 @@ class JobManager:
         Raises:
             NoSuchError: as `get`.
         """
-        job = self.get(id, tenant)
-        if not job.ended:
-            self._change(job.id, status="cancelling")
-        return self.get(id, tenant)
-
-    def wait(self, id: str, tenant: str = "", *, timeout: float, seen: BatchJob | None = None) -> BatchJob:
-        """The job once it has ended or differs from `seen`, or `timeout` seconds later as it is then."""
-        until = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                job = self._jobs.get(id)
-                left = until - time.monotonic()
-                if job is None or job.ended or (seen is not None and job != seen) or left <= 0:
-                    break
-                self._changed.wait(left)
-        return self.get(id, tenant)
+        self.get(id, tenant)
+        return self._change(id, status="cancelling")
 
     # Running
 
@@ -210,109 +161,133 @@ class JobManager:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _serve(self) -> None:
-        while not self._closing:
-            with self._changed:
-                waiting = [job for job in self._jobs.values() if not job.ended]
-                if not waiting:
-                    self._changed.wait(1.0)
-                    continue
-            job = min(waiting, key=lambda each: (each.created_at, each.id))
+        while (job := self._next()) is not None:
             try:
-                self._run(job.id)
-            except (JobStoppedError, EngineClosedError):
-                continue  # closing, or cancelled
-            except Exception as error:
-                known = isinstance(error, DistaffError)
-                _log.warning("batch %s failed: %s", job.id, error, exc_info=not known)
-                self._change(job.id, status="failed", ended_at=int(time.time()),
-                             error=str(error) if known else "internal error")  # fmt: skip
+                try:
+                    self._run(job)
+                except _PASSING:
+                    raise
+                except Exception as error:
+                    self._fail(job, error)
+            except _PASSING as error:
+                if not self._closing:
+                    _log.warning("batch %s waits, and is tried again in %g s: %s", job.id, _RETRY_SECONDS, error)
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
 
-    def _run(self, id: str) -> None:
-        job = self._jobs[id]
-        files = _BatchFiles(self.files.path(job.input_file_id), job.endpoint)
+    def _next(self) -> BatchJob | None:
+        """The oldest job that has not ended, once there is one; None when it is time to go."""
+        with self._changed:
+            while not self._closing:
+                waiting = [job for job in self._jobs.values() if not job.ended]
+                if waiting:
+                    return min(waiting, key=lambda each: (each.created_at, each.id))
+                self._changed.wait()
+        return None
+
+    def _run(self, job: BatchJob) -> None:
+        id = job.id
+        files = _BatchFiles(self.files.path(job.input_file_id), job.endpoint, lambda: self._closing)
         preparer = Preparer(None, served_names=self._served_names)
         found = scan_input(files, Ids.FAIL, preparer.check)
-        store = LocalStore(self._folder / f"{id}.output")
+        store = self._store(id)
         with Job(files, found, store, JobSpec(), resume=True) as running:
-            status = "cancelling" if job.status == "cancelling" else "in_progress"
-            self._change(id, status=status, total=running.total, in_progress_at=job.in_progress_at or int(time.time()))
+            began = job.in_progress_at or int(time.time())
+            self._change(id, status="in_progress", total=running.total, in_progress_at=began)
             preparer = Preparer(
                 self._tokenizer, context=self._context, now=running.now, served_names=self._served_names,
                 priority=PRIORITY,
             )  # fmt: skip
-
-            def told() -> None:
-                if running.complete is None:
-                    failed = sum(running.journal.index.failed.values())
-                    self._change(id, completed=running.journal.index.done - failed, failed=failed)
-
             shown = time.monotonic()
 
             def on_step() -> None:
                 nonlocal shown
                 if time.monotonic() - shown > SHOWN_SECONDS:
                     shown = time.monotonic()
-                    told()
+                    failed = sum(running.journal.index.failed.values())
+                    self._change(id, completed=running.journal.index.done - failed, failed=failed)
 
             try:
-                outcome = running.run(
+                manifest = running.run(
                     self._engine,
                     preparer,
                     Answers(self._model, Spelling(self._tokenizer)),
                     identity=self._identity,
                     advance=_pause,
                     capacity=self._capacity,
-                    stopping=lambda: self._closing or self._jobs[id].status == "cancelling",
+                    stopping=lambda: self._closing or self._cancelled(id),
                     on_step=on_step,
-                )
-            except JobStoppedError:
-                told()
-                if self._jobs[id].status == "cancelling":
-                    self._change(id, status="finalizing")
-                    running.publish("cancelled")
-                    self._end(id, store, "cancelled")
-                raise
-            counts = outcome.manifest["request_counts"]
-            self._change(id, status="finalizing", **{name: counts[name] for name in ("total", "completed", "failed")})
-            self._end(id, store, "completed")
+                ).manifest
+            except JobStoppedError as error:
+                if not self._cancelled(id) or error.__cause__ is not None:  # closing, or the disk is full
+                    raise
+                manifest = running.publish("cancelled")
+            self._end(job, store, manifest)
 
-    def _end(self, id: str, store: LocalStore, status: str) -> None:
+    def _store(self, id: str) -> LocalStore:
+        return LocalStore(self._folder / f"{id}.output")
+
+    def _cancelled(self, id: str) -> bool:
+        return self._jobs[id].status == "cancelling"
+
+    def _end(self, job: BatchJob, store: LocalStore, manifest: Mapping[str, Any]) -> None:
         """Makes files of what was published. Done twice it does nothing, since ids derive from the job's."""
-        job, ids = self._jobs[id], {}
-        for name, path, count in (("output", store.output, job.completed), ("error", store.errors, job.failed)):
-            if count and path.exists():
-                file_id = f"file-{id.removeprefix('batch_')}-{name}"
-                self.files.adopt(path, f"{id}_{name}.jsonl", "batch_output", job.tenant, file_id)
-            ids[f"{name}_file_id"] = f"file-{id.removeprefix('batch_')}-{name}" if count else None
-        self._change(id, status=status, ended_at=int(time.time()), **ids)
+        counts, ids = manifest["request_counts"], {}
+        self._change(job.id, status="finalizing", **counts)
+        for name, path, kind in (("output", store.output, "completed"), ("error", store.errors, "failed")):
+            file_id = f"file-{job.id.removeprefix('batch_')}-{name}"
+            if counts[kind] and path.exists():
+                self.files.adopt(path, f"{job.id}_{name}.jsonl", "batch_output", job.tenant, file_id)
+            ids[f"{name}_file_id"] = file_id if counts[kind] else None
+        self._change(job.id, status=manifest["status"], ended_at=int(time.time()), **ids)
         with contextlib.suppress(OSError):
             store.forget()
 
-    def _change(self, id: str, **fields: Any) -> None:
-        with self._lock:
-            job = self._jobs[id]
-            if job.status == "cancelling" and fields.get("status") == "in_progress":
-                del fields["status"]
-        self._put(replace(job, **fields))
+    def _fail(self, job: BatchJob, error: Exception) -> None:
+        known = isinstance(error, DistaffError)
+        _log.warning("batch %s failed: %s", job.id, error, exc_info=not known)
+        told = "internal error"
+        if isinstance(error, JobMismatchError):
+            told = "the server has another model now than when the batch began; create it again"
+        elif known:  # in the client's names for what it is about, not the server's
+            told = str(error).replace(str(self.files.path(job.input_file_id)), job.input_file_id)
+            told = told.replace(str(self._store(job.id)), job.id)
+        self._change(job.id, status="failed", ended_at=int(time.time()), error=told)
 
-    def _put(self, job: BatchJob) -> None:
+    def _change(self, id: str, **fields: Any) -> BatchJob:
+        """A job with other fields. One that has ended stays as it is, one that is cancelled goes nowhere but there."""
+        with self._writing:
+            job = self._jobs[id]
+            if job.ended:
+                return job
+            if job.status == "cancelling" and fields.get("status") in ("in_progress", "finalizing"):
+                del fields["status"]
+            return self._put(replace(job, **fields))
+
+    def _put(self, job: BatchJob) -> BatchJob:
+        write_json(self._folder / f"{job.id}.json", asdict(job))
         with self._changed:
             self._jobs[job.id] = job
-            write_json(self._folder / f"{job.id}.json", asdict(job))
             self._changed.notify_all()
+        return job
 
 
 class _BatchFiles(InputFiles):
-    """The lines of a batch, whose requests all go to one endpoint."""
+    """The lines of a batch, whose requests all go to one endpoint; read as long as nobody is `stopping`."""
 
-    def __init__(self, source: Path, endpoint: str) -> None:
+    def __init__(self, source: Path, endpoint: str, stopping: Callable[[], bool]) -> None:
         super().__init__(InputSpec((str(source),), format=Format.JSONL))
-        self._endpoint = endpoint
+        self._endpoint, self._stopping = endpoint, stopping
 
     def __iter__(self) -> Iterator[Line]:
         for line in super().__iter__():
+            if self._stopping():
+                raise JobStoppedError("the server is about to end")
             if line.problem is None and line.url != self._endpoint:
                 problem = LineError(
                     "mismatched_url", f"url is {line.url}, the batch is for {self._endpoint}", param="url"
