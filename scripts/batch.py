@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
+from ..serving.batch_jobs.formats import Endpoint
+from ..serving.batch_jobs.line import Ids
 from .batch_group import RUN, BatchGroup, RunCommand
 from .batch_options import (
     Defaults,
-    Endpoint,
     EndpointOption,
     FormatOption,
     IdColumn,
     IdOption,
-    IdPolicy,
     Overwrite,
     Price,
     PromptColumn,
@@ -62,11 +62,11 @@ from .sampling_options import given
 from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
 
 if TYPE_CHECKING:
-    from ..serving import LLM
     from ..serving.batch_jobs.formats import InputFiles
     from ..serving.batch_jobs.job import Job, JobSpec, Store
     from ..serving.batch_jobs.on_llm import LLMRun
     from ..serving.batch_jobs.prepare import Preparer
+    from ..serving.limits import MachineLimits
 
 app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
 
@@ -93,7 +93,7 @@ def run(
     template: Template = None,
     id_column: IdColumn = None,
     defaults: Defaults = None,
-    ids: IdOption = IdPolicy.FAIL,
+    ids: IdOption = Ids.FAIL,
     served_model_name: ServedModelName = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -181,25 +181,25 @@ def run(
         if joined is not None and joined.index:
             _follow(model or "", options)
             return
-        from ..serving.batch_jobs.formats import Format, InputFiles, InputSpec
+        from ..serving.batch_jobs.formats import InputFiles, InputSpec
         from ..serving.batch_jobs.job import Job, JobSpec, open_store
         from ..serving.batch_jobs.prepare import Preparer, checking_preparer
         from ..serving.batch_jobs.ray_worker import RayPlan
-        from ..serving.batch_jobs.scan import Ids, scan_input
+        from ..serving.batch_jobs.scan import scan_input
         from ..serving.batch_jobs.shard import WHOLE, Shard
         from ..serving.batch_jobs.stop import StopSignals
 
         part = WHOLE if shard is None else Shard.parse(shard)
         spec = InputSpec(
             (source,),
-            format=None if format is None else Format(format.value),
-            endpoint=endpoint.value,
+            format=format,
+            endpoint=endpoint,
             prompt_column=prompt_column,
             template=template,
             id_column=id_column,
             defaults=_object("--defaults", defaults),
         )
-        job_spec = JobSpec(ids=Ids(ids.value), seed=seed, shard=part, settings=given(
+        job_spec = JobSpec(ids=ids, seed=seed, shard=part, settings=given(
             served_model_names=served_model_name, defaults=spec.defaults or None, template=template,
             prompt_column=prompt_column, id_column=id_column, endpoint=endpoint.value,
         ))  # fmt: skip
@@ -239,16 +239,15 @@ def run(
                     overwrite=overwrite,
                     stopping=lambda: signals.asked,
                 )
-                _report(store, manifest, price, None, None, as_json=json)
-                raise typer.Exit(_WITH_ERRORS if manifest["request_counts"]["failed"] and not tolerate_errors else 0)
+                _report(store, manifest, price, as_json=json, tolerate=tolerate_errors)
+                return
             with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:
                 if job.complete is not None:
-                    _report(store, job.complete, price, None, None, as_json=json)
-                    raise typer.Exit(
-                        _WITH_ERRORS if job.complete["request_counts"]["failed"] and not tolerate_errors else 0
-                    )
+                    _report(store, job.complete, price, as_json=json, tolerate=tolerate_errors)
+                    return
                 with ProgressDisplay(model or "") as display:
                     from ..serving import LLM
+                    from ..serving.batch_jobs.chips import attached_chip, limits_of
                     from ..serving.batch_jobs.on_llm import LLMRun
 
                     llm = LLM(model or "", on_progress=display, **options)
@@ -267,11 +266,10 @@ def run(
                     )
                     with BatchProgress(lambda: _standing(job, run)) as progress:
                         outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
-                    _report(store, outcome.manifest, price, llm, dtype, as_json=json)
+                    limits = limits_of(llm, attached_chip(), dtype.value)
+                    _report(store, outcome.manifest, price, limits, as_json=json, tolerate=tolerate_errors)
                 finally:
                     llm.close()
-        if outcome.failed and not tolerate_errors:
-            raise typer.Exit(_WITH_ERRORS)
 
 
 @app.command("merge")
@@ -301,9 +299,7 @@ def merge(
 
         store = open_store(output)
         manifest = merge_shards(output, store, overwrite=overwrite)
-        _report(store, manifest, price, None, None, as_json=json)
-        if manifest["request_counts"]["failed"]:
-            raise typer.Exit(_WITH_ERRORS)
+        _report(store, manifest, price, as_json=json)
 
 
 def _follow(model: str, options: Mapping[str, Any]) -> None:
@@ -352,21 +348,19 @@ def _report(
     store: "Store",
     manifest: Mapping[str, Any],
     price: float | None,
-    llm: "LLM | None",
-    dtype: Dtype | None,
+    limits: "MachineLimits | None" = None,
     *,
     as_json: bool,
+    tolerate: bool = False,
 ) -> None:
+    """Prints what a job has come to. Raises typer.Exit where lines failed, unless that is to be tolerated."""
     from ..serving.batch_jobs.work import Price, price_of, summary
 
-    limits = None
-    if llm is not None and dtype is not None:
-        from ..serving.batch_jobs.chips import attached_chip, limits_of
-
-        limits = limits_of(llm, attached_chip(), dtype.value)
     cost = price_of(manifest) if price is None else Price(price, "given by --price")
     told = {"output": str(store), **summary(manifest, price=cost, limits=limits)}
     if as_json:
         print_json(told)
     else:
         print_summary(told)
+    if told["failed"] and not tolerate:
+        raise typer.Exit(_WITH_ERRORS)

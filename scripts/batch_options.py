@@ -5,26 +5,12 @@ from typing import Annotated
 
 import typer
 
+from ..serving.batch_jobs.formats import Endpoint, Format
+from ..serving.batch_jobs.line import Ids
+
 INPUT = "What is read"
 JOB = "The job"
 RAY = "A Ray cluster"
-
-
-class Kind(StrEnum):
-    """What is told apart among input files."""
-
-    JSONL = "jsonl"
-    TEXT = "text"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class Endpoint(StrEnum):
-    """What becomes of prompts that are no OpenAI requests."""
-
-    COMPLETIONS = "completions"
-    CHAT = "chat"
-    EMBEDDINGS = "embeddings"
 
 
 class RunnerKind(StrEnum):
@@ -34,15 +20,8 @@ class RunnerKind(StrEnum):
     RAY = "ray"
 
 
-class IdPolicy(StrEnum):
-    """What becomes of lines without a name of their own."""
-
-    FAIL = "fail"
-    SUFFIX = "suffix"
-
-
 FormatOption = Annotated[
-    Kind | None,
+    Format | None,
     typer.Option("--format", help="What the input is, where its name does not say.", rich_help_panel=INPUT),
 ]
 
@@ -87,7 +66,7 @@ Defaults = Annotated[
 ]
 
 IdOption = Annotated[
-    IdPolicy,
+    Ids,
     typer.Option(
         "--ids",
         help="A custom_id that is missing or not the first: fail the line, or make one.",

@@ -33,7 +33,17 @@ class Format(StrEnum):
 _SUFFIXES = {".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".json": Format.JSONL, ".txt": Format.TEXT,
              ".csv": Format.CSV, ".parquet": Format.PARQUET}  # fmt: skip
 
-_ENDPOINTS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
+
+class Endpoint(StrEnum):
+    """What prompts that are no OpenAI requests are sent as."""
+
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+    EMBEDDINGS = "embeddings"
+
+
+_URLS = {Endpoint.COMPLETIONS: "/v1/completions", Endpoint.CHAT: "/v1/chat/completions",
+         Endpoint.EMBEDDINGS: "/v1/embeddings"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class InputSpec:
     Attributes:
         places: files, globs or URLs.
         format: None goes by each file's suffix.
-        endpoint: what becomes of prompts that are no OpenAI requests: chat, completions or embeddings.
+        endpoint: as Endpoint.
         prompt_column, template: the prompt of a row of CSV or Parquet; `template` has {column} in it, and {prompt} for
             a line of text.
         id_column: of CSV or Parquet; otherwise rows are named after their number.
@@ -55,15 +65,15 @@ class InputSpec:
 
     places: tuple[str, ...]
     format: Format | None = None
-    endpoint: str = "completions"
+    endpoint: str = Endpoint.COMPLETIONS
     prompt_column: str | None = None
     template: str | None = None
     id_column: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.endpoint not in _ENDPOINTS:
-            raise InvalidParameterError("--endpoint", self.endpoint, " or ".join(_ENDPOINTS))
+        if self.endpoint not in Endpoint:
+            raise InvalidParameterError("--endpoint", self.endpoint, " or ".join(Endpoint))
 
 
 class InputFiles:
@@ -78,7 +88,7 @@ class InputFiles:
         self.files = expand(spec.places)
         self._formats = [spec.format or _format_of(file) for file in self.files]
         self._template = None if spec.template is None else Template(spec.template)
-        self._url = _ENDPOINTS[spec.endpoint]
+        self._url = _URLS[Endpoint(spec.endpoint)]
 
     def __iter__(self) -> Iterator[Line]:
         """
@@ -153,9 +163,9 @@ class InputFiles:
             return _bad(number, where, problem, repr(sorted(row.items())).encode("utf-8", "surrogatepass"), custom_id)
         spec = self.spec
         asked: dict[str, Any] = {"prompt": prompt}
-        if spec.endpoint == "chat":
+        if spec.endpoint == Endpoint.CHAT:
             asked = {"messages": [{"role": "user", "content": prompt}]}
-        elif spec.endpoint == "embeddings":
+        elif spec.endpoint == Endpoint.EMBEDDINGS:
             asked = {"input": prompt}
         body = {**spec.defaults, **asked}
         named = f"line-{number}" if custom_id is None else custom_id

@@ -13,13 +13,13 @@ from .answers import Answers
 from .errors import InputChangedError, JobExistsError, JobMismatchError, JobStoppedError, OutputError
 from .feed import WINDOW_LINES, Feed
 from .formats import InputFiles
-from .line import Line
+from .line import Ids, Line
 from .local_store import LocalStore
 from .object_store import ObjectStore
 from .prepare import Preparer
 from .records import JOB, NO_LINE, Record
 from .runner import Answering, Runner
-from .scan import Ids, Scan, with_unique_ids
+from .scan import Scan, with_unique_ids
 from .segments import Segments
 from .shard import WHOLE, Shard
 from .source import is_url, local_path
@@ -64,10 +64,6 @@ class Outcome:
 
     manifest: dict[str, Any]
     fresh: bool
-
-    @property
-    def failed(self) -> int:
-        return self.manifest["request_counts"]["failed"]
 
 
 class Job:

@@ -4,11 +4,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from .errors import LineError
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
+class Ids(StrEnum):
+    """What becomes of a line without custom_id, or with one that an earlier line has."""
+
+    FAIL = "fail"
+    SUFFIX = "suffix"
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from .files import FileStore, NoSuchError, write_json
 from .formats import Format, InputFiles, InputSpec
 from .job import Job, JobSpec
 from .journal import open_locked
-from .line import URLS, Line
+from .line import URLS, Ids, Line
 from .local_store import LocalStore
 from .prepare import Preparer
 from .runner import Answering
-from .scan import Ids, scan_input
+from .scan import scan_input
 
 PRIORITY = 1_000_000
 """Of all requests of jobs: whatever comes online runs first."""

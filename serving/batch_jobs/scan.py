@@ -5,23 +5,15 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 
 import numpy as np
 
 from .errors import LineError
-from .line import Line
+from .line import Ids, Line
 
 SHOWN = 20
 """Problems that are kept word by word."""
 DUPLICATE = "duplicate_custom_id"
-
-
-class Ids(StrEnum):
-    """What becomes of a line without custom_id, or with one that an earlier line has."""
-
-    FAIL = "fail"
-    SUFFIX = "suffix"
 
 
 @dataclass

@@ -13,8 +13,8 @@ from distaff.serving.batch_jobs import text_lines
 from distaff.serving.batch_jobs.asked import read_body
 from distaff.serving.batch_jobs.errors import InputError, LineError
 from distaff.serving.batch_jobs.formats import Format, InputFiles, InputSpec
-from distaff.serving.batch_jobs.line import Line
-from distaff.serving.batch_jobs.scan import Ids, scan_input, with_unique_ids
+from distaff.serving.batch_jobs.line import Ids, Line
+from distaff.serving.batch_jobs.scan import scan_input, with_unique_ids
 from distaff.serving.batch_jobs.template import Template
 
 

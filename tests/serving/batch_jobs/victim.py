@@ -28,7 +28,7 @@ def main(source: str, output: str, seconds: str = "0.02", grace: str = "4.5") ->
         except DistaffError as error:
             print(error, file=sys.stderr)
             return error.exit_code
-    return 3 if outcome.failed else 0
+    return 3 if outcome.manifest["request_counts"]["failed"] else 0
 
 
 if __name__ == "__main__":
