@@ -1,11 +1,11 @@
-"""What the services of other servers' protocols share: how they refuse."""
+"""What the services of other servers' protocols share: how they refuse, and messages with a place for every choice."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import Message
 
 from ...backends.errors import UnsupportedError
-from ..front import ForbiddenError
+from ..front import Delta, Event, ForbiddenError
 from .callers import current
 
 
@@ -40,6 +40,23 @@ def refuse(message: Message, reasons: Mapping[str, str], prefix: str = "") -> No
 def listed(names: Iterable[str]) -> str:
     """Names in a sentence."""
     return ", ".join(sorted(names))
+
+
+def side_by_side(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Events in groups, as few as have no choice's deltas twice.
+
+    For messages with a place for every choice: one for each delta would cost all n of them n times in every step.
+    """
+    group: list[Event] = []
+    seen: set[int] = set()
+    for event in events:
+        if isinstance(event, Delta):
+            if event.index in seen:
+                yield group
+                group, seen = [], set()
+            seen.add(event.index)
+        group.append(event)
+    yield group
 
 
 def only_for_admins(method: str) -> None:

@@ -1,12 +1,14 @@
 """The service jetstream_proto.Orchestrator: the protocol of JetStream, whose clients it outlived."""
 
+from collections.abc import Iterable
+
 import grpc
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call, Delta, Front, State
 from ..types import SamplingParams
 from .callers import called
-from .compatible import refuse
+from .compatible import refuse, side_by_side
 from .failures import Context
 from .protos.jetstream import jetstream_pb2 as pb
 from .protos.jetstream import jetstream_pb2_grpc
@@ -39,8 +41,10 @@ class Orchestrator(jetstream_pb2_grpc.OrchestratorServicer):
         call = await self._call(request)
         async with await self._front.open(called(call, context)) as stream:
             async for event in stream:
-                if isinstance(event, Delta):
-                    await context.write(_message(event, call.params.n))
+                for events in side_by_side([event, *stream.pending()]):
+                    deltas = [each for each in events if isinstance(each, Delta)]
+                    if deltas:
+                        await context.write(_message(deltas, call.params.n))
         if stream.cause is not None:
             raise stream.cause_error()
 
@@ -65,8 +69,9 @@ class Orchestrator(jetstream_pb2_grpc.OrchestratorServicer):
         return Call(prompt, params, priority=request.priority)
 
 
-def _message(delta: Delta, num_samples: int) -> pb.DecodeResponse:
+def _message(deltas: Iterable[Delta], num_samples: int) -> pb.DecodeResponse:
     samples = [pb.DecodeResponse.StreamContent.Sample() for _ in range(num_samples)]
-    samples[delta.index].text = delta.text
-    samples[delta.index].token_ids.extend(delta.token_ids)
+    for delta in deltas:
+        samples[delta.index].text = delta.text
+        samples[delta.index].token_ids.extend(delta.token_ids)
     return pb.DecodeResponse(stream_content=pb.DecodeResponse.StreamContent(samples=samples))

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from ...backends.errors import InvalidParameterError
 from ..front import Front, State
 from .callers import called
+from .compatible import side_by_side
 from .failures import Context, told
 from .kserve_answer import Answer
 from .kserve_model import PLATFORM, Statistics, configuration, metadata
@@ -140,9 +141,10 @@ class InferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             async with await self._front.open(called(asked.call, context)) as stream:
                 opened = passed()
                 async for event in stream:
-                    message = answer.add(event)
-                    if message is not None:
-                        yield message
+                    for events in side_by_side([event, *stream.pending()]):
+                        message = answer.add(events)
+                        if message is not None:
+                            yield message
             if stream.cause is not None:
                 raise stream.cause_error()
             answered = True

@@ -31,7 +31,7 @@ class Part:
 
 
 class Answer:
-    """Collects one request's events into messages: one for each, or one in all.
+    """Collects one request's events into messages: one for those that come together, or one in all.
 
     Args:
         asked: the request.
@@ -44,18 +44,20 @@ class Answer:
         self._parts = [Part() for _ in range(asked.num_choices)]
         self._num_prompt_tokens = 0
 
-    def add(self, event: Event) -> pb.ModelInferResponse | None:
+    def add(self, events: Sequence[Event]) -> pb.ModelInferResponse | None:
         """What to send now, if the answer is streamed."""
-        if isinstance(event, Admitted):
-            self._num_prompt_tokens = event.prompt_tokens
-        elif isinstance(event, Finished):
-            if event.reason.is_complete:  # the others are errors in this protocol, and have none
+        message = None
+        for event in events:
+            if isinstance(event, Admitted):
+                self._num_prompt_tokens = event.prompt_tokens
+            elif isinstance(event, Delta):
+                self._take(self._parts[event.index], event)
+        if self._asked.stream and any(isinstance(event, Delta) for event in events):
+            message = self._flush(final=False)
+        for event in events:  # ends are told by the message behind
+            if isinstance(event, Finished) and event.reason.is_complete:  # others are errors in this protocol
                 self._parts[event.index].finish_reason = event.reason.finish.value
-        else:
-            self._take(self._parts[event.index], event)
-            if self._asked.stream:
-                return self._flush(final=False)
-        return None
+        return message
 
     def last(self, prompt_ids: Sequence[int]) -> pb.ModelInferResponse:
         """The last message: what was not sent yet, and that nothing follows.

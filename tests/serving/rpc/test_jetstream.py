@@ -88,7 +88,9 @@ def test_each_message_has_an_entry_for_every_sample() -> None:
     async def test() -> None:
         async with jetstream() as (opened, stub):
             messages = await read(stub, text(num_samples=3))
-            assert all(len(message) == 3 and sum(bool(ids) for _, ids in message) == 1 for message in messages)
+            assert all(len(message) == 3 and any(ids for _, ids in message) for message in messages)
+            # Samples of one step come together, and each token of a sample in a message of its own.
+            assert len(messages) < 3 * 8 and all(len(ids) <= 1 for message in messages for _, ids in message)
             for sample in range(3):
                 assert tokens_of(messages, sample) == opened.expected("abc", 8, sample)
             assert opened.calls[-1].params == SamplingParams(max_tokens=8, n=3)  # drawn: greedy ones would be alike

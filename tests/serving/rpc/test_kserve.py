@@ -147,6 +147,20 @@ def test_streams_tell_counts_and_totals_of_each_message() -> None:
     run(test())
 
 
+def test_choices_of_a_step_come_in_one_message() -> None:
+    async def test() -> None:
+        async with triton() as (served, stub):
+            asked = {**STREAM, "sampling_parameters": '{"max_tokens": 8, "seed": 0, "ignore_eos": true, "n": 4}'}
+            messages = [message.infer_response for message in await stream(stub, request(asked))]
+            texts = [values(message)["text_output"] for message in messages]
+            assert ["".join(parts) for parts in zip(*texts, strict=True)] == [
+                served.text(served.answer("abc", seed=seed)) for seed in range(4)
+            ]
+            assert len(messages) < 4 * 8 and all(len(text) <= 1 for parts in texts for text in parts)
+
+    run(test())
+
+
 def test_a_stream_carries_many_requests() -> None:
     """Their messages come beside each other; one that fails says so by its id and leaves the others alone."""
 
