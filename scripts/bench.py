@@ -28,13 +28,14 @@ from .options import (
     MaxBatch,
     NumHosts,
     Offline,
+    Quantize,
     parse_size,
 )
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .spans import parse_span
-from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
+from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
 
 if TYPE_CHECKING:
     from ..serving import LLM, Request
@@ -108,6 +109,7 @@ def bench_offline(
         typer.Option("--sampling", help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere."),
     ] = Sampling.GREEDY,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
+    quantize: Quantize = None,
     backend: Backend = "auto",
     layout: Layout = None,
     one_program: Annotated[
@@ -166,8 +168,8 @@ def bench_offline(
     \b
     --json prints one object:
       model, backend, dtype, policy, sampling, requests, prompt_tokens, output_tokens, elapsed_s,
-      output_tokens_per_s, total_tokens_per_s, requests_per_s, rounds, failed, ttft_ms, tpot_ms,
-      itl_ms, request_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
+      cpu_s (of this process), output_tokens_per_s, total_tokens_per_s, requests_per_s, rounds, failed,
+      ttft_ms, tpot_ms, itl_ms, request_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
       tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
       padding_waste, prefix_hit_rate, preemptions, compiles, unexpected_compiles, goodput,
       limits, load_s, warm_up_s; with --expert-load experts (chosen, waited, uneven, most_uneven, layers)
@@ -180,6 +182,7 @@ def bench_offline(
         }
         options = {
             "dtype": dtype.value,
+            "quantize": quantize,
             "backend": backend,
             "offline": offline or None,
             "max_batch": max_batch,
@@ -259,6 +262,7 @@ class _Run:
             "model": self.model,
             "backend": llm.backend.name,
             "dtype": self.options["dtype"],
+            "quantize": self.options["quantize"],
             "policy": policy.value,
             "sampling": self.sampling.value,
             **report(
@@ -281,7 +285,7 @@ class _Run:
         given = {name: value for name, value in self.options.items() if value is not None}
         with ProgressDisplay(self.model) as display:
             llm = LLM(self.model, policy=policy.value, on_progress=display, **given)
-        warn_unused(llm, self.options["layout"])
+        print_remarks(llm, self.options["layout"])
         return llm
 
     def _requests(self, items: "Sequence[Item]", salt: str) -> "list[Request]":

@@ -62,11 +62,18 @@ def _experts(report: Report) -> str:
     return f"the most chosen has {load['uneven']:.1f}x the mean (at worst {load['most_uneven']:.1f}x){waited}"
 
 
+def _processor(report: Report) -> str:
+    tokens = report["output_tokens"]
+    each = f", {report['cpu_s'] / tokens * 1e3:.2f} ms for an output token" if tokens else ""
+    return f"{report['cpu_s']:.2f} s{each}"
+
+
 _ROWS: Mapping[str, Callable[[Report], str]] = {
     "output tokens/s": lambda report: f"{report['output_tokens_per_s']:.1f}",
     "all tokens/s": lambda report: f"{report['total_tokens_per_s']:.1f}",
     "requests/s": lambda report: f"{report['requests_per_s']:.2f}",
     "elapsed": lambda report: f"{report['elapsed_s']:.2f} s",
+    "processor time": _processor,
     "goodput": _goodput,
     "failed": lambda report: str(report["failed"] or ""),
     "TTFT p50 / p90 / p99, ms": _percentiles("ttft_ms"),

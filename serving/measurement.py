@@ -59,6 +59,7 @@ class Round:
     requests: tuple[RequestTimes, ...]
     before: Mapping[str, Any]
     after: Mapping[str, Any]
+    cpu_seconds: float = 0.0  # of all threads of this process
 
     @property
     def elapsed(self) -> float:
@@ -102,6 +103,7 @@ def run_round(
         DistaffError: nothing came out of the engine for five minutes.
     """
     before = engine.metrics.snapshot()
+    cpu = time.process_time()
     start = clock()
     times: list[RequestTimes] = []
     running: list[tuple[EventStream, RequestTimes]] = []
@@ -128,7 +130,7 @@ def run_round(
             raise DistaffError(f"{len(running)} requests wait, and the engine gave no token for {_STUCK_SECONDS:.0f} s")
         if not worked and running:
             time.sleep(_IDLE_SECONDS)
-    return Round(tuple(times), before, engine.metrics.snapshot())
+    return Round(tuple(times), before, engine.metrics.snapshot(), time.process_time() - cpu)
 
 
 def report(
@@ -163,6 +165,7 @@ def report(
         "prompt_tokens": sum(times.prompt_tokens for times in requests),
         "output_tokens": chosen.output_tokens,
         "elapsed_s": elapsed,
+        "cpu_s": chosen.cpu_seconds,
         "output_tokens_per_s": _rate(chosen.output_tokens, elapsed),
         "total_tokens_per_s": _rate(
             chosen.output_tokens + sum(times.prompt_tokens for times in requests if times.tokens), elapsed

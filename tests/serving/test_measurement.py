@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def summed_up(rounds: list[Round], config: ModelConfig, **rest: Any) -> dict[str
 
 def test_the_median_round_is_reported(config: ModelConfig) -> None:
     empty = snapshot()
-    rounds = [Round((times(end / 2, end),), empty, empty) for end in (5.0, 1.0, 3.0)]
+    rounds = [Round((times(end / 2, end),), empty, empty, cpu_seconds=2 * end) for end in (5.0, 1.0, 3.0)]
     value = summed_up(rounds, config)
+    assert value["cpu_s"] == 6.0
     assert value["elapsed_s"] == 3.0 and value["output_tokens_per_s"] == pytest.approx(2 / 3)
     assert [each["elapsed_s"] for each in value["rounds"]] == [5.0, 1.0, 3.0]
     assert summed_up(rounds[:2], config)["elapsed_s"] == 1.0
@@ -153,6 +155,21 @@ def test_times_are_taken_as_events_come(requests: list[Request], lazy: bool) -> 
     assert result.elapsed == 3.0 and result.output_tokens == 4
     assert engine.calls[:4] == ["submit", "submit", "flush", "step"]
     assert engine.calls.count("step") == (6 if lazy else 3)
+
+
+def test_processor_time_is_that_of_the_steps(requests: list[Request]) -> None:
+    engine = FakeEngine()
+
+    def step() -> bool:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+        return FakeEngine.step(engine)
+
+    engine.step = step
+    start = time.process_time()
+    result = run_round(engine, requests, clock=lambda: engine.now)
+    assert 0.15 <= result.cpu_seconds <= time.process_time() - start
 
 
 def test_a_request_that_fails_ends(requests: list[Request]) -> None:
