@@ -45,9 +45,23 @@ def test_no_more_is_given_than_the_batch_can_fill() -> None:
     assert pages(2**40, max_batch=3) == (48, 21)
 
 
-def test_by_default_a_share_of_what_is_free_is_taken() -> None:
-    assert pages(None, Machine(free=10**8)) == pages(9 * 10**7)
-    assert pages(None, Machine(free=10**8, shared=True)) == pages(25 * 10**6)
+@pytest.mark.parametrize(("shared", "share", "lost"), [(False, 0.9, 1 / 64), (True, 0.25, 1 / 4)])
+def test_by_default_a_share_of_what_is_free_is_taken(shared: bool, share: float, lost: float) -> None:
+    for free in (3 * 10**6, 5 * 10**6, 8 * 10**6, 9 * 10**6):
+        given, most = pages(None, Machine(free=free, shared=shared)), pages(int(free * share))
+        assert all((1 - lost) * b - 1 <= a <= b for a, b in zip(given, most, strict=True))
+    assert pages(None, Machine(free=10**10, shared=shared)) == pages(10**10)  # as many as the batch can fill
+
+
+def test_two_starts_of_a_machine_that_others_use_have_the_same_programs() -> None:
+    sizes = {pages(None, Machine(free=9 * 10**6 + 10_000 * n, shared=True)) for n in range(50)}
+    assert len(sizes) <= 2  # free memory changes by 5 %
+    assert len({pages(None, Machine(free=free, shared=True)) for free in range(4 * 10**6, 32 * 10**6, 10**5)}) <= 13
+
+
+def test_a_share_that_holds_one_text_holds_it_rounded() -> None:
+    one = (16 * 2 + 7 * 4) * PAGE
+    assert pages(None, Machine(free=4 * one, shared=True)) == (16, 7)
 
 
 def test_a_cache_for_less_than_one_text_is_refused_with_the_numbers() -> None:
