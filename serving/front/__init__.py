@@ -27,8 +27,9 @@ from .errors import (
     UnknownModelError,
 )
 from .events import Admitted, Delta, Event, Finished, Reason
-from .front import Front, Load, State
+from .front import Front, State
 from .limits import FrontLimits, TenantLimits
+from .load import Load
 from .status import Status, status_of
 from .stream import Stream
 

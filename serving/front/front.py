@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from types import TracebackType
@@ -25,6 +25,7 @@ from .counters import FrontCounters
 from .errors import DeadlineError, DrainingError, DuplicateIdError, NotReadyError, UnknownModelError
 from .events import Reason
 from .limits import FrontLimits, TenantLimits
+from .load import Load
 from .prompts import Prompts
 from .relay import Relay, Wire
 from .status import status_of
@@ -47,31 +48,6 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True)
-class Load:
-    """How busy a front is.
-
-    Attributes:
-        waiting, running: calls without a slot, and with one.
-        tokens_in_flight: prompt and longest answer of these, summed.
-        pages_used, pages_total: of the KV cache, all groups together; prompts that are only remembered hold none.
-        streams: calls whose engine work has not ended.
-    """
-
-    waiting: int
-    running: int
-    tokens_in_flight: int
-    pages_used: int
-    pages_total: int
-    streams: int
-    max_batch: int
-
-    @property
-    def page_usage(self) -> float:
-        """Pages that sequences hold of all, from 0 to 1."""
-        return self.pages_used / max(1, self.pages_total)
-
-
 class Front:
     """Takes calls in, and gives each a Stream. One event loop, one front; everything but `metrics` is used in that
     loop.
@@ -87,6 +63,8 @@ class Front:
     Attributes:
         state: whether calls are taken; `on_state` tells of its changes.
         counters: what it counts.
+        failure: why the state is FAILED, if it is.
+        hangs: whether that is because the device does not come back; threads that wait for it stay.
     """
 
     def __init__(
@@ -107,6 +85,7 @@ class Front:
         self.counters = FrontCounters()
         self.state = State.STARTING
         self.failure: BaseException | None = None
+        self.hangs = False
         self._clock = clock
         self._prompts = Prompts(tokenizer, card, limits)
         self._admission = Admission(limits, clock)
@@ -166,10 +145,20 @@ class Front:
             self._enter(State.DRAINING)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace)
-        await self._end_streams(None)
+        await self._end_streams(self.limits.hang_seconds)
+        if self._streams:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """The device does not come back: whoever waits for it is told so, and nobody waits for the engine's end."""
+        self.hangs = True
+        hung = DeviceError(f"the device has not come back from a step for {self.limits.hang_seconds:g} s")
+        self._fail(hung)
+        for stream in tuple(self._streams.values()):
+            stream.refuse(hung)
 
     async def close(self) -> None:
-        """Ends every call and the engine. Closing again does nothing."""
+        """Ends every call and the engine, unless that hangs. Closing again does nothing."""
         if self.state is State.CLOSED:
             return
         self._enter(State.CLOSED)
@@ -178,8 +167,9 @@ class Front:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
-        await asyncio.sleep(0)  # what the engine's end told is delivered before this returns
+        if not self.hangs:
+            await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
+            await asyncio.sleep(0)  # what the engine's end told is delivered before this returns
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self) -> "Front":

@@ -40,6 +40,8 @@ class FrontLimits:
         max_buffered_events: of a stream; what comes beyond is joined, so that under more load than messages can be sent
             for, each has more tokens instead of coming later and later.
         stall_seconds: after which a stream that has something, and is not read, ends.
+        hang_seconds: in which the device must come back from a step whose requests were ended because the server goes
+            down; one that does not hangs, and is not waited for.
         retry_after: seconds that a refused caller is told to wait, where nothing better is known.
     """
 
@@ -52,11 +54,12 @@ class FrontLimits:
     max_priority: int = 100
     max_buffered_events: int = 16
     stall_seconds: float = 30.0
+    hang_seconds: float = 20.0
     retry_after: float = 1.0
 
     def __post_init__(self) -> None:
         _ = self.total
-        for name in ("max_prompt_bytes", "max_buffered_events", "stall_seconds", "retry_after"):
+        for name in ("max_prompt_bytes", "max_buffered_events", "stall_seconds", "hang_seconds", "retry_after"):
             if not getattr(self, name) > 0:
                 raise InvalidParameterError(name, getattr(self, name), "a number above 0")
 

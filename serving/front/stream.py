@@ -170,8 +170,10 @@ class Stream(AsyncIterator[Event]):
             abort()
 
     def refuse(self, error: BaseException) -> None:
-        """It ends before the engine had it."""
-        self._end(End(None, error, Usage(len(self.prompt_token_ids), 0), self.timings))
+        """It ends without the engine: before that had it, or because it does not let go of it."""
+        if not self._ended:
+            self._end(End(None, error, Usage(len(self.prompt_token_ids), 0), self.timings))
+            self._wake()
 
     def receive(self, item: Item) -> None:
         """The next thing that the engine tells."""
@@ -183,6 +185,9 @@ class Stream(AsyncIterator[Event]):
             self._start(item)
         else:
             self._end(item)
+        self._wake()
+
+    def _wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done() and (self._ended or not self._discards):
             waiter.set_result(None)

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import uvicorn
 from starlette.types import ASGIApp
 
+from ..tls_files import TlsFiles
+from .tls import TlsContext
+
 _LOOK_SECONDS = 1.0
 _START_SECONDS = 0.005
 
@@ -31,6 +34,7 @@ class HttpServer:
         idle_seconds: after which a connection without a request is closed, half of a request's head included.
         stall_seconds: after which a connection is cut whose client does not read its response.
         max_connections: beyond them the answer is 503.
+        tls: None: without.
 
     Attributes:
         port: where it listens.
@@ -45,11 +49,13 @@ class HttpServer:
         idle_seconds: float = 75.0,
         stall_seconds: float = 30.0,
         max_connections: int = 4096,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._host = host
         self.port = port
         self._idle_seconds = idle_seconds
         self._stall_seconds = stall_seconds
+        self._tls = context = None if tls is None else TlsContext(tls)
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -61,6 +67,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=int(idle_seconds),
             limit_concurrency=max_connections,
+            ssl_context_factory=None if context is None else lambda config, default: context.context,
         )
         self._server = _Uvicorn(config)
         self._serving: asyncio.Task[None] | None = None
@@ -114,11 +121,14 @@ class HttpServer:
         self._serving = self._looking = None
 
     async def _look(self) -> None:
-        """Closes connections that hold a descriptor for nothing, which uvicorn leaves open for ever."""
+        """Closes connections that hold a descriptor for nothing, which uvicorn leaves open for ever; notices new
+        certificates."""
         limits = {"idle": self._idle_seconds, "stalled": self._stall_seconds}
         since: dict[object, tuple[_Sight, float]] = {}
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
+            if self._tls is not None:
+                self._tls.refresh()
             now, before, since = time.monotonic(), since, {}
             for connection in tuple(self._server.server_state.connections):
                 sight = _look_at(connection)

@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import grpc
@@ -34,6 +36,7 @@ class Guard(grpc.aio.ServerInterceptor):
         report: makes an ORCA load report, for RPCs that ask for one.
         count: told the kind of each refusal.
         max_rpcs: at once, health apart: probes are answered however many calls wait for readers that do not read.
+            Where callers are told apart, one tenant may have half of them: readers that never read again hold theirs.
 
     Attributes:
         refused: RPCs that were not let through, counted instead of logged.
@@ -53,6 +56,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._authenticate = authenticate
         self._max_rpcs = max_rpcs
         self.running = 0
+        self._of_tenants: Counter[str] = Counter()
         self._report = report
         self._open_admin = open_admin
         self.refused = 0
@@ -75,22 +79,30 @@ class Guard(grpc.aio.ServerInterceptor):
             error = refusal
         asked = any(key == REQUEST_HEADER for key, _ in handler_call_details.invocation_metadata or ())
         probe = str(handler_call_details.method).startswith(HEALTH)
-        counting = nullcontext if probe else self._counting
+        counting = nullcontext if probe else partial(self._counting, caller.tenant)
         return _guarded(handler, caller, error, self._report if asked else None, counting)
 
     @contextmanager
-    def _counting(self) -> Iterator[None]:
+    def _counting(self, tenant: str) -> Iterator[None]:
         """
         Raises:
-            OverloadedError: there are too many RPCs.
+            OverloadedError: there are too many RPCs, of all or of this tenant.
         """
         if self.running >= self._max_rpcs:
             raise OverloadedError(f"the server has {self._max_rpcs} calls under way, its limit: try again", 1.0)
+        share = max(1, self._max_rpcs // 2)
+        if tenant and self._of_tenants[tenant] >= share:
+            message = f"you have {share} calls under way, the limit of one tenant: read or cancel some, and try again"
+            raise OverloadedError(message, 1.0)
         self.running += 1
+        self._of_tenants[tenant] += 1
         try:
             yield
         finally:
             self.running -= 1
+            self._of_tenants[tenant] -= 1
+            if not self._of_tenants[tenant]:
+                del self._of_tenants[tenant]
 
     def _identity(self, details: grpc.HandlerCallDetails) -> Identity:
         method = str(details.method)

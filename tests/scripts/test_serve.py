@@ -18,6 +18,7 @@ PROGRAM = "from distaff.scripts.main import main; main()"
     [
         (("--tls-cert", "a.pem"), "--tls-cert and --tls-key belong together"),
         (("--tls-client-ca", "a.pem"), "--tls-client-ca needs --tls-cert"),
+        (("--http-tls",), "--http-tls needs --tls-cert and --tls-key"),
         (("--admin", "--token-file", "t.yaml"), "--admin is for servers without --token-file"),
         (("--log-level", "loud"), "--log-level is 'loud', expected debug, info, warning or error"),
         (("--port", "70000"), "65535"),

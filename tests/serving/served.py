@@ -153,7 +153,7 @@ def make_engine(
     slots: int = 8,
     max_len: int = MAX_LEN,
     eos: bool = False,
-    quick: bool = False,
+    programs: type[SlowPrograms] = SlowPrograms,
     tokenizer: Tokenizer,
     **config: Any,
 ) -> tuple[Engine, SlowPrograms]:
@@ -162,7 +162,7 @@ def make_engine(
         Bucket(1, 1, "decode"), Bucket(slots, slots, "decode"), Bucket(16, slots, "mixed"),
         Bucket(64, slots, "mixed"), Bucket(32, slots, "prompt"),
     )  # fmt: skip
-    programs = (QuickPrograms if quick else SlowPrograms)(
+    device = programs(
         buckets,
         num_slots=slots,
         max_len=max_len,
@@ -173,13 +173,13 @@ def make_engine(
     )
     settings = EngineConfig(**{"max_batch": slots, "max_step_tokens": 64, "max_decode_steps": 1, **config})
     engine = Engine(
-        programs,
+        device,
         settings,
         vocab_size=tokenizer.vocab_size,
         eos_ids=frozenset([EOS]) if eos else frozenset(),
         tokenizer=tokenizer,
     )
-    return engine, programs
+    return engine, device
 
 
 @asynccontextmanager

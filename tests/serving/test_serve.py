@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 import urllib.request
@@ -15,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from distaff.backends.errors import DistaffError
+from distaff.serving.front import FrontLimits
 from distaff.serving.rpc.protos.distaff.v1 import generation_pb2 as pb
 from distaff.serving.rpc.protos.distaff.v1 import inference_pb2_grpc
 from distaff.serving.rpc.settings import RpcSettings
@@ -123,6 +125,22 @@ def test_a_broken_device_ends_the_server_with_1() -> None:
     run(check())
 
 
+def test_a_device_that_hangs_is_not_waited_for() -> None:
+    async def check() -> None:
+        async with running(limits=FrontLimits(hang_seconds=0.1)) as up:
+            up.served.programs.gate.clear()
+            call = asyncio.create_task(refusal(up.inference.GenerateUnary(request())))
+            await until(lambda: up.served.front.load().streams == 1)
+            up.server.leave(0.0)
+            ended = await call
+            assert ended.code == "INTERNAL" and "device" in ended.message
+            assert await up.task == 1 and up.served.front.hangs
+            up.served.programs.gate.set()
+            await asyncio.to_thread(up.served.engine.close)
+
+    run(check())
+
+
 def test_a_port_that_is_taken_is_refused() -> None:
     async def check() -> None:
         async with running() as up:
@@ -140,18 +158,18 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 
 @asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any]]:
-    """tests.serving.serve_fake as a process, and a stub for it."""
+async def process(**options: Any) -> AsyncIterator[tuple[asyncio.subprocess.Process, Any, int]]:
+    """tests.serving.serve_fake as a process, a stub for it, and its port."""
     made = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.serving.serve_fake", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        sys.executable, "-m", "tests.serving.serve_fake", json.dumps(options), cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
         assert made.stdout is not None
         word, port, _ = (await made.stdout.readline()).decode().split()
         assert word == "ready"
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield made, inference_pb2_grpc.InferenceStub(channel)
+            yield made, inference_pb2_grpc.InferenceStub(channel), int(port)
         assert made.stdout.at_eof() or await made.stdout.read() == b"", "one line and no more"
     finally:
         if made.returncode is None:
@@ -161,7 +179,7 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
 
 def test_sigterm_drains_and_exits_with_0() -> None:
     async def check() -> None:
-        async with process("0.002") as (made, inference):
+        async with process(step_seconds=0.002) as (made, inference, _):
             call = inference.Generate(request(tokens=100))
             await call.read()
             made.send_signal(signal.SIGTERM)
@@ -175,7 +193,7 @@ def test_sigterm_drains_and_exits_with_0() -> None:
 @pytest.mark.slow
 def test_a_second_sigterm_does_not_wait() -> None:
     async def check() -> None:
-        async with process("0.05") as (made, inference):
+        async with process(step_seconds=0.05) as (made, inference, _):
             call = inference.Generate(request(tokens=100))
             await call.read()
             made.send_signal(signal.SIGTERM)
@@ -183,5 +201,42 @@ def test_a_second_sigterm_does_not_wait() -> None:
             made.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(made.wait(), 2) == 143
             call.cancel()
+
+    run(check())
+
+
+@pytest.mark.slow
+def test_a_killed_server_is_unavailable_until_another_takes_its_port() -> None:
+    """Whoever waits is told at once; nothing that the dead one leaves is in the way of the next."""
+
+    async def check() -> None:
+        async with process(step_seconds=0.05) as (made, inference, port):
+            calls = [inference.Generate(request(f"text {i}", 100)) for i in range(8)]
+            for call in calls:
+                await call.read()
+            made.kill()
+            for call in calls:
+                with pytest.raises(grpc.aio.AioRpcError) as cut:
+                    await collect(call)
+                assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert await made.wait() == -signal.SIGKILL
+            async with process(port=port) as (_, _, again):
+                assert again == port
+                channel_ready = inference.GenerateUnary(request(tokens=5), wait_for_ready=True, timeout=20)
+                assert len((await channel_ready).choices[0].token_ids) == 5
+
+    run(check())
+
+
+@pytest.mark.slow
+def test_a_device_that_hangs_keeps_no_process_from_ending() -> None:
+    async def check() -> None:
+        options = {"step_seconds": 1000, "grace": 0.2, "limits": {"hang_seconds": 0.5}}
+        async with process(**options) as (made, inference, _):
+            call = inference.GenerateUnary(request())
+            await asyncio.sleep(0.5)
+            made.send_signal(signal.SIGTERM)
+            assert (await refusal(call)).code == "INTERNAL"
+            assert await asyncio.wait_for(made.wait(), 10) == 1
 
     run(check())

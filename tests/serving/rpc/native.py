@@ -22,6 +22,8 @@ from distaff.serving.rpc.settings import RpcSettings
 from ..served import Served, serving
 
 EOF: Any = vars(grpc.aio)["EOF"]  # which the library's types leave out
+INSIDES = ("Traceback", "/somewhere", ".py", "Error(", "jax", "distaff.serving")
+"""Words that no client may be told."""
 
 
 @dataclass

@@ -27,8 +27,8 @@ def header_block(headers: dict[str, str]) -> bytes:
     return block
 
 
-def call(stream: int, method: str, message: bytes, **more: str) -> bytes:
-    """The frames of a unary request."""
+def call(stream: int, method: str, message: bytes, *, compressed: int = 0, **more: str) -> bytes:
+    """The frames of a unary request; `compressed` is what it says of its message."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
@@ -39,7 +39,7 @@ def call(stream: int, method: str, message: bytes, **more: str) -> bytes:
         **more,
     }
     opened = frame(HEADERS, END_HEADERS, stream, header_block(headers))
-    return opened + frame(DATA, END_STREAM, stream, b"\0" + struct.pack(">I", len(message)) + message)
+    return opened + frame(DATA, END_STREAM, stream, struct.pack(">BI", compressed, len(message)) + message)
 
 
 def connect(port: int) -> socket.socket:

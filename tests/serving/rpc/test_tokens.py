@@ -40,6 +40,15 @@ def test_a_token_or_its_digest_names_a_tenant(tmp_path: Path) -> None:
         assert SECRET not in str(caught.value)
 
 
+def test_wrong_tokens_by_the_thousand_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    file = TokenFile(write(tmp_path / "tokens.yaml", f"- token: {SECRET}\n  tenant: a\n"))
+    for number in range(10_000):
+        with pytest.raises(AuthenticationError, match="not valid here"):
+            file.authenticate(f"Bearer {SECRET[:-1]}{number}")
+    assert not caplog.records
+
+
 def test_a_change_counts_and_a_broken_file_does_not(tmp_path: Path) -> None:
     clock = Clock()
     path = write(tmp_path / "tokens.yaml", f"- token: {SECRET}\n  tenant: a\n")
