@@ -97,6 +97,9 @@ def serve(
             rich_help_panel=WHO,
         ),
     ] = None,
+    http_tls: Annotated[
+        bool, typer.Option("--http-tls", help="HTTP with TLS too, as gRPC has it.", rich_help_panel=WHO)
+    ] = False,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -230,6 +233,8 @@ def serve(
             raise UsageError("--tls-cert and --tls-key belong together: give both")
         if tls_client_ca is not None and tls_cert is None:
             raise UsageError("--tls-client-ca needs --tls-cert and --tls-key")
+        if http_tls and (tls_cert is None or no_http):
+            raise UsageError("--http-tls needs --tls-cert and --tls-key, and the HTTP port")
         if admin and token_file is not None:
             raise UsageError("--admin is for servers without --token-file: mark a token with admin: true instead")
         if log_level not in ("debug", "info", "warning", "error"):
@@ -240,8 +245,8 @@ def serve(
         from ..serving.front import Front, FrontLimits
         from ..serving.llm import LLM
         from ..serving.rpc.settings import RpcSettings
-        from ..serving.rpc.tls import TlsFiles
         from ..serving.serve import ServeSettings, card_of, run_server
+        from ..serving.tls_files import TlsFiles
 
         rpc = RpcSettings(
             host=host,
@@ -254,6 +259,7 @@ def serve(
             http_host=host,
             http_port=None if no_http else http_port,
             tls=None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key, tls_client_ca),
+            http_tls=http_tls,
             tokens=token_file,
             open_admin=admin,
             grace=grace,

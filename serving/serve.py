@@ -22,10 +22,10 @@ from .rpc.batch_jobs import SERVICE as BATCH_JOBS
 from .rpc.batch_jobs import BatchJobsService
 from .rpc.server import RpcServer
 from .rpc.settings import RpcSettings
-from .rpc.tls import TlsFiles
 from .rpc.tokens import TokenFile
 from .telemetry.logs import RequestLog, configure_logs, remove_logs
 from .telemetry.tracing import tracing_from_environment
+from .tls_files import TlsFiles
 
 FAILED = 1
 _KILLED = 128
@@ -39,7 +39,7 @@ class ServeSettings:
     Attributes:
         rpc: where gRPC listens, and the limits of its transport.
         http_host, http_port: of the side port; None: there is none.
-        tls: for gRPC.
+        tls: for gRPC; with `http_tls` for HTTP too.
         tokens: the file of bearer tokens; None lets everybody in.
         open_admin: whether the Admin service is for everybody, where nobody needs a token.
         grace: seconds that running requests get when the server goes down.
@@ -53,6 +53,7 @@ class ServeSettings:
     http_host: str = "127.0.0.1"
     http_port: int | None = 8000
     tls: TlsFiles | None = None
+    http_tls: bool = False
     tokens: Path | None = None
     open_admin: bool = False
     grace: float = 30.0
@@ -102,7 +103,13 @@ class Server:
             routes = () if self._jobs is None else Batches(self._jobs).routes()
             app = build_app(front, authenticate=None if tokens is None else tokens.authenticate, routes=routes)
             stall = front.limits.stall_seconds
-            self._http = HttpServer(app, host=settings.http_host, port=settings.http_port, stall_seconds=stall)
+            self._http = HttpServer(
+                app,
+                host=settings.http_host,
+                port=settings.http_port,
+                stall_seconds=stall,
+                tls=settings.tls if settings.http_tls else None,
+            )
         front.on_state(self._changed)
 
     async def run(self, on_ready: Callable[[Ports], None]) -> int:
@@ -172,8 +179,14 @@ class Server:
         await self.front.drain(self._grace)
 
     async def _leave_jobs(self) -> None:
-        if self._jobs is not None:
-            await asyncio.to_thread(self._jobs.close)
+        """Stops batch jobs; they wait for the steps that they have under way."""
+        if self._jobs is not None and not self.front.hangs:
+            leaving = asyncio.ensure_future(asyncio.to_thread(self._jobs.close))
+            _, waits = await asyncio.wait([leaving], timeout=self.front.limits.hang_seconds)
+            if waits:
+                self.front.give_up()
+            else:
+                leaving.result()
 
     def _changed(self, state: State) -> None:
         if state is State.FAILED:
@@ -220,7 +233,11 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal, number)
         try:
-            return await server.run(ready)
+            code = await server.run(ready)
+            if server.front.hangs:  # the interpreter would wait for the threads that wait for the device
+                sys.stderr.flush()
+                os._exit(code)
+            return code
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 with contextlib.suppress(ValueError):
