@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -52,6 +52,16 @@ class Chip:
     dollars_per_hour: float | None = None
     sources: Mapping[str, Source] = field(default_factory=dict, hash=False)
     """Of each figure, by its name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure as JSON has it, without its source."""
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "sources"}
+        return found | {"flops": dict(self.flops), "clock_hertz": None if isnan(self.clock_hertz) else self.clock_hertz}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Chip":
+        """Reads what as_dict gave."""
+        return cls(**{**row, "clock_hertz": nan if row["clock_hertz"] is None else row["clock_hertz"]})
 
     def device_flops(self, dtype: str = "bfloat16") -> float:
         """Peak FLOP/s of one JAX device in a dtype; those without units of their own run as bfloat16. nan: unknown."""

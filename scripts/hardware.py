@@ -50,7 +50,9 @@ def hardware(
     Columns:
       BF16, 8-BIT       TFLOP/s; the faster of int8 and fp8
       HBM, TB/S         GB of memory, and its bandwidth
+      ON-CHIP           MB beside the arithmetic: vector memory of TPUs, last-level caches of GPUs
       LINKS             GB/s in one direction, all links of the chip together
+      FABRIC            what they form: a torus of so many axes; a switch, or links of each pair, of so many chips
       FLOP/B            FLOPs for each byte that memory delivers
       B BF16, B 8-BIT   tokens in a decode step from which on arithmetic takes longer than weights: weights
                         and arithmetic in bf16; both in 8 bits. Below it, more rows cost nothing
@@ -109,8 +111,10 @@ def ratios(chip: "Chip") -> dict[str, float | None]:
     }
 
 
-_HEAD = ("CHIP", "BF16", "8-BIT", "HBM", "TB/S", "LINKS", "W", "$/H", "FLOP/B", "B BF16", "B 8-BIT", "TF/W", "GB/S/W",
-         "TF/$", "GB/S/$")  # fmt: skip
+_HEAD = (
+    *("CHIP", "BF16", "8-BIT", "HBM", "TB/S", "ON-CHIP", "LINKS", "FABRIC", "W", "$/H"),
+    *("FLOP/B", "B BF16", "B 8-BIT", "TF/W", "GB/S/W", "TF/$", "GB/S/$"),
+)
 
 
 def _row(chip: "Chip") -> tuple[str, ...]:
@@ -122,7 +126,9 @@ def _row(chip: "Chip") -> tuple[str, ...]:
         _text(_eight_bit(chip), 1e-12),
         _text(chip.hbm_bytes, 1e-9),
         _text(chip.hbm_bytes_per_second, 1e-12, ".4g"),
+        _text(chip.on_chip_bytes, 1e-6),
         _text(links, 1e-9),
+        _fabric(chip),
         _text(chip.watts, 1),
         _text(chip.dollars_per_hour, 1, ".2f"),
         _text(found["flops_per_byte"], 1),
@@ -135,10 +141,16 @@ def _row(chip: "Chip") -> tuple[str, ...]:
     )
 
 
+def _fabric(chip: "Chip") -> str:
+    size = chip.node_chips if chip.torus_axes is None else f"{chip.torus_axes}d"
+    return _NOT_KNOWN if chip.fabric is None else f"{chip.fabric}-{size}"
+
+
 def _object(chip: "Chip") -> dict[str, Any]:
     plain = (
         *("maker", "platform", "devices_per_chip", "hbm_bytes", "hbm_bytes_per_second", "on_chip_bytes", "fabric"),
-        *("node_chips", "links", "link_bytes_per_second", "dcn_bytes_per_second", "watts", "dollars_per_hour"),
+        *("torus_axes", "node_chips", "links", "link_bytes_per_second", "dcn_bytes_per_second", "watts"),
+        "dollars_per_hour",
     )
     return {
         "name": chip.name,

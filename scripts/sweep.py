@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..backends.errors import UsageError
 from .hardware import ChipsFile, Figures, Prices, chip_table
 from .options import Debug, Json, Offline
 from .output import print_json
@@ -156,7 +157,6 @@ def verify(
     cache: Annotated[
         Path | None, typer.Option("--cache", metavar="DIR", help="Where answers are kept. [default: Distaff's cache]")
     ] = None,
-    chips_file: ChipsFile = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -182,10 +182,7 @@ def verify(
         from .sweep_verify import print_verified, verified
 
         chosen = ("decode", "prefill") if phase == "both" else None if phase is None else (phase,)
-        table = chip_table(chips_file, None, None)
-        found = verified(
-            folder, table, top=top, phases=chosen, jobs=jobs, timeout=timeout, cache=cache, offline=offline
-        )
+        found = verified(folder, top=top, phases=chosen, jobs=jobs, timeout=timeout, cache=cache, offline=offline)
         if json:
             print_json(found)
         else:
@@ -199,9 +196,13 @@ for _name, _command in (("explain", explain), ("diff", diff), ("emit", emit), ("
 @app.command("calibrate")
 def calibrate(
     points: Annotated[
-        Path,
+        Path | None,
         typer.Option("--points", metavar="FILE", help="YAML: a list of measured steps (docs/sweep.md has the fields)."),
-    ],
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="In place of --points: run it here, as run does.")
+    ] = None,
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Of the CPU: virtual ones.")] = 8,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="For plan --calibration. [default: stdout]")
     ] = None,
@@ -214,27 +215,43 @@ def calibrate(
     """Fit what chips reach of their nominal rates to measured steps, and say how far off it is.
 
     Each point is predicted by a fit to all the others; the errors of these are what is reported, and they set the
-    bounds low and high.
+    bounds low and high. With --model the devices that are here are measured: what is written has them as a chip
+    named here.
 
     \b
     Examples:
       distaff sweep calibrate --points measured.yaml -o calibration.yaml
       distaff sweep plan -m llama-3.1-8b --hw v5e:4x4 --calibration calibration.yaml
+      distaff sweep calibrate -m random:config.json --devices 8 -o here.yaml
+      distaff sweep plan -m config.json --hw here:8 --chips here.yaml --calibration here.yaml
 
     \b
     --json prints one object: best, mean_error, worst_error, points (name, ms, fitted_ms, left_out_ms, error).
     """
     with reporting(debug):
-        prepare_devices()
+        if (points is None) == (model is None):
+            raise UsageError("calibrate fits to --points FILE, or to what --model takes on the devices that are here")
+        prepare_devices(devices if points is None else None)
         from ..sharding.sweep.calibrate import calibrate as fit
         from ..sharding.sweep.calibration import calibration_yaml
         from ..sharding.sweep.efficiency import DEFAULT
         from .sweep_points import calibration_object, print_calibration, read_points
 
-        table = chip_table(chips_file, figures, None)
-        found = fit(read_points(points, table, offline=offline), hop_seconds=DEFAULT.best.hop_seconds)
+        chip = None
+        if points is not None:
+            table, origin = chip_table(chips_file, figures, None), points.name
+            found = fit(read_points(points, table, offline=offline), hop_seconds=DEFAULT.best.hop_seconds)
+        else:
+            from .sweep_run import run_layouts
+
+            assert model is not None
+            ran = run_layouts(
+                model, devices=devices, batch=8, isl=32, osl=24, rounds=5, most=16, presets=None, offline=offline
+            )
+            origin, chip = "devices that were here", ran.request.slices[0].chip
+            found = fit(ran.points, hop_seconds=ran.request.efficiencies.best.hop_seconds)
         about = calibration_object(found)
-        text = calibration_yaml(found.efficiencies(points.name), about=about)
+        text = calibration_yaml(found.efficiencies(origin), about=about, chip=chip)
         if output is not None:
             output.write_text(text, "utf-8")
         if json:
@@ -280,12 +297,13 @@ def run(
     """
     with reporting(debug):
         prepare_devices(devices)
-        from .sweep_run import print_run, run_layouts
+        from .sweep_run import print_run, run_layouts, told_of
 
-        found = run_layouts(
+        ran = run_layouts(
             model, devices=devices, batch=batch, isl=isl, osl=osl, rounds=rounds, most=most,
-            presets=None if presets is None else presets.split(","), out=out, offline=offline,
+            presets=None if presets is None else presets.split(","), offline=offline,
         )  # fmt: skip
+        found = told_of(ran, out)
         if json:
             print_json(found)
         else:

@@ -11,7 +11,6 @@ from ..sharding.presets import preset as layout_of
 from ..sharding.step import ShardedModel
 from ..sharding.step_case import step_case
 from ..sharding.sweep.models import model_config
-from ..sharding.sweep.verify import PAGE
 
 
 def build(
@@ -34,7 +33,7 @@ def build(
         rows=rows,
         queries=queries,
         context=max(context, queries),
-        page=PAGE,
+        page=backend.page_size,
         kv_dtype=jnp.dtype(kv_dtype),
     )
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 import yaml
 
@@ -73,21 +72,17 @@ def _point(fields: Mapping[str, Any], chips: Mapping[str, Chip], *, offline: boo
     rows = float(fields.get("rows", 1)) / layout.replicas
     tokens = rows if decode else float(fields["tokens"])
     context = float(fields.get("context", 0 if decode else tokens))
-    one = np.ones(1)
-    chip = on.chip
-    narrow = max(flops for dtype, flops in chip.flops.items() if dtype != "float16") / chip.devices_per_chip
     return Point(
         name=str(fields.get("name", f"{fields['hw']} {layout} {fields['phase']} {fields.get('rows', tokens):g}")),
         work=device_work(config, layout, on, decode=decode),
-        rates=Rates(chip.device_flops(), narrow, chip.device_hbm_bytes_per_second),
-        steps=Steps(
-            tokens=tokens * one,
-            rows=rows * one,
-            keys=(context if decode else context / 2) * one,
-            read=rows * context * one,
-            weight_bytes=WIDTHS[fields.get("weights", "bf16")] * one,
-            cache_bytes=WIDTHS[fields.get("kv", "bf16")] * one,
-            narrow=np.zeros(1, bool),
+        rates=Rates.of(on.chip),
+        steps=Steps.one(
+            tokens=tokens,
+            rows=rows,
+            keys=context if decode else context / 2,
+            read=rows * context,
+            weight_bytes=WIDTHS[fields.get("weights", "bf16")],
+            cache_bytes=WIDTHS[fields.get("kv", "bf16")],
         ),
         seconds=float(fields["ms"]) / 1e3,
     )

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING
 from ..backends.errors import InvalidParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..backends.hardware import Chip
     from ..sharding.sweep.request import SweepRequest
     from ..sharding.sweep.store import Sweep
 
@@ -27,18 +24,16 @@ def parse_time(field: str, text: str | None) -> float | None:
     return float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
 
 
-def request_of(sweep: "Sweep", table: "Mapping[str, Chip]", *, offline: bool) -> "SweepRequest":
+def request_of(sweep: "Sweep", *, offline: bool) -> "SweepRequest":
     """The request that a stored sweep answered, with the chips' figures of then."""
-    from dataclasses import replace
-
+    from ..backends.hardware import Chip
     from ..sharding.sweep.efficiency import Efficiencies, Efficiency
     from ..sharding.sweep.models import model_config
     from ..sharding.sweep.request import SweepRequest, Targets, Workload
     from ..sharding.sweep.slices import parse_slice
 
     asked = sweep.asked
-    figures = asked["chips"]
-    known = {name: replace(row, **figures[name]) if name in figures else row for name, row in table.items()}
+    known = {name: Chip.from_dict(figures) for name, figures in asked["chips"].items()}
     rates = asked["efficiencies"]
     made = {name: Efficiency.from_dict(rates[name]) for name in ("low", "best", "high")}
     ttft, tpot = (None if asked[name] is None else asked[name] / 1e3 for name in ("slo_ttft_ms", "slo_tpot_ms"))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..backends.errors import UsageError
-from .hardware import ChipsFile, chip_table
 from .options import Debug, Json, Offline
 from .output import print_json
 from .reporting import reporting
@@ -26,7 +25,6 @@ RowId = Annotated[str, typer.Argument(metavar="ID", help="Of a row, or its first
 def explain(
     folder: Folder,
     row_id: RowId,
-    chips_file: ChipsFile = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -46,7 +44,7 @@ def explain(
         prepare_devices()
         from ..sharding.sweep.explain import advice, counterfactuals, shares
 
-        request, row, layout, on = _found(folder, row_id, chips_file, offline)
+        request, row, layout, on = _found(folder, row_id, offline)
         changes = counterfactuals(request, row, layout, on)
         explained = {
             "row": row,
@@ -160,14 +158,12 @@ def _layout(row: dict[str, Any]) -> "Layout":
     return preset(row["preset"], row["mesh"])
 
 
-def _found(
-    folder: Path, row_id: str, chips_file: Path | None, offline: bool
-) -> "tuple[SweepRequest, dict[str, Any], Layout, Slice]":
+def _found(folder: Path, row_id: str, offline: bool) -> "tuple[SweepRequest, dict[str, Any], Layout, Slice]":
     """A stored row with what it was about."""
     from ..sharding.sweep.store import load
 
     found = load(folder)
     row = found.row(row_id)
-    request = request_of(found, chip_table(chips_file, None, None), offline=offline)
+    request = request_of(found, offline=offline)
     (on,) = (each for each in request.slices if each.name == row["hw"])
     return request, row, _layout(row), on

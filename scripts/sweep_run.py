@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,18 +14,47 @@ from ..backends.errors import UsageError
 from ..serving import LLM, SamplingParams
 from ..sharding.layout import Layout
 from ..sharding.sweep.agreement import SURE, kendall_tau, regret
-from ..sharding.sweep.microbench import measure
+from ..sharding.sweep.calibrate import Point
+from ..sharding.sweep.microbench import Reached, measure
 from ..sharding.sweep.models import model_config
 from ..sharding.sweep.plan import Placed, score
-from ..sharding.sweep.request import SweepRequest, Workload
+from ..sharding.sweep.request import WIDTHS, SweepRequest, Workload
+from ..sharding.sweep.roofline import Rates, Steps
 from ..sharding.sweep.rows import Row, rows_of
 from ..sharding.sweep.slices import Slice
 from ..sharding.sweep.space import layouts
 from ..sharding.sweep.store import Sweep, save
 from ..sharding.sweep.sweep import asked_of
-from ..sharding.sweep.work import device_work
 
 _MEMORY = 1 << 34
+_AXES = ("data", "tensor", "tensor2", "stage", "sequence", "expert")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What was predicted of layouts, and what they took."""
+
+    request: SweepRequest
+    placed: tuple[Placed, ...]
+    reached: Reached
+    rows: tuple[Row, ...]
+
+    @property
+    def points(self) -> list[Point]:
+        """For calibrate: the layouts that ran."""
+        work = self.request.workload
+        keys = work.isl + work.osl / 2
+        found: list[Point] = []
+        for row, placed in zip(self.rows, self.placed, strict=True):
+            if row["measured_ms"] is not None:
+                rows = row["batch"] / row["replicas"]
+                steps = Steps.one(
+                    tokens=rows, rows=rows, keys=keys, read=rows * keys,
+                    weight_bytes=WIDTHS[row["weights"]], cache_bytes=WIDTHS[row["kv"]],
+                )  # fmt: skip
+                rates = Rates.of(placed.slice.chip)
+                found.append(Point(row["layout"], placed.decode, rates, steps, row["measured_ms"] / 1e3))
+        return found
 
 
 def run_layouts(
@@ -37,16 +67,19 @@ def run_layouts(
     rounds: int,
     most: int,
     presets: Sequence[str] | None,
-    out: Path | None,
     offline: bool,
-) -> dict[str, Any]:
-    """Predicts by microbenchmarks alone, then runs the engine under each layout, round after round in turn."""
+) -> Ran:
+    """Predicts by microbenchmarks alone, then runs the engine under each layout, round after round in turn.
+
+    Raises:
+        UsageError: no layout of so many devices splits the model.
+    """
     config = model_config(model.removeprefix("random:"), offline=offline)
     reached = measure(devices)
     on = Slice(reached.chip(devices, _MEMORY), (devices,))
     chosen = [
         layout
-        for layout in layouts(config, devices, ("data", "tensor", "tensor2", "stage", "sequence", "expert"), "float32")
+        for layout in layouts(config, devices, _AXES, "float32")
         if batch % layout.replicas == 0 and (presets is None or layout.preset in presets)
     ][:most]
     if not chosen:
@@ -55,38 +88,39 @@ def run_layouts(
         model, config, (on,), Workload.of(isl, osl), "decode", (batch,), (isl,), ("fp32",), ("fp32",), ("fp32",),
         efficiencies=reached.efficiencies,
     )  # fmt: skip
-    placed = tuple(
-        Placed(on, layout, *(device_work(config, layout, on, decode=decode) for decode in (True, False)))
-        for layout in chosen
-    )
+    placed = tuple(Placed.of(request, layout, on) for layout in chosen)
     scores = score(request, placed)
-    rows = rows_of(scores, range(len(scores)))
     measured = _measured(model, chosen, batch=batch, isl=isl, osl=osl, rounds=rounds, offline=offline)
-    found: list[Row] = []
-    for row, times in zip(rows, measured, strict=True):
-        if isinstance(times, str):
-            found.append({**row, "evidence": "refused", "reason": times, "measured_ms": None})
-        else:
-            found.append({**row, "evidence": "measured", "measured_ms": median(times) * 1e3})
-    ran = sorted((row for row in found if row["measured_ms"] is not None), key=lambda row: row["measured_ms"])
-    both = [row["decode_ms"]["total"] for row in ran], [row["measured_ms"] for row in ran]
+    rows = [
+        {**row, "evidence": "refused", "reason": times, "measured_ms": None}
+        if isinstance(times, str)
+        else {**row, "evidence": "measured", "measured_ms": median(times) * 1e3}
+        for row, times in zip(rows_of(scores, range(len(scores))), measured, strict=True)
+    ]
+    return Ran(request, placed, reached, tuple(rows))
+
+
+def told_of(ran: Ran, out: Path | None) -> dict[str, Any]:
+    """What `distaff sweep run` tells, the fastest first; kept in a folder as a sweep."""
+    took = sorted((row for row in ran.rows if row["measured_ms"] is not None), key=lambda row: row["measured_ms"])
+    both = [row["decode_ms"]["total"] for row in took], [row["measured_ms"] for row in took]
     tau, pairs = kendall_tau(*both)
     summary = {
-        "candidates": len(found),
-        "layouts": len(found),
-        "fitting": len(ran),
-        "meeting_targets": len(ran),
+        "candidates": len(ran.rows),
+        "layouts": len(ran.rows),
+        "fitting": len(took),
+        "meeting_targets": len(took),
         "layout_seconds": 0.0,
         "score_seconds": 0.0,
         "efficiencies": "microbenchmarks",
         "kendall_tau": tau if pairs else None,
         "pairs": pairs,
-        "regret": regret(*both) if ran else None,
-        "microbenchmarks": {name: getattr(reached, name) for name in reached.__dataclass_fields__},
+        "regret": regret(*both) if took else None,
+        "microbenchmarks": {name: getattr(ran.reached, name) for name in ran.reached.__dataclass_fields__},
     }
-    rows = [*ran, *(row for row in found if row["measured_ms"] is None)]
+    rows = [*took, *(row for row in ran.rows if row["measured_ms"] is None)]
     if out is not None:
-        save(Sweep(asked_of(request), summary, rows, []), out)
+        save(Sweep(asked_of(ran.request), summary, rows, []), out)
     return {"summary": summary, "rows": rows}
 
 

@@ -4,18 +4,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..backends.hardware import Chip
+from ..backends.compiler.errors import CompilerNotFoundError
 from ..models.checkpoints.registry import cache_dir
 from ..sharding.presets import preset
+from ..sharding.sweep.checked import compiled_row, ordered
 from ..sharding.sweep.compile_cache import CompileCache
 from ..sharding.sweep.store import Sweep, load, save
-from ..sharding.sweep.verify import Check, Verified, checks_of, compiled_row, ordered, run_checks
+from ..sharding.sweep.verify import UNAVAILABLE, Check, Verified, checks_of, run_checks
 from .output import size_text
 from .sweep_request import request_of
 
@@ -24,7 +26,6 @@ BUILDER = f"{__package__}.sweep_case:build"
 
 def verified(
     folder: Path,
-    table: Mapping[str, Chip],
     *,
     top: int,
     phases: Sequence[str] | None,
@@ -33,14 +34,20 @@ def verified(
     cache: Path | None,
     offline: bool,
 ) -> dict[str, Any]:
-    """Compiles the first rows of a sweep and writes what was found into its folder."""
+    """Compiles the first rows of a sweep and writes what was found into its folder.
+
+    Raises:
+        CompilerNotFoundError: there is none for any of the rows.
+    """
     began = time.perf_counter()
     sweep = load(folder)
-    request = request_of(sweep, table, offline=offline)
+    request = request_of(sweep, offline=offline)
     phases = phases or (("decode", "prefill") if request.phase == "both" else (request.phase,))
     kept = CompileCache(cache or cache_dir() / "sweep")
     slices = {on.name: on for on in request.slices}
-    chosen = [row for row in sweep.rows if row["fits"] or row["evidence"] == "refused"][:top]
+    # By the rank that arithmetic gave them, so that the same command looks at the same rows again.
+    planned = sorted(sweep.rows, key=lambda row: row["rank"])
+    chosen = [row for row in planned if row["fits"] or row["evidence"] == "refused"][:top]
     layouts = {row["id"]: preset(row["preset"], row["mesh"]) for row in chosen}
     checks: list[Check] = []
     skipped: dict[str, str] = {}
@@ -50,22 +57,22 @@ def verified(
             skipped[row["id"]] = found
         else:
             checks += found
-    if jobs > 1:
-        _compile_beside(checks, kept, jobs=jobs, timeout=timeout)
-    answers: dict[str, list[Verified]] = {}
-    for each in run_checks(checks, kept, timeout=timeout, on_start=_say):
-        answers.setdefault(each.check.row, []).append(each)
+    every = _answers(checks, kept, jobs=jobs, timeout=timeout)
+    missing = [each.refused["message"] for each in every if each.refused and each.refused["kind"] == UNAVAILABLE]
+    if every and len(missing) == len(every):
+        raise CompilerNotFoundError(missing[0])
     made: dict[str, Any] = {}
     for row in chosen:
-        if row["id"] in answers:
-            made[row["id"]] = compiled_row(row, answers[row["id"]], request, layouts[row["id"]], slices[row["hw"]])
-        elif row["id"] in skipped:
+        own = [each for each in every if each.check.row == row["id"]]
+        if own:
+            made[row["id"]] = compiled_row(row, own, request, layouts[row["id"]], slices[row["hw"]])
+        else:
             made[row["id"]] = {**row, "reason": skipped[row["id"]]}
-    rows = ordered([made.get(row["id"], row) for row in sweep.rows])
+    rows = [made.get(row["id"], row) for row in sweep.rows]
+    rows = ordered(rows, request.objective, prefill=request.phase == "prefill")
     save(Sweep(sweep.asked, sweep.summary, rows, sweep.pairs), folder)
-    every = [each for found in answers.values() for each in found]
     return {
-        "rows": [made[row["id"]] for row in chosen if row["id"] in made],
+        "rows": [made[row["id"]] for row in chosen],
         "compiled": sum(not each.cached for each in every),
         "cached": sum(each.cached for each in every),
         "seconds": time.perf_counter() - began,
@@ -124,16 +131,26 @@ def _say(check: Check) -> None:
     sys.stderr.write(f"Compiling {check.phase} of {check.row} for {check.job.topology}\n")
 
 
-def _compile_beside(checks: Sequence[Check], cache: CompileCache, *, jobs: int, timeout: float) -> None:
-    """Fills the cache with several compilers at once."""
-    missing = [check for check in checks if cache.get(check.job) is None]
-    if len(missing) < 2:
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for done in [pool.submit(_compile_share, missing[n::jobs], cache, timeout) for n in range(jobs)]:
-            done.result()
+def _answers(checks: Sequence[Check], cache: CompileCache, *, jobs: int, timeout: float) -> list[Verified]:
+    """Of all checks, in their order; several compilers at once have a share each."""
+    # Rows that differ in the batch alone have the same prefill step: it is one compiler's work.
+    distinct = list({check.job_key: check for check in checks}.values())
+    if jobs > 1 and sum(cache.get(check.job) is None for check in distinct) > 1:
+        shares = [distinct[n::jobs] for n in range(jobs)]
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            waiting = [pool.submit(_share, share, cache, timeout) for share in shares]
+            found: list[Verified] = []
+            for share, each in zip(shares, waiting, strict=True):
+                try:
+                    found += each.result()
+                except BrokenProcessPool as error:
+                    refused = {"kind": "abort", "message": f"the process beside this one ended ({error})"}
+                    found += [Verified(check, None, refused, False) for check in share]
+    else:
+        found = _share(distinct, cache, timeout)
+    known = {each.check.job_key: each for each in found}
+    return [known[check.job_key].of(check) for check in checks]
 
 
-def _compile_share(checks: Sequence[Check], cache: CompileCache, timeout: float) -> None:
-    for _ in run_checks(checks, cache, timeout=timeout, on_start=_say):
-        pass
+def _share(checks: Sequence[Check], cache: CompileCache, timeout: float) -> list[Verified]:
+    return list(run_checks(checks, cache, timeout=timeout, on_start=_say))

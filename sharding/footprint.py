@@ -39,16 +39,21 @@ def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: D
         own = leaf.num_bytes * prod(specs[path].shape) // prod(leaf.shape)
         copied += leaf.num_bytes - own if leaf.copies > 1 else 0
         padded += leaf.num_bytes - own if leaf.copies == 1 else 0
-    width = jnp.dtype(kv_dtype or dtype).itemsize
-    stages = Stages(config, layout.parts("layers"))
-    heads = sum(
-        layers * group.num_kv_heads * kv_copies(group.num_kv_heads, layout) * group.head_dim
-        for layers, group in zip(stages.layers_held, config.cache_groups, strict=True)
-    )
-    parts = layout.parts("cache_heads") * layout.parts("context")
     return Footprint(
         weights=sum(leaf.num_bytes for leaf in leaves.values()),
         kv_copies=copied,
         padding=padded,
-        cache_token=2 * width * heads // parts,
+        cache_token=jnp.dtype(kv_dtype or dtype).itemsize * sum(cache_numbers(config, layout).values()),
     )
+
+
+def cache_numbers(config: ModelConfig, layout: Layout) -> dict[int | None, int]:
+    """The numbers of keys and values that a device holds of one position, by the window of their layers (None: they
+    see everything)."""
+    parts = layout.parts("cache_heads") * layout.parts("context")
+    layers_held = Stages(config, layout.parts("layers")).layers_held
+    found: dict[int | None, int] = {}
+    for layers, group in zip(layers_held, config.cache_groups, strict=True):
+        heads = group.num_kv_heads * kv_copies(group.num_kv_heads, layout)
+        found[group.window] = found.get(group.window, 0) + 2 * layers * heads * group.head_dim // parts
+    return found

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from ...backends.hardware import Chip
 from .efficiency import Efficiencies, Efficiency
 from .errors import SweepError
 
@@ -26,7 +27,11 @@ def read_calibration(path: Path) -> Efficiencies:
     return Efficiencies(**made, origin=str(read.get("origin", path.name)))
 
 
-def calibration_yaml(found: Efficiencies, *, about: dict[str, Any]) -> str:
-    """The file that read_calibration reads; `about` says how good it is."""
+def calibration_yaml(found: Efficiencies, *, about: dict[str, Any], chip: Chip | None = None) -> str:
+    """The file that read_calibration reads; `about` says how good it is. With a chip it is one for `--chips` too."""
     tables = {name: getattr(found, name).as_dict() for name in ("low", "best", "high")}
-    return yaml.safe_dump({"origin": found.origin, **tables, "about": about}, sort_keys=False)
+    made: dict[str, Any] = {"origin": found.origin, **tables, "about": about}
+    if chip is not None:
+        row = chip.as_dict()
+        made["chips"] = {row.pop("name"): row}
+    return yaml.safe_dump(made, sort_keys=False)

@@ -10,7 +10,6 @@ from .plan import Placed, score
 from .request import SweepRequest
 from .rows import Row, rows_of
 from .slices import Slice
-from .work import device_work
 
 
 def only(request: SweepRequest, row: Row, layout: Layout, on: Slice) -> SweepRequest:
@@ -28,8 +27,7 @@ def only(request: SweepRequest, row: Row, layout: Layout, on: Slice) -> SweepReq
 
 def one(request: SweepRequest, layout: Layout, on: Slice) -> Row:
     """The row of a layout under a request with one candidate."""
-    works = [device_work(request.config, layout, on, decode=decode) for decode in (True, False)]
-    (row,) = rows_of(score(request, (Placed(on, layout, works[0], works[1]),)), [0])
+    (row,) = rows_of(score(request, (Placed.of(request, layout, on),)), [0])
     return row
 
 

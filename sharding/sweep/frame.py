@@ -1,7 +1,9 @@
 """A sweep in one call, for notebooks."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from ...backends.hardware import Chip
 from .models import model_config
 from .request import Objective, Phase, SweepRequest, Targets, Workload, parse_range
 from .slices import parse_slice
@@ -23,9 +25,13 @@ def sweep_frame(
     slo_ttft: float | None = None,
     slo_tpot: float | None = None,
     objective: Objective = "pareto",
+    chips: Mapping[str, Chip] | None = None,
 ) -> Any:
     """The rows of a sweep as a pandas DataFrame, the best first; the arguments are those of `distaff sweep plan`, with
     targets in seconds.
+
+    Args:
+        chips: a table with figures or prices of one's own, of backends.hardware; None: Distaff's.
 
     Raises:
         SweepError, NothingFitsError: as `plan` does.
@@ -34,7 +40,7 @@ def sweep_frame(
     request = SweepRequest(
         model=model,
         config=model_config(model),
-        slices=tuple(parse_slice(name) for name in hw.split(",")),
+        slices=tuple(parse_slice(name, chips) for name in hw.split(",")),
         workload=Workload.of(isl, osl),
         phase=phase,
         batches=parse_range("batch", batch),

@@ -12,7 +12,9 @@ from functools import cached_property
 from itertools import product
 from math import inf, prod
 
+from ..collectives import Sent
 from ..layout import Axes, Layout
+from .efficiency import Efficiency
 from .slices import Slice
 
 _BETWEEN_HOPS = 20
@@ -67,6 +69,12 @@ class Links:
         if key not in self._known:
             self._known[key] = self._cost(op, axes, ring=ring)
         return self._known[key]
+
+    def seconds(self, sent: Sent, at: Efficiency) -> float:
+        """What collectives that are alike take, one after another."""
+        cost = self.cost(sent.op, sent.axes, ring=sent.ring)
+        each = sent.num_bytes * (cost.seconds_per_byte + cost.dcn_seconds_per_byte) / at.links
+        return sent.count * (each + cost.hops * at.hop_seconds)
 
     @cached_property
     def _known(self) -> dict[tuple[str, Axes, bool], Cost]:
@@ -144,8 +152,10 @@ def torus_cost(op: str, sides: Sequence[Side], rate: float, *, ring: bool = Fals
     together = sum((2 if side.wraps else 1) * rate / side.stride for side in sides)
     hops = sum(side.stride * (side.size / 2 if side.wraps else side.size - 1) for side in sides)
     if op == "all-to-all":
-        # Through the cut across the longest side goes a quarter of what all devices hold.
-        return Cost(chips / 4 / together, float(hops))
+        # Half of the devices send half of what they hold through a cut across a side, one way and the other: the links
+        # of as many rows as stand beside each other there, each of `size` chips.
+        slowest = max(side.size * side.stride / (2 if side.wraps else 1) for side in sides)
+        return Cost(slowest / 4 / rate, float(hops))
     gather = ((chips - 1) / chips if lines else 1.0) / together
     times = 2 if op == "all-reduce" else 1
     return Cost(times * gather, float(times * hops))

@@ -4,8 +4,13 @@ import numpy as np
 
 from .roofline import MOST_WINDOWS, Columns, Floats
 
-_PAGE = 128
-"""Positions of a page where a cache must round up; backends choose theirs, and small ones waste less."""
+_PAGES = {"tpu": 128}
+_SMALL_PAGE = 16
+
+
+def page_size(platform: str) -> int:
+    """Positions of a page of the cache, as the backend of a platform has them: a row fills whole ones."""
+    return _PAGES.get(platform, _SMALL_PAGE)
 
 
 def memory_bytes(
@@ -15,6 +20,7 @@ def memory_bytes(
     tokens: Floats,
     prompts: Floats,
     longest: int,
+    page: Floats,
     weight_bytes: Floats,
     cache_bytes: Floats,
     *,
@@ -24,14 +30,14 @@ def memory_bytes(
 
     Args:
         rows: of a decode step. tokens, prompts: of a prefill step.
-        longest: positions of a row.
+        longest: positions of a row, which fill whole pages of `page` positions.
     """
     held = decode["held"] * weight_bytes
     cached = np.maximum(rows, prompts) if phase != "decode" else rows
-    positions = np.ceil(longest / _PAGE) * _PAGE
+    positions = np.ceil(longest / page) * page
     per_row = decode["cache"] * positions
     for number in range(MOST_WINDOWS):
-        per_row = per_row + decode[f"cached{number}"] * np.minimum(decode[f"cached{number}_length"] + _PAGE, positions)
+        per_row = per_row + decode[f"cached{number}"] * np.minimum(decode[f"cached{number}_length"] + page, positions)
     cache = per_row * cached * cache_bytes
     return held + cache + temporary_bytes(prefill, tokens if phase != "decode" else rows)
 

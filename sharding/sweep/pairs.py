@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..footprint import cache_numbers
+from ..presets import preset
 from .plan import Placed, Scores, score
 from .request import WIDTHS, SweepRequest
 from .rows import Row, layout_table
@@ -31,7 +33,7 @@ def pairs_of(request: SweepRequest, placed: tuple[Placed, ...], *, most: int) ->
             if first.kv[a] != second.kv[b]:
                 continue
             here, there = first.placed[first.layout[a]], second.placed[second.layout[b]]
-            moved = _cache_bytes(second, b) * work.isl
+            moved = _cache_bytes(second, b)
             move = moved / min(_replica_rate(here), _replica_rate(there))
             prompts = first.throughput[1][a] / work.isl  # each second
             answers = second.throughput[1][b] / work.osl
@@ -89,7 +91,7 @@ def _replica_rate(placed: Placed) -> float:
 
 
 def _cache_bytes(scores: Scores, number: int) -> float:
-    """Of one position, on all devices of a replica, copies left out."""
-    width = WIDTHS[scores.request.kv[scores.kv[number]]]
-    groups = scores.request.config.cache_groups
-    return width * sum(2.0 * group.num_layers * group.num_kv_heads * group.head_dim for group in groups)
+    """Of a prompt, on all devices of a replica, copies left out; layers with a window have it alone."""
+    width, isl = WIDTHS[scores.request.kv[scores.kv[number]]], scores.request.workload.isl
+    whole = cache_numbers(scores.request.config, preset("replica", {}))
+    return width * sum(each * (isl if window is None else min(window, isl)) for window, each in whole.items())

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from ..layout import Layout
 from .errors import NothingFitsError
-from .memory import memory_bytes
+from .memory import memory_bytes, page_size
 from .request import WIDTHS, SweepRequest
 from .roofline import Columns, Floats, Ints, Rates, Split, Steps, step_seconds
+from .served import prompt_steps, served
 from .slices import Slice
 from .space import layouts
 from .work import DeviceWork, device_work
@@ -27,6 +28,13 @@ class Placed:
     layout: Layout
     decode: DeviceWork
     prefill: DeviceWork
+
+    @classmethod
+    def of(cls, request: SweepRequest, layout: Layout, on: Slice) -> "Placed":
+        # What is sent is as wide as activations; those of 8 bits are widened before they are.
+        dtype = "float32" if set(request.activations) == {"fp32"} else "bfloat16"
+        works = [device_work(request.config, layout, on, decode=decode, dtype=dtype) for decode in (True, False)]
+        return cls(on, layout, works[0], works[1])
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,9 @@ def place(request: SweepRequest) -> tuple[Placed, ...]:
         if key not in known:
             known[key] = layouts(request.config, *key)
         for layout in known[key]:
-            works = [device_work(request.config, layout, on, decode=decode) for decode in (True, False)]
-            if all(np.isfinite(work.sends.hops) for work in works):
-                found.append(Placed(on, layout, works[0], works[1]))
+            each = Placed.of(request, layout, on)
+            if np.isfinite(each.decode.sends.hops) and np.isfinite(each.prefill.sends.hops):
+                found.append(each)
     if not found:
         names = ", ".join(on.name for on in request.slices)
         raise NothingFitsError(
@@ -135,8 +143,7 @@ def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Sc
         tokens=rows, rows=rows, keys=np.full_like(rows, work.isl + work.osl / 2),
         read=rows * (work.isl + work.osl / 2), weight_bytes=w, cache_bytes=k, narrow=narrow,
     )  # fmt: skip
-    steps_of_prompt = np.maximum(1, np.ceil(work.isl / chunk))
-    prompts = np.maximum(1, np.floor(chunk / work.isl))  # of a step
+    steps_of_prompt, prompts = prompt_steps(work.isl, chunk)
     tokens = np.where(steps_of_prompt > 1, work.isl / steps_of_prompt, prompts * work.isl)
     prefill_steps = Steps(
         tokens=tokens, rows=prompts, keys=np.full_like(rows, work.isl / 2),
@@ -148,9 +155,15 @@ def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Sc
         (step_seconds(of["decode"], decode_steps, at), step_seconds(of["prefill"], prefill_steps, at))
         for at in (request.efficiencies.low, request.efficiencies.best, request.efficiencies.high)
     ]
-    ttft, tpot, throughput = zip(*(_serve(request, *each, rows, steps_of_prompt, prompts, replicas[layout])
-                                   for each in splits), strict=True)  # fmt: skip
-    memory = memory_bytes(of["decode"], of["prefill"], rows, tokens, prompts, work.longest, w, k, phase=request.phase)
+    each_way = [
+        served(request.phase, work, decode.total, prefill.total, rows=rows, chunk=chunk, replicas=replicas[layout])
+        for decode, prefill in splits
+    ]
+    ttft, tpot, throughput = zip(*((each.ttft, each.tpot, each.throughput) for each in each_way), strict=True)
+    page = np.array([page_size(each.slice.chip.platform) for each in placed], float)[layout]
+    memory = memory_bytes(
+        of["decode"], of["prefill"], rows, tokens, prompts, work.longest, page, w, k, phase=request.phase
+    )
     room = np.array([each.slice.device_memory for each in placed], float)[layout]
     chips = np.array([each.slice.num_chips for each in placed], float)[layout]
     dollars = np.array([each.slice.chip.dollars_per_hour or np.nan for each in placed], float)[layout]
@@ -167,30 +180,4 @@ def _of3(found: tuple[Floats, ...]) -> tuple[Floats, Floats, Floats]:
 
 
 def _columns(placed: tuple[Placed, ...], phase: str) -> Columns:
-    rates = []
-    for each in placed:
-        chip = each.slice.chip
-        narrow = max((chip.device_flops(name) for name in chip.flops if name != "float16"), default=np.nan)
-        rates.append(Rates(chip.device_flops(), narrow, chip.device_hbm_bytes_per_second))
-    return Columns.of([getattr(each, phase) for each in placed], rates)
-
-
-def _serve(
-    request: SweepRequest,
-    decode: Split,
-    prefill: Split,
-    rows: Floats,
-    steps_of_prompt: Floats,
-    prompts: Floats,
-    replicas: Floats,
-) -> tuple[Floats, Floats, Floats]:
-    """Time to first token, time of a token, tokens each second, of one replica's requests that follow each other."""
-    first = prefill.total * steps_of_prompt
-    each = first / prompts  # of a prompt, where several are computed at once
-    if request.phase == "prefill":
-        return first, decode.total, replicas * request.workload.isl / each
-    if request.phase == "decode":
-        return first, decode.total, replicas * rows / decode.total
-    # While one prompt is computed the rows of its replica wait: each of their tokens, on the average, this much.
-    token = decode.total + rows * each / request.workload.osl
-    return first, token, replicas * rows / token
+    return Columns.of([getattr(each, phase) for each in placed], [Rates.of(each.slice.chip) for each in placed])

@@ -74,18 +74,17 @@ def shown(scores: Scores, ordered: Ints, most: int) -> list[int]:
     return kept
 
 
-def _pareto_value(scores: Scores) -> Floats:
+def along_front(wait: Floats, per_chip: Floats, on_front: Mask) -> Floats:
     """Along the front by latency, then the rest by what they lack of the front's tokens at their latency."""
-    wait, on_front = latency(scores), pareto(scores)
     if not on_front.any():
         return wait
     numbers = np.flatnonzero(on_front)
     numbers = numbers[np.argsort(wait[numbers])]
-    reach = np.maximum.accumulate(scores.per_chip[numbers])
+    reach = np.maximum.accumulate(per_chip[numbers])
     at = np.clip(np.searchsorted(wait[numbers], wait, side="right") - 1, 0, len(numbers) - 1)
     # The front's own are below 1; of the others those that come nearest to it are first.
     rank = np.empty(len(wait))
-    rank[:] = 2 + (reach[at] - scores.per_chip) / np.maximum(reach[at], 1e-30)
+    rank[:] = 2 + (reach[at] - per_chip) / np.maximum(reach[at], 1e-30)
     rank[numbers] = np.arange(len(numbers)) / len(numbers)
     return np.where(np.isfinite(wait), rank, np.inf)
 
@@ -95,5 +94,5 @@ _VALUES: dict[str, Callable[[Scores], Floats]] = {
     "throughput": lambda scores: -scores.per_chip,
     "cost": lambda scores: scores.dollars_per_million,
     "energy": lambda scores: -scores.tokens_per_joule,
-    "pareto": _pareto_value,
+    "pareto": lambda scores: along_front(latency(scores), scores.per_chip, pareto(scores)),
 }

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...backends.hardware import Chip
 from .efficiency import Efficiency
+from .errors import SweepError
 from .work import DeviceWork
 
 Floats = NDArray[np.float64]
@@ -38,11 +40,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rates:
-    """Nominal rates of one device."""
+    """Nominal rates of one device: FLOP/s in 16 bits (or more) and in 8, bytes each second."""
 
     flops16: float
     flops8: float
     hbm: float
+
+    @classmethod
+    def of(cls, chip: Chip) -> "Rates":
+        narrow = max(map(chip.device_flops, chip.flops), default=chip.device_flops())
+        return cls(chip.device_flops(), narrow, chip.device_hbm_bytes_per_second)
 
     def flat(self) -> dict[str, float]:
         return {"flops16": self.flops16, "flops8": self.flops8, "hbm_rate": self.hbm}
@@ -65,6 +72,14 @@ class Steps:
     weight_bytes: Floats
     cache_bytes: Floats
     narrow: NDArray[np.bool_]
+
+    @classmethod
+    def one(
+        cls, *, tokens: float, rows: float, keys: float, read: float, weight_bytes: float, cache_bytes: float
+    ) -> "Steps":
+        """A single step, whose arithmetic is in 16 bits or more."""
+        given = (tokens, rows, keys, read, weight_bytes, cache_bytes)
+        return cls(*(np.full(1, value, float) for value in given), narrow=np.zeros(1, bool))
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ def step_seconds(of: Columns, steps: Steps, at: Efficiency) -> Split:
     maths = (of["linear"] * steps.tokens * share + of["head"] * steps.rows) / flops
     tokens = np.where(of["coupled"] > 0, steps.tokens * of["replicas"], steps.tokens)
     touched = 1 - (1 - of["share"]) ** (tokens / parts)
-    weights = (of["weights"] + of["experts"] * touched) * steps.weight_bytes * ticks / hbm
+    # Each stage reads its layers in every tick; the unembedding, 2 FLOPs for each number of it, is read once.
+    weights = ((of["weights"] + of["experts"] * touched) * ticks + of["head"] / 2) * steps.weight_bytes / hbm
     scores = (of["scores"] * steps.keys + _windowed(of, "windowed", steps.keys)) * steps.tokens * share / of["flops16"]
     scores = scores / at.maths
     held = of["cache"] * steps.read + _windowed(of, "cached", steps.read / np.maximum(steps.rows, 1)) * steps.rows
@@ -113,11 +129,12 @@ def step_seconds(of: Columns, steps: Steps, at: Efficiency) -> Split:
     links = of["send_fixed"] + of["send_each"] * steps.tokens + of["send_weights"] * steps.weight_bytes / 2
     links = np.maximum(links, 0.0) / at.links
     between = np.maximum(of["between_fixed"] + of["between_each"] * steps.tokens, 0.0) / at.links
-    latency = of["hops"] * at.hop_seconds + of["layers"] * share * at.layer_seconds
+    layers = of["layers"] / stages * ticks * at.layer_seconds
+    latency = of["hops"] * at.hop_seconds + layers
     computing = np.maximum(maths, weights) + np.maximum(scores, cache)
     sending = links + between + of["hops"] * at.hop_seconds
     hidden = at.overlap * np.minimum(computing, sending)
-    total = computing + sending - hidden + of["layers"] * share * at.layer_seconds
+    total = computing + sending - hidden + layers
     return Split(maths, weights, scores, cache, links, between, latency, total)
 
 
@@ -153,6 +170,8 @@ def _flat(work: DeviceWork) -> dict[str, float]:
         "sent_each": work.sends.num_bytes.each,
     }
     for name, windows in (("windowed", work.windowed), ("cached", work.cache_windows)):
+        if len(windows) > MOST_WINDOWS:
+            raise SweepError(f"layers with {len(windows)} lengths of windows; {MOST_WINDOWS} are counted")
         for number in range(MOST_WINDOWS):
             length, each = windows[number] if number < len(windows) else (1, 0.0)
             flat[f"{name}{number}"], flat[f"{name}{number}_length"] = each, float(length)

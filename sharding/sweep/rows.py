@@ -19,7 +19,8 @@ def rows_of(scores: Scores, numbers: Iterable[int]) -> list[Row]:
     """Rows of some candidates, in this order."""
     on_front, keeps = pareto(scores), meets(scores)
     bounds = scores.decode.bound_by, scores.prefill.bound_by
-    return [_row(scores, number, bool(on_front[number]), bool(keeps[number]), bounds) for number in numbers]
+    made = [_row(scores, number, bool(on_front[number]), bool(keeps[number]), bounds) for number in numbers]
+    return [{**row, "rank": rank} for rank, row in enumerate(made)]
 
 
 def layout_table(layout: Layout) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def _row(scores: Scores, n: int, on_front: bool, keeps: bool, bounds: tuple[Any,
         "evidence": "analytic",
         "compiler": None,
         "compiled": None,
+        "checked": None,
         "reason": None if scores.fits[n] else _too_large(int(scores.memory[n]), room),
     }
 

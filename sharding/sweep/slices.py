@@ -50,10 +50,15 @@ class Slice:
         """Bytes of a device that programs may take."""
         return self.chip.device_program_bytes
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Chips along each axis; those of a node stand in one row."""
+        return self.shape if self.chip.fabric == "torus" else (prod(self.shape),)
+
     @cached_property
     def coordinates(self) -> tuple[tuple[int, ...], ...]:
         """Of each device: number of its slice, core of its chip, and its chip's place in the grid."""
-        grid = self.shape if self.chip.fabric == "torus" else (prod(self.shape),)
+        grid = self.grid
         blocks = [min(_HOST, size) if axis < 2 and size % 2 == 0 else 1 for axis, size in enumerate(grid)]
         if self.chip.fabric != "torus":
             blocks = [1]

@@ -14,7 +14,7 @@ from .errors import SweepFileError
 from .rows import Row
 
 _NAME = "sweep.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -74,15 +74,7 @@ def asked_of(request: SweepRequest) -> dict[str, Any]:
         "slo_ttft_ms": None if request.targets.ttft is None else request.targets.ttft * 1e3,
         "slo_tpot_ms": None if request.targets.tpot is None else request.targets.tpot * 1e3,
         "efficiencies": {name: getattr(at, name).as_dict() for name in ("low", "best", "high")} | {"origin": at.origin},
-        "chips": {
-            on.chip.name: {
-                "dollars_per_hour": on.chip.dollars_per_hour,
-                "watts": on.chip.watts,
-                "hbm_bytes_per_second": on.chip.hbm_bytes_per_second,
-                "flops": dict(on.chip.flops),
-            }
-            for on in request.slices
-        },
+        "chips": {on.chip.name: on.chip.as_dict() for on in request.slices},
     }
 
 

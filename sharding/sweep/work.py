@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.config import ModelConfig, MoeConfig
-from ..arrange import Arranged, arranged, kv_copies
+from ..arrange import Arranged, arranged
 from ..collectives import Sent, StepShape, predict
+from ..footprint import cache_numbers
 from ..layout import Layout
 from ..placement import MeshPlacement
-from ..stages import Stages
 from .links import Links
 from .slices import Slice
 
-_BF16 = "bfloat16"
 _DECODE_ROWS = (128, 256)
 _PREFILL_TOKENS = (8192, 16384)
 """Sizes that predict is asked at: whole tiles on every device, so that no part is padded."""
@@ -67,10 +66,10 @@ class DeviceWork:
 
     Args:
         linear: FLOPs of matrices for each token of the step.
-        head: the same of the unembedding, for each row.
+        head: the same of the unembedding, for each row: 2 for each of its numbers.
         scores: FLOPs for each token and each key that it attends to, of layers that see everything.
         windowed: the same of layers with a window, by its length.
-        weights: numbers held in the matrices that a step reads (experts aside); experts: those of all experts held.
+        weights: numbers held in the matrices of the layers (experts aside); experts: those of all experts held.
         share: the fraction of the experts that a token takes.
         cache: numbers of keys and values held for a position, of layers that see everything.
         cache_windows: the same of layers with a window, by its length.
@@ -101,20 +100,23 @@ class DeviceWork:
     layers: int
 
 
-def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool) -> DeviceWork:
-    """The coefficients of a phase under a layout that check_layout has accepted."""
+def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool, dtype: str = "bfloat16") -> DeviceWork:
+    """The coefficients of a phase under a layout that check_layout has accepted.
+
+    Args:
+        dtype: of activations, and so of what is sent.
+    """
     sizes = _DECODE_ROWS if decode else _PREFILL_TOKENS
     placement = MeshPlacement.of(layout, config, num_tokens=sizes[0], decode=decode)
     attended = layout.size(placement.attended)
     own = layout.size(placement.rules["tokens"])
     fed = layout.size(placement.scattered("mlp")) / own
     linear = head = weights = experts = share = 0.0
-    leaves = arranged(config, layout, _BF16)
+    leaves = arranged(config, layout, dtype)
     for path, leaf in leaves.items():
         size = float(prod(leaf.part)) * _gathered(leaf, placement, layout)
         if path.startswith("unembedder") or (config.tied and path.startswith("embedder.table")):
             head += 2 * size
-            weights += size
         elif not path.startswith("segments."):
             weights += 0 if path.startswith("embedder") else size
         elif ".experts." in path:
@@ -133,7 +135,8 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool)
         divided = layout.parts("cache_heads") * layout.parts("context")
     scores, windowed = _scores(config, divided)
     stages = layout.parts("layers")
-    cache, windows = _cache(config, layout)
+    cache = dict(cache_numbers(config, layout))
+    everything = float(cache.pop(None, 0))
     return DeviceWork(
         linear=linear,
         head=head,
@@ -142,10 +145,10 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool)
         weights=weights,
         experts=experts,
         share=share,
-        cache=cache,
-        cache_windows=windows,
+        cache=everything,
+        cache_windows=tuple((window, float(each)) for window, each in cache.items() if window is not None),
         held=sum(float(prod(leaf.part)) for leaf in leaves.values()),
-        sends=_sends(config, layout, on, decode=decode),
+        sends=_sends(config, layout, on, dtype, decode=decode),
         stages=stages,
         replicas=layout.replicas,
         coupled=layout.coupled,
@@ -160,10 +163,11 @@ def used(sent: Iterable[Sent], *, cached: bool) -> list[Sent]:
     return [each for each in sent if each.when in when]
 
 
-def _sends(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool) -> Sends:
+def _sends(config: ModelConfig, layout: Layout, on: Slice, dtype: str, *, decode: bool) -> Sends:
     links = Links(on, layout)
     sizes = _DECODE_ROWS if decode else _PREFILL_TOKENS
-    first, second = (_sent(config, layout, links, StepShape(size) if decode else StepShape(1, size)) for size in sizes)
+    shapes = [StepShape(size) if decode else StepShape(1, size) for size in sizes]
+    first, second = (_sent(config, layout, links, shape, dtype) for shape in shapes)
 
     def line(name: str) -> Line:
         return Line.through(sizes, (first[_SENT.index(name)], second[_SENT.index(name)]))
@@ -175,21 +179,21 @@ def _sends(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool) -> S
 _SENT = ("seconds", "gathered", "between", "hops", "count", "num_bytes")
 
 
-def _sent(config: ModelConfig, layout: Layout, links: Links, shape: StepShape) -> NDArray[np.float64]:
+def _sent(config: ModelConfig, layout: Layout, links: Links, shape: StepShape, dtype: str) -> NDArray[np.float64]:
     """The figures of _SENT for a whole step. Layers that are alike send the same, so that one of each will do; stages
     of a pipeline have layers of their own."""
     if layout.parts("layers") > 1:
-        return _sent_by(config, layout, links, shape)
+        return _sent_by(config, layout, links, shape, dtype)
     total = base = np.zeros(len(_SENT))
     for layer, number in Counter(config.layers).items():
-        one, two = (_sent_by(replace(config, layers=(layer,) * n), layout, links, shape) for n in (1, 2))
+        one, two = (_sent_by(replace(config, layers=(layer,) * n), layout, links, shape, dtype) for n in (1, 2))
         total, base = total + number * (two - one), 2 * one - two
     return total + base
 
 
-def _sent_by(config: ModelConfig, layout: Layout, links: Links, shape: StepShape) -> NDArray[np.float64]:
+def _sent_by(config: ModelConfig, layout: Layout, links: Links, shape: StepShape, dtype: str) -> NDArray[np.float64]:
     found = np.zeros(len(_SENT))
-    for each in used(predict(config, layout, shape, _BF16), cached=False):
+    for each in used(predict(config, layout, shape, dtype, chips=links.slice.shape), cached=False):
         cost = links.cost(each.op, each.axes, ring=each.ring)
         seconds = each.total * cost.seconds_per_byte
         weights = each.what.startswith("weights:")
@@ -223,18 +227,6 @@ def _scores(config: ModelConfig, divided: int) -> tuple[float, tuple[tuple[int, 
         attention = layer.attention
         each = 4.0 * attention.num_heads * attention.head_dim / divided
         found[attention.window] = found.get(attention.window, 0.0) + each
-    whole = found.pop(None, 0.0)
-    return whole, tuple((window, each) for window, each in found.items() if window is not None)
-
-
-def _cache(config: ModelConfig, layout: Layout) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Numbers of keys and values of a position on a device, by window."""
-    parts = layout.parts("cache_heads") * layout.parts("context")
-    held = Stages(config, layout.parts("layers")).layers_held
-    found: dict[int | None, float] = {}
-    for layers, group in zip(held, config.cache_groups, strict=True):
-        heads = group.num_kv_heads * kv_copies(group.num_kv_heads, layout)
-        found[group.window] = found.get(group.window, 0.0) + 2.0 * layers * heads * group.head_dim / parts
     whole = found.pop(None, 0.0)
     return whole, tuple((window, each) for window, each in found.items() if window is not None)
 

@@ -25,8 +25,8 @@ def test_what_nobody_published_is_printed_as_such(distaff: Run, capsys: Capture)
     assert distaff("hardware", "v5e", "wse3", "--price", "v5e=0.6", "--sources") == 0
     out = capsys.readouterr().out
     head, v5e, wse3 = (line.split() for line in out.splitlines()[:3])
-    assert v5e[6:8] == ["n/a", "0.60"] and wse3[1] == "n/a"
-    assert "dollars_per_hour         given by the user" in out and len(head) == 17
+    assert v5e[7:10] == ["torus-2d", "n/a", "0.60"] and wse3[1] == "n/a"
+    assert "dollars_per_hour         given by the user" in out and len(head) == 19
 
 
 def test_an_unknown_chip_or_price_is_wrong_use(distaff: Run, capsys: Capture) -> None:

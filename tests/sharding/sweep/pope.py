@@ -41,7 +41,7 @@ class Row:
     name: str
     model: Palm
     chips: int
-    batch: int
+    batch: float
     layout: Literal["WS1D", "WS2D", "WG"]
     weight_bytes: float
     decode: bool
@@ -60,14 +60,23 @@ ROWS = (
 )
 
 
+FIGURE_7 = (
+    (125_000, "WS2D", 0.30), (125_000, "WG", 0.20), (250_000, "WS2D", 0.375), (250_000, "WG", 0.375),
+    (500_000, "WS2D", 0.42), (500_000, "WG", 0.55), (1_000_000, "WS2D", 0.50), (1_000_000, "WG", 0.76),
+)  # fmt: skip
+"""Tokens of a prefill of 540B on 64 chips in bf16, layout, fraction of the peak FLOP/s: as far as the figure can be
+read. The last one is a row of table 2; none of the others is in a fit."""
+
+
 def sent_seconds(model: Palm, chips: int, tokens: float, layout: str) -> float:
-    """On the links, of all layers; bf16."""
+    """On the links, of all layers; bf16. WG is what they measured, XYZ-weight-gathered: every layer's weights go to
+    every chip, and activations, of each chip's own sequences, go nowhere."""
     if layout == "WS1D":
         each = 2 * tokens * model.embed
     elif layout == "WS2D":
         each = 8 * tokens * model.embed / sqrt(chips)
     else:
-        each = 4 * model.embed * sqrt(tokens * model.mlp) / sqrt(chips)
+        each = model.parameters / model.layers * (chips - 1) / chips
     return 2 * each / LINKS * model.layers
 
 

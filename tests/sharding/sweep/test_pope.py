@@ -13,10 +13,9 @@ from distaff.sharding.sweep.efficiency import NOMINAL
 from distaff.sharding.sweep.plan import Placed, score
 from distaff.sharding.sweep.request import SweepRequest, Workload
 from distaff.sharding.sweep.slices import Slice
-from distaff.sharding.sweep.work import device_work
 
 from ..shipped import shipped
-from .pope import PALM_540B, ROWS, Row, most_context, point, sent_seconds
+from .pope import FIGURE_7, PALM_540B, RATES, ROWS, Row, most_context, point, sent_seconds
 
 V4 = replace(chip("v4"), devices_per_chip=1, link_bytes_per_second=45e9)
 """Megacore: both cores as one device."""
@@ -42,16 +41,35 @@ def test_without_calibration_times_are_lower_bounds() -> None:
     assert all(0.25 < ratio < 1 for ratio in ratios)
 
 
-def test_points_that_were_kept_back(calibration: Calibration) -> None:
-    """Section 4.3: a serial block instead of a parallel one made decode with 512 rows 14 % slower; it sends twice."""
-    row = ROWS[2]
-    once = point(row)
+def test_figure_7_was_kept_back(calibration: Calibration) -> None:
+    """Seven points of prefill that no fit has seen: 30 % off at most on the average, and the two layouts change places
+    between 125,000 and 500,000 tokens, as there."""
+    errors: list[float] = []
+    for tokens, layout, published in FIGURE_7[:-1]:
+        row = Row("540B", PALM_540B, 64, 1, "WS2D" if layout == "WS2D" else "WG", 2, False, 1.0)
+        found = used_of_peak(calibration, row, tokens)
+        print(f"{tokens} tokens, {layout}: {found:.0%} of the peak, published about {published:.0%}")
+        errors.append(abs(found / published - 1))
+    print(f"mean {np.mean(errors):.0%}")
+    assert np.mean(errors) <= 0.3
+
+
+def test_a_serial_block_was_kept_back(calibration: Calibration) -> None:
+    """Section 4.3: in decode with 512 rows it took 14 % longer. Attention and feed-forward then each gather and scatter
+    the model's width, one of the two halves of what WS2D sends (8 B E / sqrt(n))."""
+    once = point(ROWS[2])
     sends = once.work.sends
-    twice = replace(sends, activations=replace(sends.activations, fixed=2 * sends.activations.fixed))
-    serial = replace(once, work=replace(once.work, sends=twice))
+    more = replace(sends, activations=replace(sends.activations, fixed=1.5 * sends.activations.fixed))
+    serial = replace(once, work=replace(once.work, sends=more))
     slower = predicted(serial, calibration.best) / predicted(once, calibration.best) - 1
     print(f"serial block: {slower:+.0%}, published +14 %")
-    assert 0 < slower < 0.6
+    assert 0.07 < slower < 0.28
+
+
+def used_of_peak(calibration: Calibration, row: Row, tokens: float) -> float:
+    """The fraction of the peak FLOP/s in a prefill of so many tokens."""
+    of = point(replace(row, batch=tokens / 2048))
+    return of.work.linear * tokens / RATES.flops16 / predicted(of, calibration.best)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +98,7 @@ def test_two_dimensions_send_less_than_one_from_sixteen_chips_on() -> None:
     assert sent_seconds(PALM_540B, 16, 256, "WS1D") == sent_seconds(PALM_540B, 16, 256, "WS2D")
 
 
-def chosen(calibration: Calibration, batch: int, *, decode: bool) -> str:
+def chosen(calibration: Calibration, batch: float, *, decode: bool) -> str:
     """The fastest of their layouts for PaLM 540B in bf16 on 64 chips."""
     row = Row("540B", PALM_540B, 64, batch, "WS2D", 2, decode, 1.0)
     rows = (replace(row, layout="WS1D"), row, replace(row, layout="WG"))
@@ -90,20 +108,20 @@ def chosen(calibration: Calibration, batch: int, *, decode: bool) -> str:
 
 
 def test_the_layouts_that_they_chose(calibration: Calibration) -> None:
-    """Figure 7: gathering weights wins from a quarter to half a million tokens of prefill on; one prompt is 2,048."""
+    """Figure 7: gathering weights wins from about a quarter of a million tokens of prefill on; a prompt is 2,048."""
     assert [chosen(calibration, batch, decode=True) for batch in (64, 512)] == ["WS2D", "WS2D"]
-    assert [chosen(calibration, batch, decode=False) for batch in (1, 8, 256, 512)] == ["WS2D", "WS2D", "WG", "WG"]
+    tokens = (2_048, 16_384, 125_000, 500_000, 1_000_000)
+    found = [chosen(calibration, each / 2048, decode=False) for each in tokens]
+    assert found == ["WS2D", "WS2D", "WS2D", "WG", "WG"]
 
 
 def test_our_own_layouts_gather_weights_for_large_prefills_alone() -> None:
     """PaLM 540B with padded heads on 64 chips, by Distaff's own presets."""
     config = padded(shipped("palm-540b"), 64)
     on = Slice(V4, (4, 4, 4))
-    layouts = [parse_layout(text, num_devices=64) for text in ("tensor=64", "weight-gathered:tensor=64")]
-    works = [[device_work(config, layout, on, decode=decode) for decode in (True, False)] for layout in layouts]
-    placed = tuple(Placed(on, layout, *both) for layout, both in zip(layouts, works, strict=True))
     request = SweepRequest("palm-540b", config, (on,), Workload.of(2048, 64), "both", (64,), (2048, 1 << 20))
-    scores = score(request, placed)
+    layouts = [parse_layout(text, num_devices=64) for text in ("tensor=64", "weight-gathered:tensor=64")]
+    scores = score(request, tuple(Placed.of(request, layout, on) for layout in layouts))
     for chunk, better in ((2048, "tensor"), (1 << 20, "weight-gathered")):
         mine = np.flatnonzero(scores.chunk == chunk)
         fastest = mine[np.argmin(scores.prefill.total[mine])]

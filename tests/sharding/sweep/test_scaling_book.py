@@ -78,8 +78,7 @@ def test_a_step_of_70b_takes_17_ms_on_eight_chips(hw: str, book: float) -> None:
     layout = parse_layout("tensor=8", num_devices=8)
     work = Workload(8192 - 0.5, 1, 8192)
     request = SweepRequest("70b", LLAMA_70B, (on,), work, "decode", (32,), (2048,), ("int8",), ("bf16",), ("int8",))
-    works = [device_work(LLAMA_70B, layout, on, decode=decode) for decode in (True, False)]
-    scores = score(request, (Placed(on, layout, works[0], works[1]),))
+    scores = score(request, (Placed.of(request, layout, on),))
     read = scores.decode.weights[0] * DEFAULT.best.hbm + scores.decode.cache[0] * DEFAULT.best.hbm
     assert read == pytest.approx(book, rel=0.03)
     assert scores.memory[0] * 8 == pytest.approx(112e9, rel=0.02)
