@@ -72,7 +72,7 @@ class Placement(Protocol):
         ...
 
     def parts(self, logical: str) -> int:
-        """How many parts a logical axis is split into; "replicas" are those that share weights."""
+        """How many parts a logical axis is split into; "replicas" are those that wait for each other in each step."""
         ...
 
     def dispatch(

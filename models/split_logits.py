@@ -52,7 +52,7 @@ def gather_logits(
     part = jnp.where(inside, part, -jnp.inf)
 
     def among(values: Array, places: Array) -> tuple[Array, Array]:
-        """All devices' candidates in their places, and the least that is surely among them."""
+        """All devices' candidates in their places among -inf, and as they are: [parts B count]."""
         ids = (places + first).astype(jnp.int32)
         bits = jnp.concatenate([jax.lax.bitcast_convert_type(values, jnp.int32), ids], axis=1)
         every = placement.gather(bits[None], "vocab", 0)
@@ -60,16 +60,17 @@ def gather_logits(
         ids = every[:, :, values.shape[2] :]
         rows = jnp.arange(len(part))[None, :, None]
         whole = jnp.full((len(part), vocab_size), -jnp.inf).at[rows, ids].set(values, mode="drop")
-        return whole, values[:, :, -1].max(axis=0)
+        return whole, values
 
     def best() -> tuple[Array, Bool[Array, ""]]:
         place = argmax(part)[:, None]
         return among(jnp.take_along_axis(part, place, axis=1), place)[0], jnp.bool_(True)
 
     def candidates() -> tuple[Array, Bool[Array, ""]]:
-        whole, least = among(*jax.lax.top_k(part, most))
+        whole, values = among(*jax.lax.top_k(part, most))
         # A token as likely as the last of a part's candidates may have been left behind.
-        last = jax.lax.top_k(whole, min(most, vocab_size))[0]
+        least = values[:, :, -1].max(axis=0)
+        last = jax.lax.top_k(jnp.moveaxis(values, 0, 1).reshape(len(part), -1), most)[0]
         wanted = jnp.take_along_axis(last, jnp.clip(row.top_k - 1, 0, last.shape[1] - 1)[:, None], axis=1)[:, 0]
         enough = ~used | ~random | (wanted > least) | (most == size)
         return whole, enough.all()

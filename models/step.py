@@ -125,7 +125,7 @@ class Step:
         """
         if batch.adapter_ids is not None:
             raise UnsupportedError("adapter_ids: this model holds no adapters; leave the field out")
-        # Replicas that share weights all have to be there for each step: one of them then, with rows or without.
+        # Replicas that all have to be there for each step run one of them, with rows or without.
         run = self._loop if self.decode and self.placement.parts("replicas") == 1 else self._once
         decoder = bind(self.config, weights)
         if not self.expert_load:

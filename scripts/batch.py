@@ -59,7 +59,7 @@ from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
+from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
 
 if TYPE_CHECKING:
     from ..serving.batch_jobs.formats import InputFiles
@@ -251,7 +251,7 @@ def run(
                     from ..serving.batch_jobs.on_llm import LLMRun
 
                     llm = LLM(model or "", on_progress=display, **options)
-                    warn_unused(llm, layout)
+                    print_remarks(llm, layout)
                     llm.engine.warm_up()
                 try:
                     run = LLMRun(

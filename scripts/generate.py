@@ -34,7 +34,7 @@ from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
+from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
 
 if TYPE_CHECKING:
     from ..serving import LLM, Completion, Generation, SamplingParams
@@ -172,7 +172,7 @@ def generate(
         engine.setdefault("max_batch", min(params.n, _MAX_BATCH))  # nothing else comes: a small engine starts sooner
         with ProgressDisplay(model) as display:
             llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display, **engine)
-            warn_unused(llm, layout)
+            print_remarks(llm, layout)
             if llm.follows:
                 display.close()
                 llm.follow()

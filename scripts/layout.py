@@ -1,6 +1,7 @@
 """`distaff layout`: where a model lies on several devices, what they send each other, and whether it fits."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
     from ..models.checkpoints import Location
     from ..models.config import ModelConfig
+    from ..sharding.check import Devices as Available
     from ..sharding.layout import Layout
 
 app = typer.Typer(rich_markup_mode=None)
@@ -83,7 +85,9 @@ def show(
 
         config = _config(model, offline)
         laid = _parse(text, config, devices, dtype.value)
-        check_layout(laid, config, Available(devices or laid.num_devices), dtype=dtype.value)
+        available = Available(devices or laid.num_devices)
+        check_layout(laid, config, available, dtype=dtype.value)
+        _print_remarks(config, laid, available, dtype.value)
         report = layout_report(config, laid, dtype.value, batch=batch, tokens=tokens)
         if json:
             print_json(report)
@@ -131,9 +135,10 @@ def check(
 
     \b
     --json prints one object:
-      layout, devices, memory (bytes of each device, or null), weights, cache_token (bytes on each), tokens
-      (positions that the rest holds, or null), unused (devices that the layout leaves), compiled (null, or for
-      decode and prefill: sends, as predicted and as compiled, agrees, arguments, temporaries, seconds)
+      layout, devices, memory (bytes of each device, or null), weights, kv_copies and padding of them,
+      cache_token (bytes on each), tokens (positions that the rest holds, or null), unused (devices that the
+      layout leaves), compiled (null, or for decode and prefill: sends, as predicted and as compiled, agrees,
+      arguments, temporaries, seconds)
     """
     with reporting(debug):
         if devices is not None and topology is not None:
@@ -142,7 +147,7 @@ def check(
             raise InvalidParameterError("--context", context, f"at least the {tokens} --tokens of a prefill step")
         prepare_devices()
         from ..sharding.check import Devices as Available
-        from ..sharding.check import check_layout, unused_text
+        from ..sharding.check import check_layout
         from ..sharding.report import fit_report
 
         config = _config(model, offline)
@@ -154,10 +159,11 @@ def check(
         available = Available(devices or laid.num_devices, held)
         check_layout(laid, config, available, dtype=dtype.value)
         report: dict[str, Any] = fit_report(config, laid, available, dtype.value)
-        if report["unused"]:
-            sys.stderr.write(f"warning: {unused_text(laid, available.count)}\n")
+        _print_remarks(config, laid, available, dtype.value)
         if topology is not None:
-            arguments = {"model": str(_resolve(model, offline)), "layout": str(laid), "devices": devices}
+            # The name of a layout from a file does not tell its table.
+            written = str(Path(text).resolve()) if laid.preset == "custom" else str(laid)
+            arguments = {"model": str(_resolve(model, offline)), "layout": written, "devices": devices}
             arguments |= {"topology": topology, "dtype": dtype.value, "context": context}
             shapes = {"decode": (batch, 1), "prefill": (1, tokens)}
             report["compiled"] = {
@@ -220,6 +226,13 @@ def _parse(text: str, config: "ModelConfig", devices: int | None, dtype: str, me
     if text == "auto":
         return choose_layout(config, Available(devices or _HERE, memory), dtype=dtype)
     return parse_layout(text, num_devices=devices or _HERE)
+
+
+def _print_remarks(config: "ModelConfig", laid: "Layout", available: "Available", dtype: str) -> None:
+    from ..sharding.remarks import remarks_on
+
+    for remark in remarks_on(laid, config, available, dtype=dtype):
+        sys.stderr.write(f"warning: {remark}\n")
 
 
 def _described(topology: str) -> tuple[int, int]:

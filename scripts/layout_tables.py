@@ -33,16 +33,19 @@ def draw_mesh(layout: "Layout") -> list[str]:
 
 def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
     """What `distaff layout show` prints."""
+    from ..sharding.parsing import layout_yaml
+
     typer.echo(f"layout {report['layout']}: {report['devices']} devices\n")
     typer.echo("\n".join(draw_mesh(layout)) + "\n")
+    typer.echo(layout_yaml(layout))
     tensors = [
         (tensor["path"], ", ".join(tensor["axes"]), tensor["spec"], size_text(tensor["bytes"]))
         for tensor in report["tensors"]
     ]
     _print_table(("TENSOR", "AXES", "SHAPE / SPLIT OVER", "ON EACH DEVICE"), tensors)
-    extra = [f"{size_text(report[key])} of {what}" for key, what in _EXTRA.items() if report[key]]
-    held = f"{size_text(report['weights'])} of weights{f' ({", ".join(extra)})' if extra else ''}"
-    typer.echo(f"\neach device holds {held}, and {size_text(report['cache_token'])} of KV cache for each token")
+    typer.echo(
+        f"\neach device holds {_weights(report)}, and {size_text(report['cache_token'])} of KV cache for each token"
+    )
     typer.echo(f"loading takes at most {size_text(report['staging'])} of host memory beside that, from local files")
     if len(report["stage_layers"]) > 1:
         typer.echo(f"stages compute {', '.join(map(str, report['stage_layers']))} layers")
@@ -63,7 +66,7 @@ def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
 
 def print_check(report: Mapping[str, Any]) -> None:
     """What `distaff layout check` prints of a layout that fits."""
-    lines = [f"layout {report['layout']} fits: {size_text(report['weights'])} of weights on each device"]
+    lines = [f"layout {report['layout']} fits: {_weights(report)} on each device"]
     if report["memory"] is not None:
         lines.append(
             f"of {size_text(report['memory'])}, the rest holds at most {report['tokens']} tokens of KV cache "
@@ -81,6 +84,11 @@ def print_check(report: Mapping[str, Any]) -> None:
 
 
 _EXTRA = {"kv_copies": "copies of KV heads", "padding": "padding"}
+
+
+def _weights(report: Mapping[str, Any]) -> str:
+    extra = [f"{size_text(report[key])} of {what}" for key, what in _EXTRA.items() if report[key]]
+    return f"{size_text(report['weights'])} of weights{f' ({", ".join(extra)})' if extra else ''}"
 
 
 def _totals(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from .options import (
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import prepare_layout, warn_unused
+from .startup import prepare_layout, print_remarks
 
 if TYPE_CHECKING:
     from ..serving.serve import Ports
@@ -286,7 +286,7 @@ def serve(
             engine["prefix_cache"] = False
         with ProgressDisplay(model) as display:
             llm = LLM(model, dtype=dtype.value, backend=backend, offline=offline or None, on_progress=display, **engine)
-            warn_unused(llm, layout)
+            print_remarks(llm, layout)
             names = tuple(served_model_name or ())
             card = card_of(llm, names[0] if names else Path(model).name)
 

@@ -83,14 +83,15 @@ def keep_stdout() -> None:
     sys.stdout = os.fdopen(ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
-def warn_unused(llm: "LLM", layout: str | None) -> None:
-    """Say so on stderr where a layout leaves devices unused."""
+def print_remarks(llm: "LLM", layout: str | None) -> None:
+    """Say on stderr what a layout might do better: devices that it leaves, KV heads that it holds several times."""
     if layout is None:
         return
     from ..sharding.backend import ShardedBackend
 
-    if isinstance(llm.backend, ShardedBackend) and llm.backend.unused is not None:
-        sys.stderr.write(f"warning: {llm.backend.unused}\n")
+    if isinstance(llm.backend, ShardedBackend):
+        for text in llm.backend.remarks:
+            sys.stderr.write(f"warning: {text}\n")
 
 
 def has_tpu() -> bool:

@@ -91,7 +91,7 @@ def build_one_program(
 ) -> OneProgram:
     """As build_engine, for all replicas of the layout of a ShardedBackend; `engine_config` is that of each."""
     assert isinstance(backend, ShardedBackend)
-    if backend.layout.coupled:  # what replicas send each other takes everybody, in every decode step
+    if backend.layout.in_step:  # what is sent takes everybody, in every decode step
         engine_config = replace(engine_config, max_decode_steps=1)
     make, programs = _built(
         ReplicatedPrograms,

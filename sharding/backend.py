@@ -29,11 +29,12 @@ from ..models.kv_cache import copy_pages
 from ..models.row_state import admit
 from ..models.step import Step
 from .arrange import Arranged, arranged
-from .check import Devices, check_layout, choose_layout, unused_text
+from .check import Devices, check_layout, choose_layout
 from .errors import UnsupportedLayoutError
 from .layout import Layout
 from .mesh import make_mesh
 from .parsing import parse_layout
+from .remarks import remarks_on
 from .step import WHOLE, ShardedModel
 
 
@@ -50,7 +51,7 @@ class ShardedBackend:
         layout: of one replica, or of several in one program: row state, batch and pages are then those of each
             replica behind each other.
         mesh: its devices.
-        unused: what is to be said where there are more devices than are used.
+        remarks: what is to be said of the layout, though it fits.
     """
 
     inner: Backend
@@ -58,10 +59,7 @@ class ShardedBackend:
     dtype: DTypeLike
     layout: Layout
     mesh: Mesh
-    unused: str | None = None
-
-    def __post_init__(self) -> None:
-        _ = self.model.part_backend  # declines what it cannot compute before anything is loaded
+    remarks: tuple[str, ...] = ()
 
     @cached_property
     def model(self) -> ShardedModel:
@@ -73,7 +71,7 @@ class ShardedBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.inner.capabilities
+        return self.model.part_backend.capabilities
 
     @property
     def page_size(self) -> int:
@@ -81,7 +79,7 @@ class ShardedBackend:
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        return self.inner.kernels
+        return self.model.part_backend.kernels
 
     @property
     def compiler_options(self) -> Mapping[str, Any]:
@@ -94,7 +92,7 @@ class ShardedBackend:
                 f"layout {self.layout}: pages of {page_size} positions do not divide into {shares} shares"
             )
         parts = [self.model.cache_part(group) for group in groups]
-        self.inner.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size // shares)
+        self.model.part_backend.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size // shares)
 
     def place(self, spec: WeightSpec) -> Placed:
         """Where a leaf is loaded to, with the copies and the padding that it has there."""
@@ -238,19 +236,13 @@ def shard_backends(
     else:
         chosen = parse_layout(layout, num_devices=devices.count)
         check_layout(chosen, config, devices, dtype=dtype)
-    unused = unused_text(chosen, devices.count)
+    remarks = remarks_on(chosen, config, devices, dtype=dtype)
     if one_program or chosen.coupled:
-        if chosen.replicas > 1 and chosen.axes("layers"):
-            # What stages send each other takes everybody, and replicas do not decode equally many steps in a call.
-            raise UnsupportedLayoutError(
-                f"layout {chosen}: replicas of a pipeline do not step together; run them as separate engines, which is "
-                "what a layout does unless one program is asked for"
-            )
-        return (ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen, all_devices), unused),)
+        return (ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen, all_devices), remarks),)
     one, size = chosen.replica, chosen.replica.num_devices
     return tuple(
         ShardedBackend(
-            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]), unused
+            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]), remarks
         )
         for number in range(chosen.replicas)
     )  # fmt: skip

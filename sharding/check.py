@@ -61,17 +61,6 @@ def problem(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTy
     )
 
 
-def unused_text(layout: Layout, count: int) -> str | None:
-    """What is said of a layout that leaves some of `count` devices unused; None if it uses all."""
-    if layout.num_devices >= count:
-        return None
-    used = f"layout {layout} uses the first {layout.num_devices} of {count} devices"
-    copies = count // layout.num_devices
-    if copies < 2:
-        return used
-    return f"{used}; {copies} of it, each on devices of its own, would use {copies * layout.num_devices}"
-
-
 def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> Layout:
     """The layout for `auto`: each replica as small as the memory allows, as many of them as there are devices for.
 

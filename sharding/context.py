@@ -5,6 +5,7 @@ device attends with all queries to the positions that it holds, and what they ha
 all-reduce of the largest scores, and one of weights and weighted values.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -12,14 +13,35 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ..backends.base import AttentionSpec, CacheGroup, PyTree, RaggedIndex
-from ..backends.reference import TokenPlaces
+from ..backends.base import AttentionSpec, CacheGroup, Capabilities, PyTree, RaggedIndex
+from ..backends.reference import ReferenceBackend, TokenPlaces
 from ..backends.shared_pages import ReferencePages, SharedPages
 from .layout import Axes
 from .ring import Ring, ring_attention, ring_past_cache
 from .share import Share
 from .softmax import Partial, attend
 from .wrapped import Wrapped
+
+
+@dataclass(frozen=True)
+class PlainPages(Wrapped):
+    """A chip whose kernels read pages whole, with pages in the reference's form, which can be shared: attention goes
+    through XLA, everything else is the chip's."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(self.inner.capabilities, batch_invariant=False)
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        return {**self.inner.kernels, "ragged_attention": "jax.numpy, over pages that devices share"}
+
+    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+        # Of the chip's own pages, since no kernel sees these.
+        self.inner.check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=self.inner.page_size)
+
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
+        return ReferenceBackend().allocate_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
 
 
 @dataclass(frozen=True)

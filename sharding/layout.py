@@ -64,7 +64,7 @@ class Layout:
     """A mesh and what lives where on it.
 
     Args:
-        preset: the preset whose table this is, or "custom".
+        preset: the preset, or the product of some, whose table this is, or "custom".
         mesh: sizes of the mesh's axes, in the order of MESH_AXES, those of one device left out.
         rules: where weights, KV cache and activations are split.
         prefill: what steps with prompts split otherwise. Weights are stored once, as `rules` say: where prefill splits
@@ -160,6 +160,12 @@ class Layout:
     def coupled(self) -> bool:
         """Whether replicas share weights, so that they can step together alone."""
         return any("data" in self.axes(logical) for logical in LOGICAL_AXES)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether replicas of one program all have to be there for each step: they share weights, or have stages, and
+        what stages send takes every device of the program."""
+        return self.coupled or (self.replicas > 1 and bool(self.axes("layers")))
 
     @property
     def gathers_weights(self) -> bool:

@@ -8,11 +8,11 @@ import yaml
 
 from .errors import LayoutSyntaxError
 from .layout import MESH_AXES, Layout, Rules
-from .presets import PRESETS, preset
+from .presets import PRESETS, preset, table
 
-_FORMS = "data=2,tensor=4; a preset; PRESET:axis=size,...; a .yaml file; or auto"
-_BY_AXIS = {"sequence": "sequence", "stage": "pipeline", "expert": "expert", "tensor": "tensor"}
-"""Whose table is meant where sizes come without a preset: that of the first axis which is there."""
+_FORMS = "data=2,tensor=4; a preset; PRESET:axis=size,... or PRESET+PRESET:axis=size,...; a .yaml file; or auto"
+_BY_AXIS = {"sequence": "sequence", "stage": "pipeline", "expert": "expert"}
+"""Whose table is meant where sizes come without a preset: the product of those whose axes are there."""
 
 
 def parse_layout(text: str, *, num_devices: int) -> Layout:
@@ -30,17 +30,22 @@ def parse_layout(text: str, *, num_devices: int) -> Layout:
     name, colon, sizes_text = text.partition(":")
     if not colon and "=" in name:
         name, sizes_text = "", name
-    if name and name not in PRESETS:
+    if name and not set(name.split("+")) <= set(PRESETS):
         raise LayoutSyntaxError(f"layout {text!r}: expected {_FORMS}. Presets are {', '.join(PRESETS)}")
+    if "+" in name and not sizes_text:
+        raise LayoutSyntaxError(f"layout {text!r}: give a size for each axis, as in {name}:{_example(name)}")
     sizes = _sizes(text, sizes_text) if sizes_text else _spread(name, num_devices)
-    if "tensor2" in sizes and not name:
-        raise LayoutSyntaxError(
-            f"layout {text!r}: say what tensor2 splits: tensor-2d:{sizes_text} (the width of the model) or "
-            f"attention-ff:{sizes_text} (feed-forward and vocabulary)"
-        )
-    name = name or next((name for axis, name in _BY_AXIS.items() if axis in sizes), "replica")
+    if not name:
+        named = [kind for axis, kind in _BY_AXIS.items() if axis in sizes]
+        if "tensor2" in sizes:
+            width, wider = ("+".join([*named, each]) for each in ("tensor-2d", "attention-ff"))
+            raise LayoutSyntaxError(
+                f"layout {text!r}: say what tensor2 splits: {width}:{sizes_text} (the width of the model) or "
+                f"{wider}:{sizes_text} (feed-forward and vocabulary)"
+            )
+        name = "+".join(named) or ("tensor" if "tensor" in sizes else "replica")
     built = preset(name, sizes)
-    _check_axes(text, built, ("data", *PRESETS[name].axes))
+    _check_axes(text, built, ("data", *table(name).axes))
     return built
 
 
@@ -53,7 +58,11 @@ def layout_yaml(layout: Layout) -> str:
         kept["capacity"] = layout.capacity
     if layout.prefill_from:
         kept["prefill_from"] = layout.prefill_from
-    return yaml.safe_dump(kept, sort_keys=False)
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
+
+
+def _example(name: str) -> str:
+    return ",".join(f"{axis}=2" for axis in table(name).axes)
 
 
 def _spread(name: str, num_devices: int) -> dict[str, int]:

@@ -37,7 +37,7 @@ class MeshPlacement:
         copies: how often a KV head is held along the axes that split them.
         capacity: of Layout.
         gathered: the mesh axes along which weights that a logical axis splits are gathered in this step.
-        replicas: the axis of replicas that share weights: each has tokens of its own.
+        replicas: the axis of replicas that step together, each with tokens of its own.
     """
 
     rules: Rules
@@ -63,7 +63,7 @@ class MeshPlacement:
         gathered = {logical: axes for logical, axes in gathered.items() if axes}
         copies = kv_copies(config.layers[0].attention.num_kv_heads, layout)
         rules = Rules.of(**table)
-        replicas = ("data",) if layout.coupled else ()
+        replicas = ("data",) if layout.in_step else ()
         return cls(rules, layout.mesh, config.vocab_size, copies, layout.capacity, Rules.of(**gathered), replicas)
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .layout import Layout, Rules
+from .layout import LOGICAL_AXES, MESH_AXES, Axes, Layout, Rules
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,39 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
+def table(name: str) -> Preset:
+    """The preset of a name, or the product of several, as in "pipeline+expert".
+
+    A product splits each logical axis along the axes of all its parts, in the order of the mesh. Steps with prompts are
+    split as the first part that has such rules wants it; not at all in a pipeline, whose stages keep them whole.
+
+    Raises:
+        KeyError: there is no such preset.
+    """
+    parts = [PRESETS[each] for each in name.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    split = {axis for part in parts for axis in part.axes}
+    rules: dict[str, Axes] = {}
+    for logical in LOGICAL_AXES:
+        along = {axis for part in parts for axis in part.rules[logical]}
+        if along:
+            rules[logical] = tuple(axis for axis in MESH_AXES if axis in along)
+    if "cache_heads" in rules:  # a part of each projection's heads
+        kept = rules.get("kv_heads", ())
+        rules["cache_heads"] = (*kept, *(axis for axis in rules["cache_heads"] if axis not in kept))
+    first = None if "layers" in rules else next((part for part in parts if part.prefill.table), None)
+    return Preset(
+        tuple(axis for axis in MESH_AXES if axis in split),
+        Rules.of(**rules),
+        "; ".join(part.about for part in parts),
+        "; ".join(part.use for part in parts),
+        Rules() if first is None else first.prefill,
+        None if first is None else first.capacity,
+    )
+
+
 def preset(name: str, sizes: Mapping[str, int]) -> Layout:
-    """The layout of a preset on a mesh of these sizes; Layout.of says what it raises."""
-    of = PRESETS[name]
+    """The layout of a preset or a product on a mesh of these sizes; Layout.of and `table` say what is raised."""
+    of = table(name)
     return Layout.of(name, sizes, of.rules, of.prefill, of.capacity)

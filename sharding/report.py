@@ -57,6 +57,8 @@ def fit_report(config: ModelConfig, layout: Layout, devices: Devices, dtype: DTy
         "unused": devices.count - layout.num_devices,
         "memory": devices.memory,
         "weights": held.weights,
+        "kv_copies": held.kv_copies,
+        "padding": held.padding,
         "cache_token": held.cache_token,
         "tokens": None if left is None else left // held.cache_token,
         "compiled": None,

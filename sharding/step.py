@@ -9,14 +9,14 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ..backends.base import Backend, CacheGroup, PyTree
-from ..backends.shared_pages import shared_pages
+from ..backends.shared_pages import ReferencePages, shared_pages
 from ..models.config import ModelConfig
 from ..models.decoder import unflatten
 from ..models.kv_cache import copy_pages
 from ..models.row_state import RowState, admit
 from ..models.step import PromptOutput, Step, StepBatch, StepOutput
 from .arrange import abstract, arranged, kv_copies
-from .context import ContextBackend
+from .context import ContextBackend, PlainPages
 from .errors import UnsupportedLayoutError
 from .exchange import ExchangeBackend
 from .layout import Layout
@@ -46,20 +46,13 @@ class ShardedModel:
         return self.backend_of(MeshPlacement.of(self.layout, self.config, num_tokens=1, decode=True))
 
     def backend_of(self, placement: MeshPlacement) -> Backend:
-        """What runs on each device in a step.
-
-        Raises:
-            UnsupportedLayoutError: positions are split, and the chip's pages cannot be shared.
-        """
+        """What runs on each device in a step."""
         chip, layout = self.backend, self.layout
         made: Any = chip
         if axes := layout.axes("context"):
             pages = shared_pages(chip)
             if pages is None:
-                raise UnsupportedLayoutError(
-                    f"layout {layout}: devices cannot share the pages of the {chip.name} backend; use --backend "
-                    "reference, or split heads with tensor"
-                )
+                chip, pages = PlainPages(chip), ReferencePages()
             made = ContextBackend(chip, axes, layout.size(axes), placement.attended == axes, pages)
         elif placement.exchanged or layout.gathers_weights:
             axes = placement.exchanged
@@ -138,9 +131,10 @@ class ShardedModel:
             batch: only whether its leaves are scalars is looked at.
         """
         placement = MeshPlacement.of(self.layout, self.config, num_tokens=step.num_tokens, decode=step.decode)
-        if step.max_steps > 1 and self.layout.coupled:
+        if step.max_steps > 1 and self.layout.in_step:
             raise UnsupportedLayoutError(
-                f"layout {self.layout}: {step.max_steps} decode steps in a call; replicas that share weights run one"
+                f"layout {self.layout}: {step.max_steps} decode steps in a call; replicas that wait for each other in "
+                "each step run one"
             )
         placed = replace(step, backend=self.backend_of(placement), placement=placement)
         rows: Any = self.batch_spec

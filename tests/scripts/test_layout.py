@@ -54,6 +54,14 @@ def test_check_says_what_is_left_and_what_is_unused(distaff: Run, capsys: Captur
     )
 
 
+def test_copies_of_kv_heads_are_warned_of_and_counted(distaff: Run, capsys: Capture) -> None:
+    assert distaff("layout", "check", "tensor=16", *LLAMA, "--devices", "16") == 0
+    out, err = capsys.readouterr()
+    assert out == "layout tensor=16 fits: 1.0 GB of weights (33.6 MB of copies of KV heads) on each device\n"
+    assert err.startswith("warning: layout tensor=16: 8 KV heads over tensor=16: each is held 2 times, 0.03 GiB of")
+    assert err.endswith("sequence:sequence=2,tensor=8 holds each once\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -82,15 +90,19 @@ def test_presets_are_listed(distaff: Run, capsys: Capture) -> None:
 
 
 @pytest.mark.slow
-def test_check_compiles_for_a_topology(distaff: Run, capsys: Capture) -> None:
+def test_check_compiles_for_a_topology(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
+    """Of a file the table, not the one that its sizes would have alone: here the vocabulary stays whole."""
     pytest.importorskip("libtpu", reason="the TPU compiler is in the extra `tpu`")
     model = str(Path(__file__).parent.parent / "golden" / "llama_yarn")
     shape = ("--batch", "2", "--tokens", "16", "--context", "64")
-    assert distaff("layout", "check", "tensor=2", "-m", model, "--topology", "v5e:1x2", *shape, "--json") == 0
+    file = tmp_path / "layout.yaml"
+    file.write_text("mesh: {tensor: 2}\nrules: {heads: [tensor], kv_heads: [tensor], mlp: [tensor]}\n")
+    assert distaff("layout", "check", str(file), "-m", model, "--topology", "v5e:1x2", *shape, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report["compiled"]) == {"decode", "prefill"} and report["unused"] == 0
     for step in report["compiled"].values():
-        assert step["agrees"] and step["predicted"] and step["temporaries"] > 0
+        assert step["agrees"] and step["temporaries"] > 0
+        assert {each["op"] for each in step["predicted"]} == {"all-reduce"}
 
 
 def test_devices_without_a_layout_are_refused(distaff: Run, capsys: Capture) -> None:

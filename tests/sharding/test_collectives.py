@@ -7,15 +7,15 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from distaff.backends.compiler.errors import CompilerNotFoundError
-from distaff.backends.compiler.hlo import parse_module
+from distaff.backends.compiler.hlo import ARRAY, parse_module
 from distaff.backends.compiler.hlo_collectives import collectives
 from distaff.backends.compiler.hlo_runs import executions
 from distaff.backends.compiler.libtpu import clear_schedules, print_only
@@ -24,6 +24,7 @@ from distaff.backends.compiler.topologies import parse_topology
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu.backend import TpuBackend
 from distaff.models.config import ModelConfig
+from distaff.sharding.check import Devices, problem
 from distaff.sharding.collectives import StepShape, predict
 from distaff.sharding.footprint import footprint
 from distaff.sharding.layout import Layout
@@ -93,6 +94,7 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
         pytest.param("gpt_oss", "sequence-alltoall:sequence=2,tensor=2", StepShape(2), marks=pytest.mark.slow),
         pytest.param("qwen3_moe", "weight-gathered:tensor=4", StepShape(2, 16), marks=pytest.mark.slow),
         pytest.param("qwen3_moe", "attention-data:data=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "sequence=2,expert=2,tensor=2", StepShape(2, 16), marks=pytest.mark.slow),
         *(
             pytest.param(model, text, shape, marks=pytest.mark.soak)
             for model, text in [
@@ -103,6 +105,11 @@ def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tup
                 ("olmo2", "tensor-scatter:tensor=2"),
                 ("llama-3.1-70b", "tensor=8"),
                 ("llama-3.1-70b", "stage=4,tensor=2"),
+                ("qwen3_moe", "sequence=2,expert=2,tensor=2"),
+                ("qwen3_moe", "stage=2,expert=2"),
+                ("llama31", "stage=2,sequence=2,tensor=2"),
+                ("llama31", "pipeline+tensor-2d:stage=2,tensor=2,tensor2=2"),
+                ("llama31", "pipeline+attention-ff:data=2,stage=2,tensor=2,tensor2=2"),
             ]
             for shape in (StepShape(4), StepShape(2, 16))
         ),
@@ -153,14 +160,14 @@ def test_what_is_scattered_costs_what_a_sum_costs() -> None:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Of a program: what it sends, and bytes on each device: arguments, those that are neither weights nor cache, and
-    temporaries."""
+    """Of a program: what it sends, copies of a whole cache, and bytes on each device: arguments, those that are neither
+    weights nor cache, and temporaries."""
 
     sent: Totals
+    cache_copies: int
     arguments: int
     others: int
     temporaries: int
-    unknown_loops: int
 
 
 def compiled(config: ModelConfig, layout: Layout, topology: str, shape: StepShape) -> Compiled:
@@ -176,12 +183,23 @@ def compiled(config: ModelConfig, layout: Layout, topology: str, shape: StepShap
     others = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(case.abstract_args[2:]))
     memory = program.memory_analysis()
     assert memory is not None
+    cache_spec = case.in_specs[1] if case.in_specs is not None else None
+    caches = {
+        NamedSharding(mesh, cache_spec).shard_shape(leaf.shape) for leaf in jax.tree.leaves(case.abstract_args[1])
+    }
+    copied = [
+        tuple(map(int, dims.split(",")))
+        for instructions in module.computations.values()
+        for each in instructions
+        for _, dims in ARRAY.findall(each.result)
+        if each.operation == "copy" and dims
+    ]
     return Compiled(
         compiled_totals(collectives(module, runs)),
+        sum(shape in caches for shape in copied),
         memory.argument_size_in_bytes,
         others // layout.replicas,
         memory.temp_size_in_bytes,
-        runs.unknown_loops,
     )
 
 
@@ -230,17 +248,34 @@ MIXTURES = [
 """Of Qwen3-30B-A3B; a dispatch counts as one round."""
 
 
+TOPOLOGIES = {"v5e:4x4": 16, "v6e:2x4": 8, "tpu7x:2x2x1": 8}
+
+
+def every_preset(devices: int) -> tuple[str, ...]:
+    """For all devices of a topology; the mixture's preset aside."""
+    half = devices // 2
+    return (
+        *(f"replica:data={devices}", f"tensor={devices}", f"data=2,tensor={half}"),
+        *(f"tensor-scatter:tensor={devices}", f"weight-gathered:tensor={devices}"),
+        *(f"tensor-2d:tensor={half},tensor2=2", f"attention-ff:tensor={half},tensor2=2"),
+        *(f"sequence=2,tensor={half}", f"sequence-alltoall:sequence=2,tensor={half}"),
+        *(f"attention-data:data=2,tensor={half}", f"stage=2,tensor={half}"),
+    )
+
+
 def cases() -> list[Any]:
     marked = [pytest.param("llama-3.1-8b", *pair, 4096, marks=pytest.mark.slow) for pair in PAIRS]
     marked += [pytest.param("llama-3.1-8b", *pair, 4096, marks=pytest.mark.soak) for pair in RARELY]
     marked += [pytest.param("qwen3-30b-a3b", *pair, 4096, marks=mark) for *pair, mark in MIXTURES]
-    for topology, devices in (("v5e:4x4", 16), ("v6e:2x4", 8), ("tpu7x:2x2x1", 8)):
-        half = devices // 2
-        for text in (f"tensor={devices}", f"data=2,tensor={half}", f"stage=2,tensor={half}",
-                     f"tensor-scatter:tensor={devices}", f"tensor-2d:tensor={half},tensor2=2",
-                     f"attention-ff:tensor={half},tensor2=2"):  # fmt: skip
-            for shape in (StepShape(8), StepShape(2, 512)):
-                marked.append(pytest.param("llama-3.1-8b", text, topology, shape, None, marks=pytest.mark.soak))
+    for model in ("llama-3.1-8b", "llama-3.1-70b"):
+        config = shipped(model)
+        for topology, count in TOPOLOGIES.items():
+            devices = Devices(count, parse_topology(topology).chip.device_hbm_bytes)
+            for text in every_preset(count):
+                # What does not fit is refused before anything is compiled.
+                if problem(parse_layout(text, num_devices=count), config, devices, dtype=BF16) is None:
+                    for shape in (DECODE, StepShape(1, 512)):
+                        marked.append(pytest.param(model, text, topology, shape, None, marks=pytest.mark.soak))
     return marked
 
 
@@ -248,7 +283,8 @@ def cases() -> list[Any]:
 def test_the_tpu_compiler_sends_what_is_predicted(
     model: str, text: str, topology: str, shape: StepShape, vocab_size: int | None, compilers: Executor
 ) -> None:
-    """In CI with a vocabulary of 4,096, since most of a compile goes into drawing from a large one."""
+    """And copies no cache. In CI with a vocabulary of 4,096, since most of a compile goes into drawing from a large
+    one."""
     config = shipped(model)
     config = replace(config, vocab_size=vocab_size or config.vocab_size)
     layout = parse_layout(text, num_devices=16)
@@ -261,6 +297,7 @@ def test_the_tpu_compiler_sends_what_is_predicted(
     for key, (count, num_bytes) in predicted.items():
         assert program.sent[key][0] == count, key[0]
         assert program.sent[key][1] == pytest.approx(num_bytes, rel=0.01), key[0]
+    assert program.cache_copies == 0
 
     held = footprint(config, layout, BF16)
     expected = held.weights + shape.rows * CONTEXT * held.cache_token

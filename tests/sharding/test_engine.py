@@ -72,12 +72,14 @@ EVERY = (
     *("tensor-2d:tensor=2,tensor2=2", "sequence-alltoall:sequence=2,tensor=2", "weight-gathered:tensor=4"),
 )
 IN_CI = {("llama31", "tensor=4"), ("llama31", "sequence=2,tensor=2")}
-MIXTURES = ("expert=4", "expert:expert=2,tensor=2")
+MIXTURES = ("expert=4", "expert:expert=2,tensor=2", "sequence=2,expert=2,tensor=2", "stage=2,expert=2")
+PRODUCTS = ("stage=2,sequence=2", "pipeline+tensor-2d:stage=2,tensor=2,tensor2=2")
 
 
 def pairs() -> list[Any]:
     """Every preset with every family that it can hold: a few in CI, all in the soak."""
     dense = [(case, text) for case in ("llama31", "gemma3", "olmo2") for text in EVERY]
+    dense += [("llama31", text) for text in PRODUCTS]
     mixed = [(case, text) for case in ("qwen3_moe", "gpt_oss") for text in (*EVERY, *MIXTURES)]
     return [
         pytest.param(*pair, marks=pytest.mark.slow if pair in IN_CI else pytest.mark.soak) for pair in (*dense, *mixed)
@@ -106,6 +108,8 @@ def test_greedy_tokens_are_those_of_one_device(case: str, text: str) -> None:
                 ("qwen3_moe", "attention-data:data=4,tensor=2", None),
                 ("gpt_oss", "attention-data:data=2,tensor=2", None),
                 ("gemma3", "attention-data:data=2,tensor=2", None),
+                ("llama31", "data=2,stage=2,tensor=2", 8),
+                ("gemma3", "data=2,stage=2", None),
             ]
         ),
     ],
@@ -159,8 +163,10 @@ def test_the_load_of_experts_is_that_of_one_device(text: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_chips_own_form_of_weights_and_cache_is_kept_on_each_device() -> None:
-    assert under("llama31", "tensor=4", select_backend("cpu")) == on_one_device("llama31")
+@pytest.mark.parametrize("text", ["tensor=4", "sequence=2,tensor=2"])
+def test_a_chips_own_form_of_weights_and_cache_is_kept_on_each_device(text: str) -> None:
+    """But for caches that devices share, if the chip's kernels read pages whole."""
+    assert under("llama31", text, select_backend("cpu")) == on_one_device("llama31")
 
 
 @pytest.mark.slow
@@ -184,3 +190,4 @@ def test_a_model_by_name_runs_under_a_layout(monkeypatch: pytest.MonkeyPatch) ->
     assert tokens[0] == tokens[1] == tokens[2] and len(tokens[0]) == 2 and len(loads) == 3
     with pytest.raises(IndivisibleError, match="9 heads"):
         LLM(golden, backend="reference", layout="tensor=2")
+    assert len(loads) == 3  # refused before anything is read

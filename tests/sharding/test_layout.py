@@ -48,6 +48,7 @@ LLAMA_8B, LLAMA_70B, QWEN = shipped("llama-3.1-8b"), shipped("llama-3.1-70b"), s
         "replica:data=8",
         "expert:expert=4,tensor=2",
         "tensor-2d:tensor=4,tensor2=2",
+        "pipeline+attention-ff:stage=2,tensor=2,tensor2=2",
     ],
 )
 def test_a_layout_prints_what_gives_it(text: str) -> None:
@@ -74,8 +75,11 @@ def test_a_preset_by_name_takes_all_devices_and_its_file_gives_the_same_table(na
         ("tensor=2,tensor=4", LayoutSyntaxError, "tensor is given twice"),
         ("tensor3d", LayoutSyntaxError, "Presets are replica, tensor"),
         ("tensor=2,tensor2=2", LayoutSyntaxError, "say what tensor2 splits: tensor-2d:tensor=2,tensor2=2"),
+        ("stage=2,tensor2=2", LayoutSyntaxError, "or pipeline+attention-ff:stage=2,tensor2=2 (feed-forward"),
         ("replica:tensor=2", LayoutSyntaxError, "nothing is split over tensor=2"),
         ("tensor:stage=2", LayoutSyntaxError, "nothing is split over stage=2"),
+        ("pipeline+expert", LayoutSyntaxError, "as in pipeline+expert:stage=2,expert=2,tensor=2"),
+        ("pipeline+experts:stage=2", LayoutSyntaxError, "Presets are replica, tensor"),
         ("missing.yaml", LayoutSyntaxError, "cannot be read"),
     ],
 )
@@ -122,6 +126,18 @@ def test_what_does_not_fit_is_explained(
     for other in message.split("nearest that fit: ")[1].split(" or ") if "nearest" in message else []:
         layout = parse_layout(other, num_devices=devices.count)
         assert problem(layout, config, devices, dtype=jnp.bfloat16) is None
+
+
+def test_sizes_alone_give_the_product_of_what_they_name() -> None:
+    layout = parse_layout("stage=2,expert=4,tensor=2", num_devices=16)
+    assert str(layout) == "pipeline+expert:stage=2,expert=4,tensor=2" and layout.prefill.table == ()
+    assert layout.axes("layers") == ("stage",) and layout.axes("vocab") == ("stage", "expert", "tensor")
+    assert layout.axes("heads") == ("expert", "tensor") and layout.axes("expert") == ("expert",)
+    layout = parse_layout("expert=4,sequence=2", num_devices=8)
+    assert layout.axes("tokens", prefill=True) == ("sequence",) and layout.axes("routed", prefill=True) == ()
+    exchanged = parse_layout("sequence-alltoall+expert:sequence=2,expert=2,tensor=2", num_devices=8)
+    assert exchanged.axes("cache_heads") == ("expert", "tensor", "sequence")
+    assert problem(exchanged, QWEN, Devices(8), dtype=jnp.bfloat16) is None
 
 
 def test_routed_tokens_lie_along_their_experts(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ PROMPTS = ["The capital of France is", "Once upon a time, in a village by the se
 
 
 @lru_cache
-def answers(model: Path, layout: str | None) -> list[tuple[int, ...]]:
+def answers(model: Path, layout: str | None, backend: str) -> list[tuple[int, ...]]:
     """Greedy answers to the prompts, in fp32."""
-    llm = LLM(model, backend="reference", layout=layout, context=64, max_batch=4, max_step_tokens=32)
+    llm = LLM(model, backend=backend, layout=layout, context=64, max_batch=4, max_step_tokens=32)
     try:
         results = llm.generate(PROMPTS, SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
     finally:
@@ -32,6 +32,8 @@ def answers(model: Path, layout: str | None) -> list[tuple[int, ...]]:
     ],
 )
 def test_greedy_tokens_are_those_of_one_device(layout: str, smollm2: Path) -> None:
-    expected, got = answers(smollm2, None), answers(smollm2, layout)
-    assert got == expected
-    print(f"{layout}: {sum(map(len, got))} tokens compared")
+    expected = answers(smollm2, None, "reference")
+    for backend in ("reference", "cpu"):
+        got = answers(smollm2, layout, backend)
+        assert got == expected, backend
+        print(f"{layout}, {backend}: {sum(map(len, got))} tokens compared")

@@ -14,7 +14,7 @@ from distaff.models.decoder import Weights
 from distaff.models.kv_cache import allocate_cache
 from distaff.models.row_state import RowState
 from distaff.models.step import Step, StepBatch, StepOutput
-from distaff.sharding.backend import ShardedBackend
+from distaff.sharding.backend import ShardedBackend, shard_backends
 from distaff.sharding.check import Devices, check_layout
 from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
@@ -25,17 +25,22 @@ from .tiny import tiny
 BACKEND = ReferenceBackend()
 
 
-def inputs(config: ModelConfig) -> tuple[RowState, StepBatch]:
-    ids = np.random.default_rng(1).integers(0, config.vocab_size, 24).tolist()
+def inputs(config: ModelConfig, seed: int) -> tuple[RowState, StepBatch]:
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, 24).tolist()
     state = row_state([ids[:13], ids[13:]], config.vocab_size, temperature=[0.0, 1.0], top_k=[0, 5])
     return state, step_batch([(0, 13), (0, 11)], [[0, 1], [2, 3]], num_groups=len(config.cache_groups))
 
 
-def run(config: ModelConfig, weights: Weights, backend: Backend, *, prompt: bool) -> StepOutput:
+def run(
+    config: ModelConfig, weights: Weights, backend: Backend, *, prompt: bool = False, seeds: tuple[int, ...] = (1,)
+) -> StepOutput:
+    """Of several replicas what each has behind the other, with texts of its own."""
     step = Step(config, backend, num_tokens=24, num_candidates=2, return_logits=True, prompt=prompt)
     pages = [4] * len(config.cache_groups)
     cache = allocate_cache(config, backend, num_pages=pages, page_size=16, dtype=jnp.float32)
-    arguments = (backend.prepare_params(weights), cache, *inputs(config))
+    each = [inputs(config, seed) for seed in seeds]
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(list(map(jnp.atleast_1d, leaves))), *each)
+    arguments = (backend.prepare_params(weights), cache, *(both if len(seeds) > 1 else each[0]))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     return backend.compile(step, shapes, donate=(1,))(*arguments)[0]
 
@@ -96,12 +101,38 @@ def test_logits_and_tokens_are_those_of_one_device(case: str, text: str) -> None
     compare(case, text)
 
 
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        pytest.param("qwen3_moe", "attention-data:data=2,tensor=2", marks=pytest.mark.slow),
+        *(
+            pytest.param(case, text, marks=pytest.mark.soak)
+            for case, text in [
+                ("llama31", "attention-data:data=2,tensor=2"),
+                ("gemma3", "attention-data:data=2,tensor=2"),
+                ("gpt_oss", "attention-data:data=2,tensor=2"),
+                ("llama31", "data=2,stage=2,tensor=2"),
+            ]
+        ),
+    ],
+)
+def test_replicas_that_step_together_give_the_logits_of_one_device(case: str, text: str) -> None:
+    config, weights = tiny(case)
+    backend = shard_backends(BACKEND, config, text, jnp.float32, one_program=True)[0]
+    split = run(config, weights, backend, seeds=(1, 2))
+    for replica, seed in enumerate((1, 2)):
+        whole, rows = run(*tiny(case), BACKEND, seeds=(seed,)), slice(2 * replica, 2 * replica + 2)
+        assert whole.logits is not None and split.logits is not None
+        np.testing.assert_allclose(split.logits[rows], whole.logits, atol=1e-4)
+        np.testing.assert_array_equal(split.tokens[rows], whole.tokens)
+
+
 SPLIT = (
     *("tensor=4", "tensor-scatter:tensor=4", "tensor-2d:tensor=2,tensor2=2", "attention-ff:tensor=2,tensor2=2"),
     *("sequence=4", "sequence=2,tensor=2", "sequence-alltoall:sequence=2,tensor=2", "weight-gathered:tensor=4"),
-    "stage=2,tensor=2",
+    *("stage=2,tensor=2", "stage=2,sequence=2", "pipeline+tensor-2d:stage=2,tensor=2,tensor2=2"),
 )
-EXPERTS = ("expert=4", "expert:expert=2,tensor=2")
+EXPERTS = ("expert=4", "expert:expert=2,tensor=2", "stage=2,expert=2", "sequence=2,expert=2,tensor=2")
 """Each preset but those of replicas, which have an engine's batch each: test_engine.py has them."""
 
 
@@ -110,11 +141,7 @@ EXPERTS = ("expert=4", "expert:expert=2,tensor=2")
     ("case", "text"),
     [
         *((case, text) for case in ("llama31", "gemma3") for text in SPLIT),
-        *(
-            (case, text)
-            for case in ("qwen3_moe", "gpt_oss")
-            for text in (*SPLIT, "expert=4", "expert:expert=2,tensor=2")
-        ),
+        *((case, text) for case in ("qwen3_moe", "gpt_oss") for text in (*SPLIT, *EXPERTS)),
     ],
 )
 def test_every_preset_gives_the_logits_of_one_device(case: str, text: str) -> None:
