@@ -3,6 +3,7 @@
 import json as json_module
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
+from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
 
 if TYPE_CHECKING:
     from ..serving.batch_jobs.formats import InputFiles
@@ -167,6 +168,8 @@ def run(
             raise UsageError("--model is missing: name what is to answer, or give --check")
         if runner is RunnerKind.RAY and (shard is not None or devices is not None):
             raise UsageError("--runner ray cuts the input itself and has own devices: drop --shard and --devices")
+        if runner is RunnerKind.RAY and (hosts or num_hosts):
+            raise UsageError("--runner ray has a model on each host that it uses: drop --hosts and --num-hosts")
         if price is not None and not price >= 0:
             raise InvalidParameterError("--price", price, "dollars for a chip-hour, 0 or more")
         prepare_layout(layout, devices)
@@ -175,11 +178,13 @@ def run(
             keep_stdout()
         options: dict[str, Any] = {
             "dtype": dtype.value, "backend": backend, "offline": offline or None, "deterministic": deterministic,
-            **given(max_batch=max_batch, context=context, layout=layout, hosts=joined,
+            **given(max_batch=max_batch, context=context, layout=layout,
+                    hosts=joined,
                     kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory)),
         }  # fmt: skip
         if joined is not None and joined.index:
-            _follow(model or "", options)
+            if not (resume and _is_complete(output)):
+                _follow(model or "", options)
             return
         from ..serving.batch_jobs.formats import InputFiles, InputSpec
         from ..serving.batch_jobs.job import Job, JobSpec, open_store
@@ -205,6 +210,7 @@ def run(
         ))  # fmt: skip
         files = InputFiles(spec)
         names = served_model_name or ()
+        resources = _object("--ray-resources", ray_resources)
         preparer = Preparer(None, job_seed=seed, served_names=names)
         with StopSignals() as signals:
             if check:
@@ -217,42 +223,44 @@ def run(
             store = open_store(output if shard is None else part.name(output))
             found = scan_input(files, job_spec.ids, preparer.check)
             print_scan(found)
-            if runner is RunnerKind.RAY:
-                plan = RayPlan(
-                    partial(load, model or "", options),
-                    spec,
-                    output,
-                    job_spec,
-                    name=model or "",
-                    dtype=dtype.value,
-                    layout=layout,
-                    served_names=tuple(names),
-                )
-                resources = _object("--ray-resources", ray_resources)
-                manifest = run_on_ray(
-                    plan,
-                    found.lines,
-                    workers,
-                    ray_address,
-                    resources,
-                    resume=resume,
-                    overwrite=overwrite,
-                    stopping=lambda: signals.asked,
-                )
-                _report(store, manifest, price, as_json=json, tolerate=tolerate_errors)
-                return
             with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:
                 if job.complete is not None:
                     _report(store, job.complete, price, as_json=json, tolerate=tolerate_errors)
+                    return
+                if runner is RunnerKind.RAY:
+                    plan = RayPlan(
+                        partial(load, model or "", options),
+                        files,
+                        found,
+                        output,
+                        replace(job_spec, now=job.now),
+                        name=model or "",
+                        dtype=dtype.value,
+                        layout=layout,
+                        served_names=tuple(names),
+                    )
+                    manifest = run_on_ray(
+                        job,
+                        plan,
+                        workers,
+                        ray_address,
+                        resources,
+                        resume=resume,
+                        overwrite=overwrite,
+                        stopping=lambda: signals.asked,
+                    )
+                    _report(store, manifest, price, as_json=json, tolerate=tolerate_errors)
                     return
                 with ProgressDisplay(model or "") as display:
                     from ..serving import LLM
                     from ..serving.batch_jobs.chips import attached_chip, limits_of
                     from ..serving.batch_jobs.on_llm import LLMRun
+                    from ..serving.garbage import settle_memory
 
                     llm = LLM(model or "", on_progress=display, **options)
-                    print_remarks(llm, layout)
+                    warn_unused(llm, layout)
                     llm.engine.warm_up()
+                    settle_memory()
                 try:
                     run = LLMRun(
                         llm,
@@ -302,14 +310,31 @@ def merge(
         _report(store, manifest, price, as_json=json)
 
 
-def _follow(model: str, options: Mapping[str, Any]) -> None:
-    """On a host that is not the first: computes what host 0 plans."""
-    from ..serving import LLM
+def _is_complete(output: str) -> bool:
+    """On a host that is not the first, and that may not see where host 0 writes: whether nothing is left to be done."""
+    from ..serving.batch_jobs.errors import OutputError
+    from ..serving.batch_jobs.job import open_store
 
-    with ProgressDisplay(model) as display:
-        llm = LLM(model, on_progress=display, **options)
-    llm.engine.warm_up()
-    llm.follow()
+    try:
+        return open_store(output).read_manifest() is not None
+    except OutputError:
+        return False
+
+
+def _follow(model: str, options: Mapping[str, Any]) -> None:
+    """On a host that is not the first: computes what host 0 plans. When all are asked to stop, host 0 does so in order,
+    and this one with it."""
+    from ..serving import LLM
+    from ..serving.batch_jobs.errors import JobStoppedError
+    from ..serving.batch_jobs.stop import StopSignals
+
+    with StopSignals() as signals:
+        with ProgressDisplay(model) as display:
+            llm = LLM(model, on_progress=display, **options)
+        llm.engine.warm_up()
+        llm.follow()
+        if signals.asked:
+            raise JobStoppedError("stopped; host 0 has what was answered, and --resume on every host goes on")
 
 
 def _object(option: str, text: str | None) -> dict[str, Any]:

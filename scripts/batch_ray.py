@@ -10,6 +10,7 @@ from .startup import prepare_layout
 
 if TYPE_CHECKING:
     from ..serving import LLM
+    from ..serving.batch_jobs.job import Job
     from ..serving.batch_jobs.ray_worker import RayPlan
 
 _PART_LINES = 256
@@ -20,15 +21,17 @@ def load(model: str, options: Mapping[str, Any]) -> "LLM":
     """In an actor of Ray: a model that is ready."""
     prepare_layout(options.get("layout"), None)
     from ..serving import LLM
+    from ..serving.garbage import settle_memory
 
     llm = LLM(model, **options)
     llm.engine.warm_up()
+    settle_memory()
     return llm
 
 
 def run_on_ray(
+    job: "Job",
     plan: "RayPlan",
-    lines: int,
     workers: int,
     address: str | None,
     resources: Mapping[str, float],
@@ -37,34 +40,38 @@ def run_on_ray(
     overwrite: bool,
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Spreads a job over a cluster; on resuming it stays cut as it was."""
+    """Spreads a job over a cluster; on resuming it stays cut as it was.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UsageError: there are parts already, and nobody said what to do with them; or answers outside of parts.
+    """
     from ..serving.batch_jobs.job import open_store
-    from ..serving.batch_jobs.merge import shards_of
+    from ..serving.batch_jobs.merge import publish_shards, shards_of
     from ..serving.batch_jobs.ray_runner import RayRunner
     from ..serving.batch_jobs.ray_worker import num_parts
 
-    store = open_store(plan.output)
-    complete = store.read_manifest()
-    if complete is not None and resume:
-        return complete
-    there = [*shards_of(plan.output), *store.found()]
-    if there and not (resume or overwrite):
+    if job.journal.index.done:
+        raise UsageError(f"{plan.output}: that job was begun without --runner ray, and goes on without it")
+    shards = shards_of(plan.output)
+    if shards and not (resume or overwrite):
         raise UsageError(
-            f"{plan.output}: the output or parts of it exist already; --resume goes on with that job, --overwrite "
-            "replaces it"
+            f"{plan.output}: parts of it exist already; --resume goes on with that job, --overwrite replaces it"
         )
     if overwrite:
-        for shard in shards_of(plan.output):
+        for shard in shards:
             open_store(shard.name(plan.output)).forget()
-    shards = shards_of(plan.output)
-    parts = len(shards) or num_parts(lines, workers, part_lines=_PART_LINES)
+        shards = []
     runner = RayRunner(
         plan,
-        parts=parts,
+        parts=len(shards) or num_parts(job.total, workers, part_lines=_PART_LINES),
         workers=workers,
         resources=resources or None,
         address=address,
         on_part=lambda done, parts: typer.echo(f"{done}/{parts} parts", err=True),
         stopping=stopping,
     )
-    return runner.run(overwrite=overwrite)
+    runner.run()
+    return publish_shards(job, plan.output)

@@ -51,6 +51,7 @@ class LLM:
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
 
     Attributes:
+        path: of its checkpoint.
         config, dtype, layout: of the model, of its numbers, and how it lies on devices ("": on one).
         tokenizer, eos_ids: None where only token ids are understood; the tokens that end a text.
         engine: what runs the requests, an Engine, or several as Replicas; `engine.submit` takes them one by one, with
@@ -115,7 +116,8 @@ class LLM:
 
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
-        self.config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+        self.path = checkpoint.path
+        self.config = config_from_hf(checkpoint.hf_config, source=str(self.path))
         self.dtype, self.layout = dtype, layout or ""
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:

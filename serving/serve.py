@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -12,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..backends.errors import DistaffError
+from ..models.checkpoints import fingerprint
 from .batch_jobs.manager import JobManager
 from .front import Front, ModelCard, State
+from .garbage import settle_memory
 from .http.app import build_app
 from .http.batches import Batches
 from .http.server import HttpServer
@@ -200,7 +201,13 @@ def _jobs_of(front: Front, folder: Path) -> JobManager:
         front.tokenizer,
         folder,
         model=card.name,
-        identity={"name": card.name, "family": card.family, "dtype": card.dtype, "context": card.context},
+        identity={
+            "name": card.name,
+            "family": card.family,
+            "dtype": card.dtype,
+            "context": card.context,
+            "weights": card.weights,
+        },
         max_batch=card.max_batch or front.engine.config.max_batch,
         context=card.context,
         served_names=front.served_names,
@@ -215,7 +222,7 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
     """
 
     def ready(ports: Ports) -> None:
-        _settle_memory()
+        settle_memory()
         on_ready(ports)
 
     async def serve() -> int:
@@ -250,14 +257,6 @@ def run_server(make_front: Callable[[], Front], settings: ServeSettings, on_read
         remove_logs(handler)
 
 
-def _settle_memory() -> None:
-    """Leaves what was made so far out of garbage collections: going through all of JAX again and again would cost a
-    fifth of the time of a token."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
-
-
 def card_of(llm: LLM, name: str) -> ModelCard:
     """What clients may know of a loaded model."""
     tokenizer, config = llm.tokenizer, llm.config
@@ -270,6 +269,7 @@ def card_of(llm: LLM, name: str) -> ModelCard:
         backend=llm.backend.name,
         layout=llm.layout,
         max_batch=llm.engine.max_batch,
+        weights=fingerprint(llm.path),
         has_tokenizer=tokenizer is not None,
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         bos_id=None if tokenizer is None else tokenizer.bos_id,

@@ -3,6 +3,7 @@
 from .base import Checkpoint, NamedTensors, OnBytes, Place, Placed, TensorInfo
 from .byte_files import Location, ReadCount
 from .convert import ConvertReport, Split, convert
+from .fingerprint import fingerprint
 from .hub import is_offline, resolve_model
 from .opening import open_checkpoint
 from .random_weights import shipped_configs
@@ -26,6 +27,7 @@ __all__ = [
     "cached_models",
     "clear_cache",
     "convert",
+    "fingerprint",
     "is_offline",
     "known_models",
     "open_checkpoint",

@@ -22,6 +22,10 @@ CREATED = 0
 """The time that rows tell: none, since it would differ between runs. The manifest has times."""
 
 
+# ASCII, so that no text can hold what some reader takes for the end of a line.
+_ROWS = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def good_row(line: Line, body: dict[str, Any]) -> bytes:
     """The row of an answer."""
     return _row(line, 200, body, None)
@@ -37,8 +41,7 @@ def bad_row(line: Line, problem: LineError) -> bytes:
 def _row(line: Line, status: int, body: dict[str, Any], error: dict[str, Any] | None) -> bytes:
     response = {"status_code": status, "request_id": f"req_{line.id}", "body": body}
     row = {"id": f"batch_req_{line.id}", "custom_id": line.custom_id, "response": response, "error": error}
-    # ASCII, so that no text can hold what some reader takes for the end of a line.
-    return json.dumps(row, separators=(",", ":"), allow_nan=False).encode()
+    return _ROWS.encode(row).encode()
 
 
 class Answers:

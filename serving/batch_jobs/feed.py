@@ -14,7 +14,8 @@ WINDOW_LINES = 1024
 """Lines that are put into order together; twice as many wait besides."""
 WINDOW_BYTES = 32 * 2**20
 """A window ends when its prompts take more memory than this, as about."""
-_BYTES_PER_TOKEN = 8
+_BYTES_PER_TOKEN = 40
+"""Of a tuple of Python's numbers."""
 _TICK = 0.1
 
 

@@ -63,11 +63,12 @@ class FileStore:
         return stored
 
     def adopt(self, source: Path, filename: str, purpose: str, tenant: str = "", id: str | None = None) -> StoredFile:
-        """Moves a file in; under an `id` that is there already, nothing happens."""
+        """Moves a file in; done again under the same `id` it goes on where it was, which may be the end."""
         if id is not None and self._meta(id).exists():
             return self.get(id, tenant)
         id = id or self.new_path()[0]
-        shutil.move(source, self.path(id))
+        if source.exists() or not self.path(id).exists():
+            shutil.move(source, self.path(id))
         return self.add(id, filename, purpose, tenant)
 
     def get(self, id: str, tenant: str = "") -> StoredFile:

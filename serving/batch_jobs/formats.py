@@ -4,9 +4,11 @@ import contextlib
 import csv
 import hashlib
 import io
-from collections.abc import Generator, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +21,8 @@ from .template import Template
 from .text_lines import MAX_LINE_BYTES, read_lines
 
 _BATCH_ROWS = 1024
+_MARK_LINES = 1024
+"""Lines after which a place is noted where reading can begin."""
 
 
 class Format(StrEnum):
@@ -76,8 +80,29 @@ class InputSpec:
             raise InvalidParameterError("--endpoint", self.endpoint, " or ".join(Endpoint))
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where in an input a line begins.
+
+    Attributes:
+        place: lines before it that hold something.
+        number: all lines before it.
+        file: index of its file.
+        count, offset: lines and bytes before it in its file.
+    """
+
+    place: int = 0
+    number: int = 0
+    file: int = 0
+    count: int = 0
+    offset: int = 0
+
+
 class InputFiles:
     """The lines of all files of an input, in order, as often as they are asked for.
+
+    As they are read, it is noted now and then where a line begins, so that a part of a long input is read without what
+    stands before it.
 
     Raises:
         InputError: a file is not there, or nothing says what it is.
@@ -89,36 +114,58 @@ class InputFiles:
         self._formats = [spec.format or _format_of(file) for file in self.files]
         self._template = None if spec.template is None else Template(spec.template)
         self._url = _URLS[Endpoint(spec.endpoint)]
+        self._marks = [Mark()]
 
     def __iter__(self) -> Iterator[Line]:
         """
         Raises:
             InputError: a file cannot be read, or is not of its kind.
         """
-        number = 0
-        for file, kind in zip(self.files, self._formats, strict=True):
+        return self.lines_from(Mark())
+
+    def between(self, first: int, end: int) -> Iterator[Line]:
+        """The lines from place `first` to before `end`, where blank lines have none; raises as iterating does."""
+        mark = self._marks[bisect_right(self._marks, first, key=lambda each: each.place) - 1]
+        return islice(self.lines_from(mark), first - mark.place, end - mark.place)
+
+    def lines_from(self, start: Mark) -> Iterator[Line]:
+        """The lines from a noted one on; raises as iterating does."""
+        place, number = start.place, start.number
+        for index in range(start.file, len(self.files)):
+            mark = start if index == start.file else Mark(place, number, index)
+            file, count, before = self.files[index], mark.count, number - mark.count
             try:
                 with open_binary(file) as data:
-                    number += yield from self._read(kind, file, data, number)
+                    for count, offset, line in self._read(index, data, mark, before):
+                        if place - self._marks[-1].place >= _MARK_LINES:
+                            self._marks.append(Mark(place, before + count - 1, index, count - 1, offset))
+                        if line is not None:
+                            place += 1
+                            yield line
             except OSError as error:
                 raise InputError(f"{file}: cannot be read ({error.strerror or error})") from error
+            number = before + count
 
-    def _read(self, kind: Format, file: str, data: Any, before: int) -> Generator[Line, None, int]:
-        """The lines of a file behind `before` others; returns how many it has."""
-        if kind is Format.CSV:
-            return (yield from self._rows(file, before, _csv_rows(file, data)))
-        if kind is Format.PARQUET:
-            return (yield from self._rows(file, before, _parquet_rows(file, data)))
-        count = 0
-        for count, line in enumerate(read_lines(data), 1):
-            number, where = before + count, f"{file}:{count}"
-            if isinstance(line, LineError):
-                yield _bad(number, where, line, line.message.encode())
-            elif line.strip() and kind is Format.JSONL:
-                yield parse(number, where, line, self.spec.defaults)
-            elif line.strip():
-                yield self._text(number, where, line)
-        return count
+    def _read(self, index: int, data: Any, mark: Mark, before: int) -> Iterator[tuple[int, int, Line | None]]:
+        """The lines of a file from a mark on, behind `before` others: which one it is, where it begins, what it holds.
+        Rows of CSV and Parquet begin nowhere: those before a mark are read again."""
+        kind, file = self._formats[index], self.files[index]
+        if kind in (Format.CSV, Format.PARQUET):
+            rows = (_csv_rows if kind is Format.CSV else _parquet_rows)(file, data)
+            for count, line in islice(self._rows(file, before, rows), mark.count, None):
+                yield count, 0, line
+            return
+        for count, (offset, data_of) in enumerate(read_lines(data, mark.offset), mark.count + 1):
+            yield count, offset, self._line(kind, before + count, f"{file}:{count}", data_of)
+
+    def _line(self, kind: Format, number: int, where: str, data: bytes | LineError) -> Line | None:
+        if isinstance(data, LineError):
+            return _bad(number, where, data, data.message.encode())
+        if not data.strip():
+            return None
+        if kind is Format.JSONL:
+            return parse(number, where, data, self.spec.defaults)
+        return self._text(number, where, data)
 
     def _text(self, number: int, where: str, line: bytes) -> Line:
         try:
@@ -128,15 +175,13 @@ class InputFiles:
             return _bad(number, where, problem, line)
         return self._prompt(number, where, {"prompt": prompt}, None)
 
-    def _rows(self, file: str, before: int, rows: Iterator[Mapping[str, Any]]) -> Generator[Line, None, int]:
-        count = 0
+    def _rows(self, file: str, before: int, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, Line]]:
         for count, row in enumerate(rows, 1):
             if count == 1:
                 self._check_columns(file, row)
             where = f"{file}: row {count}"
             custom_id = None if self.spec.id_column is None else row[self.spec.id_column]
-            yield self._prompt(before + count, where, row, None if custom_id is None else str(custom_id))
-        return count
+            yield count, self._prompt(before + count, where, row, None if custom_id is None else str(custom_id))
 
     def _check_columns(self, file: str, row: Mapping[str, Any]) -> None:
         for option, column in (("--prompt-column", self.spec.prompt_column), ("--id-column", self.spec.id_column)):

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ...models.checkpoints import fingerprint
 from .loaded import Loaded
 
 _PACKAGES = ("distaff", "jax", "jaxlib", "libtpu")
@@ -17,6 +18,7 @@ def model_identity(llm: Loaded, name: str, *, dtype: str) -> dict[str, Any]:
     return {
         "name": Path(name).name,
         "family": llm.config.family,
+        "weights": fingerprint(llm.path),
         "config": hashlib.sha256(repr(llm.config).encode()).hexdigest()[:16],
         "dtype": dtype,
         "context": config.context,

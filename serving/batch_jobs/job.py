@@ -4,7 +4,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -45,12 +45,14 @@ class JobSpec:
         seed: what lines without a seed draw theirs from.
         shard: which part of the input.
         settings: everything else, as JSON: a journal with other settings belongs to another job.
+        now: when the job began, where this is a part of one; None for what begins now.
     """
 
     ids: Ids = Ids.FAIL
     seed: int = 0
     shard: Shard = WHOLE
     settings: Mapping[str, Any] = field(default_factory=dict)
+    now: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Job:
         if not (resume or overwrite) and (header is not None or manifest is not None):
             self._refuse(self._store.found())  # another process began, or ended, before the lock was ours
         if resume and header is not None:
+            if self.journal.index.done and not self.journal.index.runs:
+                raise self._beginning_lost()
             self.now = datetime.fromisoformat(header["now"])
             return
         if resume and manifest is not None:  # before the journal is looked at: it may be deleted in part
@@ -142,7 +146,7 @@ class Job:
             self.now = datetime.fromisoformat(manifest["job"]["now"])
             return
         if resume and self.journal.index.done:
-            raise JobMismatchError(f"{self._store}: the journal has lost its beginning; --overwrite starts anew")
+            raise self._beginning_lost()
         if resume and (there := self._store.found_results()):
             raise JobExistsError(
                 f"{self._store}: {', '.join(there)} exists already, and neither journal nor manifest says that it is a "
@@ -150,8 +154,13 @@ class Job:
             )
         self._store.forget_results()
         # Midnight, so that jobs of one day give the same answers.
-        self.now = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+        self.now = self._spec.now or today
         self.journal.begin({**self._header, "now": self.now.isoformat()})
+
+    def _beginning_lost(self) -> JobMismatchError:
+        """Whose the answers are stood there."""
+        return JobMismatchError(f"{self._store}: the journal has lost its beginning; --overwrite starts anew")
 
     def _refuse(self, there: Sequence[str]) -> None:
         if there:
@@ -175,10 +184,9 @@ class Job:
         Raises:
             InputChangedError: the input is not what was scanned.
         """
-        keys = self._found.keys
-        named = with_unique_ids(self._files, self._found.ids, self._spec.ids)
-        count = 0
-        for line in self._spec.shard.lines(named, self._found.lines):
+        keys, count = self._found.keys, 0
+        lines = self._files.between(*self._spec.shard.bounds(self._found.lines))
+        for line in with_unique_ids(lines, self._found.ids, self._spec.ids):
             count += 1
             if line.number > len(keys) or keys[line.number - 1] != line.short_key:
                 raise InputChangedError(f"{line.where} has changed since the job began to read it")
@@ -237,7 +245,7 @@ class Job:
                 writer.note(told())
             on_step()
 
-        writer = Writer(self.journal, answers)
+        writer = Writer(self.journal, answers, stopping)
         writer.note(told())  # before any answer: whose it is must not be lost where the answer is kept
         feed = Feed(self.pending(), preparer, writer.refuse, window=window)
         try:
@@ -258,12 +266,16 @@ class Job:
         """Writes output, errors and manifest, and deletes the journal; of a job that is completed it has every line."""
         index = self.journal.index
         assert index.done == self.total or status != "completed", f"{index.done} of {self.total} lines are answered"
+        manifest = {**self.manifest(), "status": status}
+        self.publish_rows(self.journal.rows(good=True), self.journal.rows(good=False), manifest)
+        return manifest
+
+    def publish_rows(self, good: Iterable[bytes], bad: Iterable[bytes], manifest: dict[str, Any]) -> None:
+        """The same of rows that others have computed."""
         if isinstance(self.journal, Segments):
             self.journal.check()
-        manifest = {**self.manifest(), "status": status}
-        self._store.publish(self.journal.rows(good=True), self.journal.rows(good=False), manifest)
+        self._store.publish(good, bad, manifest)
         self.journal.remove()
-        return manifest
 
     def manifest(self) -> dict[str, Any]:
         """What the journal says of the job."""

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from .errors import JobLockedError
 
 LEASE_SECONDS = 60.0
 """A lease that has not changed for so long has lost its holder."""
+_BEATS = 6
+"""Times that a holder shows in LEASE_SECONDS that it lives."""
 _POLLS = 12
 _RELEASED = b"released"
 
@@ -17,8 +20,9 @@ _RELEASED = b"released"
 class Lease:
     """The right to write below a path, until another one has a lease of a higher number.
 
-    Clocks of machines are not compared: a lease counts as lost when its content stays the same for `seconds` as they
-    pass here.
+    A thread shows that its holder lives, whatever that does: loading a model or writing a large output may take longer
+    than a lease lasts. Clocks of machines are not compared: a lease counts as lost when its content stays the same for
+    `seconds` as they pass here.
 
     Attributes:
         number: it begins with 1 and grows with each holder.
@@ -38,25 +42,25 @@ class Lease:
         self._fs, self._folder, self._seconds = fs, folder, seconds
         self._token = secrets.token_hex(8)
         self._beats = 0
-        self._renewed = time.monotonic()
         last = self._last()
         if last:
             self._wait_for(last, sleep)
         self.number = last + 1
         if not create(fs, self._path(self.number), self._content()):
             raise JobLockedError(f"{folder}: another process has just taken this job over")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="distaff-batch-lease", daemon=True)
+        self._thread.start()
 
-    def renew(self) -> None:
-        """Shows that its holder lives; to be called more often than every `seconds`.
+    def beat(self) -> None:
+        """Shows that its holder lives.
 
         Raises:
             JobLockedError: another process has taken the job over.
         """
-        if time.monotonic() - self._renewed > self._seconds / 6:
-            self.check()
-            self._beats += 1
-            self._fs.pipe_file(self._path(self.number), self._content())
-            self._renewed = time.monotonic()
+        self.check()
+        self._beats += 1
+        self._fs.pipe_file(self._path(self.number), self._content())
 
     def check(self) -> None:
         """
@@ -66,10 +70,25 @@ class Lease:
         if not self._held():
             raise JobLockedError(f"{self._folder}: another process has taken this job over, this one stops")
 
+    def end(self) -> None:
+        """Shows no more that its holder lives."""
+        self._ended.set()
+        self._thread.join()
+
     def release(self) -> None:
         """Lets the next one begin at once."""
+        self.end()
         if self._held():
             self._fs.pipe_file(self._path(self.number), _RELEASED)
+
+    def _live(self) -> None:
+        while not self._ended.wait(self._seconds / _BEATS):
+            try:
+                self.beat()
+            except JobLockedError:
+                return  # whoever writes next hears of it
+            except Exception:  # the store is away: in time again with a later beat, or the lease is lost
+                continue
 
     def _held(self) -> bool:
         """Whether it is still ours: one who took the job over may have ended it since, and deleted all leases, and

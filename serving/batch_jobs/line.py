@@ -12,6 +12,10 @@ from .errors import LineError
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
+# Made once: json.dumps with options makes one for each line.
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 class Ids(StrEnum):
     """What becomes of a line without custom_id, or with one that an earlier line has."""
 
@@ -66,5 +70,4 @@ class Line:
 
 def digest_of(body: Mapping[str, Any]) -> bytes:
     """SHA-256 of a body, in whatever order its fields stand."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(_SORTED.encode(body).encode()).digest()

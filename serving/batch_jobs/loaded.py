@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+from ...models.checkpoints import Location
 from ...models.config import ModelConfig
 from ...models.tokenizer import Tokenizer
 
@@ -13,6 +14,7 @@ class Loaded(Protocol):
     Attributes:
         engine: an Engine, or what is used as one.
         tokenizer: None where only token ids are understood.
+        path: of the checkpoint.
         backend: what it runs on.
     """
 
@@ -21,6 +23,9 @@ class Loaded(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def path(self) -> Location: ...
 
     @property
     def config(self) -> ModelConfig: ...

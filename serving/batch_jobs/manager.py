@@ -20,7 +20,7 @@ from .answers import Answers
 from .batch_job import BatchJob
 from .errors import JobMismatchError, JobStoppedError, LineError, OutputError
 from .files import FileStore, NoSuchError, write_json
-from .formats import Format, InputFiles, InputSpec
+from .formats import Format, InputFiles, InputSpec, Mark
 from .job import Job, JobSpec
 from .journal import open_locked
 from .line import URLS, Ids, Line
@@ -241,7 +241,7 @@ class JobManager:
         self._change(job.id, status="finalizing", **counts)
         for name, path, kind in (("output", store.output, "completed"), ("error", store.errors, "failed")):
             file_id = f"file-{job.id.removeprefix('batch_')}-{name}"
-            if counts[kind] and path.exists():
+            if counts[kind]:
                 self.files.adopt(path, f"{job.id}_{name}.jsonl", "batch_output", job.tenant, file_id)
             ids[f"{name}_file_id"] = file_id if counts[kind] else None
         self._change(job.id, status=manifest["status"], ended_at=int(time.time()), **ids)
@@ -284,8 +284,8 @@ class _BatchFiles(InputFiles):
         super().__init__(InputSpec((str(source),), format=Format.JSONL))
         self._endpoint, self._stopping = endpoint, stopping
 
-    def __iter__(self) -> Iterator[Line]:
-        for line in super().__iter__():
+    def lines_from(self, start: Mark) -> Iterator[Line]:
+        for line in super().lines_from(start):
             if self._stopping():
                 raise JobStoppedError("the server is about to end")
             if line.problem is None and line.url != self._endpoint:

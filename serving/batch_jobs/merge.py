@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import InputError, JobExistsError, JobMismatchError, OutputError
-from .job import Store, open_store
+from .job import Job, Store, open_store
 from .shard import Shard
 from .source import filesystem, is_url, local_path
 
@@ -27,6 +27,43 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
     """
     if not overwrite:
         _refuse(store.found())
+    parts = _parts_of(output)
+    try:
+        journal = store.open_journal(lambda record: None)  # nobody else publishes there meanwhile
+        try:
+            if not overwrite:
+                _refuse(store.found_results())
+            store.publish(parts.good, parts.bad, parts.manifest)
+            journal.remove()
+        finally:
+            journal.close()
+    except OSError as error:
+        raise OutputError(f"{store}: cannot be written ({error.strerror or error})") from error
+    return parts.manifest
+
+
+def publish_shards(job: Job, output: str) -> dict[str, Any]:
+    """Joins all shards of a job that this process holds, and deletes them; raises as `merge_shards`."""
+    parts = _parts_of(output)
+    manifest = {**parts.manifest, "job": job.journal.index.header}
+    try:
+        job.publish_rows(parts.good, parts.bad, manifest)
+        for shard in shards_of(output):
+            open_store(shard.name(output)).forget_results()
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror or error})") from error
+    return manifest
+
+
+class _Parts(NamedTuple):
+    """The rows of all shards, and one manifest of them."""
+
+    good: Iterator[bytes]
+    bad: Iterator[bytes]
+    manifest: dict[str, Any]
+
+
+def _parts_of(output: str) -> _Parts:
     shards = shards_of(output)
     if not shards:
         raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found none")
@@ -39,18 +76,8 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
         )
     whole = joined([manifest for manifest in manifests if manifest is not None], output)
     rows = [each.read_rows() for each in stores]
-    try:
-        journal = store.open_journal(lambda record: None)  # nobody else publishes there meanwhile
-        try:
-            if not overwrite:
-                _refuse(store.found_results())
-            store.publish(_chained(good for good, _ in rows), _chained(bad for _, bad in rows), whole)
-            journal.remove()
-        finally:
-            journal.close()
-    except OSError as error:
-        raise OutputError(f"{store}: cannot be written ({error.strerror or error})") from error
-    return whole
+    good, bad = (chain.from_iterable(each) for each in zip(*rows, strict=True))
+    return _Parts(good, bad, whole)
 
 
 def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any]:
@@ -109,7 +136,3 @@ def shards_of(output: str) -> list[Shard]:
 def _refuse(there: Sequence[str]) -> None:
     if there:
         raise JobExistsError(f"{', '.join(there)} exists already; --overwrite replaces it")
-
-
-def _chained(parts: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
-    return chain.from_iterable(parts)

@@ -43,7 +43,7 @@ class LLMRun:
         self._llm, self._job, self._name, self._dtype, self._layout = llm, job, name, dtype, layout
         self._seed, self._served_names = seed, served_names
         self._chip = attached_chip()
-        self._answering = time.monotonic()
+        self._answering, self._cpu = time.monotonic(), time.process_time()
         self._began = self._answering if began is None else began
         self._work = RunWork(llm.engine.metrics, llm.config, dtype_bytes=jnp.dtype(dtype).itemsize)
 
@@ -81,6 +81,7 @@ class LLMRun:
         return {
             "seconds": round(now - self._began, 3),
             "busy_seconds": round(now - self._answering, 3),
+            "cpu_seconds": round(time.process_time() - self._cpu, 3),
             "chip": None if self._chip is None else self._chip.name,
             "chips": num_chips(self._llm, self._chip),
             **place(self._llm, self._layout),

@@ -1,4 +1,4 @@
-"""A job spread over actors of Ray: parts go to whoever is free, and to another one when an actor dies."""
+"""A job spread over actors of Ray: its parts go to whoever is free, and to another one when an actor dies."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -6,10 +6,7 @@ from typing import Any
 
 from ...backends.errors import DistaffError, UnsupportedError
 from .errors import JobStoppedError
-from .job import open_store
-from .merge import merge_shards
 from .ray_worker import RayPlan, RayWorker
-from .shard import Shard
 
 MAX_DEATHS = 20
 """Times that actors may die with the same part before the job fails."""
@@ -50,19 +47,20 @@ class RayRunner:
         except ImportError as error:
             raise UnsupportedError("--runner ray needs Ray; pip install 'distaff[ray]'") from error
         self._ray: Any = ray
-        self._plan, self._parts, self._workers = plan, parts, workers
+        self._output, self._parts, self._workers = plan.output, parts, workers
         self._on_part, self._stopping = on_part, stopping
         if not ray.is_initialized():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
         own = dict(resources or {"CPU": 1})
         options: dict[str, Any] = {"num_cpus": own.pop("CPU", 0), "num_gpus": own.pop("GPU", 0), "resources": own}
         self._actor = ray.remote(RayWorker).options(**options, max_concurrency=2, max_restarts=0)
+        self._plan = ray.put(plan)  # once for all actors: of a long input it is some megabytes
         self._deaths: Counter[int] = Counter()
         self.replaced = 0
         """Actors that died and were replaced."""
 
-    def run(self, *, overwrite: bool = False) -> dict[str, Any]:
-        """Answers every part and joins them; returns the manifest of the whole.
+    def run(self) -> None:
+        """Answers every part.
 
         Raises:
             JobStoppedError: it was asked to stop.
@@ -78,7 +76,7 @@ class RayRunner:
             while done < self._parts:
                 if self._stopping():
                     raise JobStoppedError(
-                        f"{self._plan.output}: stopped behind {done} of {self._parts} parts; --resume goes on"
+                        f"{self._output}: stopped behind {done} of {self._parts} parts; --resume goes on"
                     )
                 ready, _ = self._ray.wait([*starting, *running], num_returns=1, timeout=_TICK)
                 for each in ready:
@@ -101,11 +99,6 @@ class RayRunner:
         except BaseException:
             self._stop([*starting.values(), *(actor for actor, _ in running.values())], list(running))
             raise
-        store = open_store(self._plan.output)
-        manifest = merge_shards(self._plan.output, store, overwrite=overwrite)
-        for index in range(self._parts):
-            open_store(Shard(index, self._parts).name(self._plan.output)).forget_results()
-        return manifest
 
     def _start(self, starting: dict[Any, Any]) -> None:
         actor = self._actor.remote(self._plan)
@@ -120,13 +113,13 @@ class RayRunner:
             self._deaths[place] += 1
             if self._deaths[place] >= MAX_DEATHS:
                 what = "while they loaded the model" if part is None else f"with part {part}"
-                raise DistaffError(f"{self._plan.output}: actors died {MAX_DEATHS} times {what}: {error}") from error
+                raise DistaffError(f"{self._output}: actors died {MAX_DEATHS} times {what}: {error}") from error
             return False
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, DistaffError):
                 raise cause from error
-            raise DistaffError(f"{self._plan.output}: an actor failed: {error}") from error
+            raise DistaffError(f"{self._output}: an actor failed: {error}") from error
         return True
 
     def _stop(self, actors: list[Any], answers: list[Any]) -> None:

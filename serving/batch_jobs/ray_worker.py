@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import JobLockedError
-from .formats import InputFiles, InputSpec
+from .formats import InputFiles
 from .job import Job, JobSpec, open_store
 from .loaded import Loaded
 from .on_llm import LLMRun
-from .prepare import Preparer
-from .scan import Scan, scan_input
+from .scan import Scan
 from .shard import Shard
 
 _LOCK_SECONDS = 120.0
@@ -25,12 +24,14 @@ class RayPlan:
 
     Attributes:
         load: makes the model.
+        files, found: the input, and what a scan of it found.
         output: of the whole; parts lie beside it.
         name, dtype, layout: as LLMRun.
     """
 
     load: Callable[[], Loaded]
-    input: InputSpec
+    files: InputFiles
+    found: Scan
     output: str
     spec: JobSpec
     name: str
@@ -45,16 +46,11 @@ class RayWorker:
     def __init__(self, plan: RayPlan) -> None:
         self._plan = plan
         self._stopping = threading.Event()
-        self._files = InputFiles(plan.input)
-        self._found: Scan | None = None
         self._loaded: Loaded | None = None
 
     def ready(self) -> bool:
-        """Loads the model and reads the input once."""
-        plan = self._plan
-        self._loaded = plan.load()
-        preparer = Preparer(None, job_seed=plan.spec.seed, served_names=plan.served_names)
-        self._found = scan_input(self._files, plan.spec.ids, preparer.check)
+        """Loads the model."""
+        self._loaded = self._plan.load()
         return True
 
     def answer(self, index: int, count: int) -> dict[str, Any]:
@@ -64,7 +60,7 @@ class RayWorker:
             DistaffError: as Job.run.
         """
         plan = self._plan
-        assert self._loaded is not None and self._found is not None
+        assert self._loaded is not None
         shard, began = Shard(index, count), time.monotonic()
         spec = replace(plan.spec, shard=shard)
         with self._open(spec, shard.name(plan.output)) as job:
@@ -88,11 +84,10 @@ class RayWorker:
 
     def _open(self, spec: JobSpec, output: str) -> Job:
         """The part's job. An actor that died may hold the lock for a moment."""
-        assert self._found is not None
         until = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                return Job(self._files, self._found, open_store(output), spec, resume=True)
+                return Job(self._plan.files, self._plan.found, open_store(output), spec, resume=True)
             except JobLockedError:
                 if time.monotonic() > until or self._stopping.is_set():
                     raise

@@ -12,6 +12,9 @@ RUN = "run"
 """How long a run has taken so far: the last one of each `run` counts."""
 
 
+_HEADS = json.JSONEncoder(separators=(",", ":"))
+
+
 class Record(NamedTuple):
     """One answered line.
 
@@ -36,7 +39,7 @@ class Record(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """As it stands in the journal, line end included: checksum, what it is, and the row, between tabs."""
-        body = json.dumps(self[:-1], separators=(",", ":")).encode() + b"\t" + self.row
+        body = _HEADS.encode(self[:-1]).encode() + b"\t" + self.row
         return b"%08x\t%b\n" % (zlib.crc32(body), body)
 
 

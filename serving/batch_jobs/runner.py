@@ -13,7 +13,7 @@ from ..types import Request
 from .errors import LineError
 from .feed import Feed
 from .prepare import Prepared
-from .writer import Writer
+from .writer import Answered, Writer
 
 _WAIT_SECONDS = 0.02
 _ATTEMPTS = 3
@@ -111,8 +111,7 @@ class Runner:
                     continue
                 if not self._advance():
                     self._engine.flush()
-                while self._ended:
-                    self._finish(self._ended.popleft())
+                self._finish()
                 self._on_step()
             return False
         finally:
@@ -144,16 +143,29 @@ class Runner:
         self._works[id(work)] = work
         self._requests += count
 
-    def _finish(self, work: _Work) -> None:
-        del self._works[id(work)]
+    def _finish(self) -> None:
+        """Hands on what has ended."""
+        answered: list[Answered] = []
+        failed: list[_Work] = []
+        while self._ended:
+            work = self._ended.popleft()
+            del self._works[id(work)]
+            self._requests -= len(work.item.requests)
+            results = [result for result in work.results if result is not None]
+            if work.error is None and len(results) == len(work.results):
+                answered.append((work.item, results))
+            else:
+                failed.append(work)
+        if answered:
+            self._writer.put(answered)
+        for work in failed:
+            self._try_again(work)
+
+    def _try_again(self, work: _Work) -> None:
         item = work.item
-        self._requests -= len(item.requests)
-        results = [result for result in work.results if result is not None]
-        if work.error is None and len(results) == len(item.requests):
-            self._writer.put(item, results)
-        elif isinstance(work.error, EngineClosedError):
+        if isinstance(work.error, EngineClosedError):
             raise work.error
-        elif work.attempts < _ATTEMPTS:
+        if work.attempts < _ATTEMPTS:
             self._submit(item, work.attempts + 1)
         else:
             problem = LineError("server_error", f"it failed {_ATTEMPTS} times: {work.error}", status=500)

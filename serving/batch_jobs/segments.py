@@ -53,8 +53,8 @@ class Segments:
         self._pending_bytes = 0
         self._count = 0
         self._started = time.monotonic()
-        self._lease = Lease(fs, folder, seconds=lease_seconds)
         self._file = tempfile.TemporaryFile(prefix="distaff-batch-")  # noqa: SIM115
+        self._lease = Lease(fs, folder, seconds=lease_seconds)
         self._end = 0
         try:
             for path in self._paths():
@@ -87,7 +87,6 @@ class Segments:
 
     def tick(self) -> None:
         """To be called now and then while nothing comes."""
-        self._lease.renew()
         waits = self._pending and time.monotonic() - self._started > self._segment_seconds
         if waits or self._pending_bytes > _SEGMENT_BYTES:
             self.sync()
@@ -123,6 +122,7 @@ class Segments:
         """Deletes them, at the end of the job."""
         for path in self._paths():
             self._fs.rm_file(path)
+        self._lease.end()  # or it would make its lease anew
         for path in self._fs.glob(f"{self._folder}/lease-*"):
             self._fs.rm_file(path)
         self._file.close()

@@ -1,11 +1,9 @@
 """One of several parts of an input, each a job of its own."""
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...backends.errors import InvalidParameterError
-from .line import Line
 
 _MOST = 99_999
 
@@ -33,15 +31,6 @@ class Shard:
     def name(self, output: str) -> str:
         """Where this part's answers go."""
         return f"{output}.shard-{self.index:05}-of-{self.count:05}"
-
-    def lines(self, lines: Iterable[Line], total: int) -> Iterator[Line]:
-        """This part's lines of `total`."""
-        first, end = self.bounds(total)
-        for place, line in enumerate(lines):
-            if place >= end:
-                return
-            if place >= first:
-                yield line
 
     def bounds(self, total: int) -> tuple[int, int]:
         """Place of the first line of `total`, from 0, and of the first one behind."""

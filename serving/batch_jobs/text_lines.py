@@ -10,19 +10,21 @@ MAX_LINE_BYTES = 64 * 2**20
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(file: Any) -> Iterator[bytes | LineError]:
-    """Every line without its end (LF or CRLF) and, at the very start, without a byte order mark; blank ones are b"".
-    A line that is too long comes out as an error, and is never in memory as a whole."""
-    first = True
+def read_lines(file: Any, offset: int = 0) -> Iterator[tuple[int, bytes | LineError]]:
+    """Where each line begins, from the one at a byte offset, and the line without its end (LF or CRLF) and, at the very
+    start, without a byte order mark; blank ones are b"". A line that is too long comes out as an error, and is never in
+    memory as a whole."""
+    if offset:
+        file.seek(offset)
     while data := file.readline(MAX_LINE_BYTES + 2):
-        ended = data.endswith(b"\n")
-        if not ended and len(data) > MAX_LINE_BYTES:
-            size = len(data)
+        size = len(data)
+        if size > MAX_LINE_BYTES and not data.endswith(b"\n"):
             while (more := file.readline(2**20)) and not more.endswith(b"\n"):
                 size += len(more)
-            yield LineError("line_too_long", f"the line has more than {size} bytes, expected at most {MAX_LINE_BYTES}")
+            message = f"the line has more than {size} bytes, expected at most {MAX_LINE_BYTES}"
+            yield offset, LineError("line_too_long", message)
+            size += len(more)
         else:
-            line = data[:-1] if ended else data
-            line = line.removesuffix(b"\r")
-            yield line.removeprefix(_BOM) if first else line
-        first = False
+            line = data.removesuffix(b"\n").removesuffix(b"\r")
+            yield offset, line if offset else line.removeprefix(_BOM)
+        offset += size

@@ -15,6 +15,7 @@ class ModelCard:
         context: longest text in tokens, prompt included.
         layout: how it lies on several devices; "" is one.
         max_batch: sequences computed at once.
+        weights: a hash that tells its checkpoint from others; "" where nobody knows.
         embeds: whether EMBED requests are served.
         has_tokenizer, has_chat_template: whether text and conversations are understood, besides token ids.
         eos_ids: tokens that end a text.
@@ -29,6 +30,7 @@ class ModelCard:
     backend: str = ""
     layout: str = ""
     max_batch: int = 0
+    weights: str = ""
     embeds: bool = True
     has_tokenizer: bool = True
     has_chat_template: bool = False

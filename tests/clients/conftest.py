@@ -95,10 +95,10 @@ def _fresh(name: str, file: Path) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def server(smollm2: Path) -> Iterator[Server]:
+def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     assert smollm2.exists()  # the name is resolved without a download
     command = [sys.executable, "-c", _SERVE, "serve", "--model", "smollm2-135m-instruct"]
-    command += ["--port", "0", "--http-port", "0"]
+    command += ["--port", "0", "--http-port", "0", "--batch-dir", str(tmp_path_factory.mktemp("batches"))]
     with running(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline().decode()

@@ -1,7 +1,11 @@
 """`distaff batch`: flags, exit codes, what goes to which stream. The engine is a fake, the job is real."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 
 from distaff.backends.select import select_backend
 from distaff.serving.limits import MachineLimits
+from distaff.sharding.multihost import free_port
 
 from ..golden.harness import GOLDEN, Golden
 from ..serving.batch_jobs.conftest import TOKENIZER, fake_engine, request_line, rows, write_lines
@@ -33,6 +38,7 @@ class FakeLLM:
         self.tokenizer = TOKENIZER
         self.config = Golden(GOLDEN / "llama31").config
         self.backend = select_backend("reference")
+        self.path = GOLDEN / "llama31"
 
     def close(self) -> None:
         self.engine.close()
@@ -46,6 +52,12 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
         "distaff.serving.batch_jobs.chips.measure_limits", lambda backend, dtype: MachineLimits(1e10, 1e11)
     )
     return kind
+
+
+@pytest.fixture(autouse=True)
+def unsettled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests follow in this process, with garbage of theirs."""
+    monkeypatch.setattr("distaff.serving.garbage.settle_memory", lambda: None)
 
 
 @pytest.fixture
@@ -127,6 +139,11 @@ def test_a_check_with_a_model_counts_tokens(distaff: Run, tiny_model: Path, here
         (["in.jsonl", "out", "-m", "m", "--price", "-1"], 2, "--price is -1.0"),
         (["in.jsonl", "out", "-m", "m", "--ids", "guess"], 2, "guess"),
         (["in.jsonl", "out", "-m", "m", "--runner", "ray", "--shard", "0/2"], 2, "drop --shard and --devices"),
+        (
+            ["in.jsonl", "out", "-m", "m", "--runner", "ray", "--layout", "tensor=2", "--hosts", "auto"],
+            2,
+            "drop --hosts",
+        ),
         (["in.jsonl", "out", "-m", "m", "--runner", "ray", "--ray-resources", "4"], 2, "--ray-resources is '4'"),
         (["merge", "out"], 2, "expected the parts of one job beside it"),
     ],
@@ -143,6 +160,47 @@ def test_wrong_use_is_one_message(
 def test_without_ray_its_runner_says_what_to_install(distaff: Run, here: Path, capsys: Capture) -> None:
     assert distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--runner", "ray", "--workers", "2") == 2
     assert "pip install 'distaff[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_one_model_on_two_hosts(distaff: Run, tiny_model: Path, here: Path, capsys: Capture) -> None:
+    """Stopped together in time, whatever each is at; one process alone goes on, and the answers are the same."""
+    bodies = [{"prompt": f"number {index}", "max_tokens": 20, "temperature": 0} for index in range(300)]
+    lines = [
+        {"custom_id": f"id-{index}", "method": "POST", "url": "/v1/completions", "body": body}
+        for index, body in enumerate(bodies)
+    ]
+    write_lines(here / "in.jsonl", lines)
+    options = ["-m", str(tiny_model), "--context", "64", "--max-batch", "4", "--backend", "reference"]
+    options += ["--dtype", "float32", "--resume"]
+    program = "from distaff.scripts.main import main; main()"
+    together = ["--layout", "tensor=2", "--coordinator", f"127.0.0.1:{free_port()}", "--num-hosts", "2", "--host"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device each
+
+    def start(host: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", program, "batch", "in.jsonl", "out.jsonl", *options, *together, host]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    processes = [start("0"), start("1")]
+    journal = here / "out.jsonl.journal"
+    while all(each.poll() is None for each in processes) and not (journal.exists() and journal.stat().st_size > 9000):
+        time.sleep(0.02)
+    sent = time.monotonic()
+    for each in processes:
+        each.send_signal(signal.SIGTERM)
+    told = [each.communicate(timeout=60)[1] for each in processes]
+    assert time.monotonic() - sent < 5.5 and [each.returncode for each in processes] == [75, 75], told
+    assert "stopped (it was asked to) behind" in told[0] and "host 0 has what was answered" in told[1]
+
+    assert distaff("batch", "in.jsonl", "out.jsonl", *options) == 0
+    first, second = json.loads((here / "out.jsonl.manifest.json").read_text())["runs"]
+    assert (first["layout"], second["layout"]) == ("tensor=2", None) and first["lines"] + second["lines"] == 300
+    assert 10 < first["lines"] < 290
+    assert distaff("batch", "in.jsonl", "alone.jsonl", *options) == 0
+    assert (here / "out.jsonl").read_bytes() == (here / "alone.jsonl").read_bytes()
+    late = start("1")  # where nothing is left to be done host 0 does not come
+    assert late.wait(30) == 0, late.communicate()
 
 
 def test_help_is_that_of_the_command_without_a_name(distaff: Run, capsys: Capture) -> None:

@@ -1,7 +1,9 @@
 """Jobs on the fake engine: real tokenizer, real journal, tokens computed by hand; killed wherever a test wants."""
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +39,7 @@ def bury(job: Job) -> None:
     journal = job.journal
     if isinstance(journal, Segments):
         journal.sync = journal.tick = lambda: None
+        journal._lease.end()
         journal._lease.release = lambda: None
     else:
         journal._write = lambda data: None
@@ -147,3 +150,19 @@ def sixty(tmp_path: Path) -> Path:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk of the size that is asked for, where this process may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def make(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this process may not mount a tmpfs")
+        return folder
+
+    yield make
+    subprocess.run(["umount", str(folder)], capture_output=True)

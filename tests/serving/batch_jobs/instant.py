@@ -18,6 +18,7 @@ from distaff.serving.batch_jobs.job import Job, JobSpec
 from distaff.serving.batch_jobs.local_store import LocalStore
 from distaff.serving.batch_jobs.prepare import Preparer
 from distaff.serving.batch_jobs.scan import scan_input
+from distaff.serving.garbage import settle_memory
 from distaff.serving.generation import Outlet
 from distaff.serving.http.spelling import Spelling
 from distaff.serving.results import Choice, Completion, FinishReason, Timings, Usage
@@ -58,6 +59,7 @@ def write_input(path: Path, lines: int) -> None:
 
 
 def run(source: Path, output: Path) -> dict[str, float]:
+    settle_memory()
     began = time.perf_counter()
     files = InputFiles(InputSpec((str(source),)))
     preparer = Preparer(None, context=16, now=datetime(2026, 1, 1))

@@ -2,18 +2,19 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distaff.backends.errors import InvalidParameterError, UnsupportedError
-from distaff.serving.batch_jobs import text_lines
+from distaff.serving.batch_jobs import formats, text_lines
 from distaff.serving.batch_jobs.asked import read_body
 from distaff.serving.batch_jobs.errors import InputError, LineError
 from distaff.serving.batch_jobs.formats import Format, InputFiles, InputSpec
 from distaff.serving.batch_jobs.line import Ids, Line
+from distaff.serving.batch_jobs.prepare import Preparer
 from distaff.serving.batch_jobs.scan import scan_input, with_unique_ids
 from distaff.serving.batch_jobs.template import Template
 
@@ -102,6 +103,45 @@ def test_names_that_come_twice(tmp_path: Path) -> None:
     lines = list(with_unique_ids(found, scan.ids, Ids.SUFFIX))
     assert [line.custom_id for line in lines] == ["a", "b", "a#3#", "line-4", "a#3", "b#6"] and not scan.bad
     assert [line.key for line in lines] == [line.key for line in found]  # resuming does not see that names were made
+
+
+def test_a_name_that_comes_twice_is_the_one_problem_that_counts(tmp_path: Path) -> None:
+    """The check and the job say the same of a line, and count it once, whatever else is wrong with it."""
+    lines = [a_line("a"), *(a_line(name, temperature="hot") for name in ("a", None, "b"))]
+    found = files(tmp_path / "in.jsonl", "\n".join(lines))
+    scan = scan_input(found, check=Preparer(None).check)
+    assert dict(scan.problems) == {"duplicate_custom_id": 1, "missing_custom_id": 1, "invalid_parameter": 1}
+    assert sorted(code for _, code, _ in scan.shown) == sorted(scan.problems) and scan.bad == 3
+    named = list(with_unique_ids(found, scan.ids, Ids.FAIL))
+    assert problems(named) == [(2, "duplicate_custom_id"), (3, "missing_custom_id")]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt", "csv"])
+def test_a_part_is_read_from_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Every part of three files is what it is in the whole, and little is read that stands before it."""
+    monkeypatch.setattr(formats, "_MARK_LINES", 5)
+    for name, size in (("a", 23), ("b", 0), ("c", 40)):
+        texts = [a_line(f"{name}{index}") if suffix == "jsonl" else f"text {name}{index}" for index in range(size)]
+        head, blank = ("\ufeff", "\r\n\n") if suffix != "csv" else ("prompt\n", "\n")
+        content = head + blank.join(texts) + ("\n" if name == "a" else "")
+        (tmp_path / f"{name}.{suffix}").write_text(content, newline="")
+    found = InputFiles(InputSpec((str(tmp_path / f"*.{suffix}"),), prompt_column="prompt" if suffix == "csv" else None))
+    whole = list(found)
+    assert len(whole) == 63 and len({line.number for line in whole}) == 63
+    read: list[int] = []
+    marked = InputFiles.lines_from
+
+    def counted(self: InputFiles, start: formats.Mark) -> Iterator[Line]:
+        for line in marked(self, start):
+            read.append(line.number)
+            yield line
+
+    monkeypatch.setattr(InputFiles, "lines_from", counted)
+    for first in range(64):
+        read.clear()
+        assert list(found.between(first, 63)) == whole[first:]
+        assert len(read) <= 63 - first + 5
+    assert list(found.between(10, 12)) == whole[10:12] and not list(found.between(7, 7))
 
 
 def test_an_edit_changes_the_digest(tmp_path: Path) -> None:

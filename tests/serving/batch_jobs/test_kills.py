@@ -1,12 +1,11 @@
 """Jobs in processes of their own, ended by signals and full disks; the output is that of an undisturbed run."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,22 +87,6 @@ def test_sigterm_ends_it_in_time_while_a_step_takes_for_ever(many: Path, tmp_pat
     _, errors = process.communicate(timeout=30)
     assert time.monotonic() - began < 3 and process.returncode == 75
     assert "1 s were not enough to end in order; --resume goes on" in errors
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk of the size that is asked for, where this process may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def make(size: str) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("this process may not mount a tmpfs")
-        return folder
-
-    yield make
-    subprocess.run(["umount", str(folder)], capture_output=True)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import errno
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distaff.backends.errors import InvalidParameterError
-from distaff.serving.batch_jobs import manager
+from distaff.serving.batch_jobs import files, manager
 from distaff.serving.batch_jobs.batch_job import BatchJob
 from distaff.serving.batch_jobs.errors import JobLockedError
 from distaff.serving.batch_jobs.files import NoSuchError
@@ -20,7 +20,7 @@ from distaff.serving.engine import Engine
 from distaff.serving.types import Request, SamplingParams
 
 from ..served import MAX_LEN
-from .conftest import IDENTITY, TOKENIZER, fake_engine
+from .conftest import IDENTITY, TOKENIZER, Killed, fake_engine
 
 
 def lines(count: int, url: str = "/v1/completions") -> bytes:
@@ -164,6 +164,40 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     second.manager.start()
     assert second.wait(job.id, timeout=10).status == "cancelled"
     assert second.manager.cancel(job.id).status == "cancelled"
+    second.stop()
+
+
+@pytest.mark.parametrize("calls", range(4))
+def test_killed_at_the_end_of_a_job_no_file_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """Before and behind the move of each file, and before what is known of it is written."""
+    first, left = Server(tmp_path), calls
+    job = first.manager.create(first.send(lines(5) + b"nonsense\n"), "/v1/completions")
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.shutil, "move", dying(files.shutil.move))
+        patch.setattr(files, "write_json", dying(files.write_json))
+        with pytest.raises(Killed):
+            first.manager._run(job)
+    first.stop()
+    second = Server(tmp_path)
+    second.manager.start()
+    done = second.wait(job.id, timeout=10)
+    assert done.status == "completed"
+    assert len(content(second, done.output_file_id)) == 5 and len(content(second, done.error_file_id)) == 1
+    listed = {each.id for each in second.manager.files.all()}
+    assert {done.output_file_id, done.error_file_id} < listed
     second.stop()
 
 

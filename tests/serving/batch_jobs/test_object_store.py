@@ -1,6 +1,7 @@
 """Jobs on an object store: when a machine is lost with its disk another goes on, one writes, the manifest is last."""
 
 import random
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,20 +137,53 @@ def test_a_lease_is_made_once() -> None:
 
 def test_a_holder_that_lives_keeps_its_lease(folder: str) -> None:
     first = Lease(memory(), folder, seconds=10.0)
-
-    def beat(seconds: float) -> None:
-        first._renewed -= 100
-        first.renew()
-
     with pytest.raises(JobLockedError, match="another process works on this job"):
-        Lease(memory(), folder, seconds=10.0, sleep=beat)
+        Lease(memory(), folder, seconds=10.0, sleep=lambda seconds: first.beat())
     slept: list[float] = []
     second = Lease(memory(), folder, seconds=10.0, sleep=slept.append)
     assert second.number == 2 and sum(slept) == pytest.approx(10.0)
     with pytest.raises(JobLockedError, match="has taken this job over"):
         first.check()
     second.release()
-    assert Lease(memory(), folder, seconds=10.0, sleep=lambda seconds: pytest.fail("waited")).number == 3
+    third = Lease(memory(), folder, seconds=10.0, sleep=lambda seconds: pytest.fail("waited"))
+    assert third.number == 3
+    for each in (first, third):
+        each.end()
+
+
+def test_a_lease_is_kept_while_its_holder_is_busy(folder: str) -> None:
+    """Loading a model, or writing an output, takes longer than a lease lasts; nobody calls the journal meanwhile."""
+    busy = Segments(memory(), folder, lease_seconds=0.3)
+    time.sleep(0.4)
+    with pytest.raises(JobLockedError, match="another process works on this job"):
+        Lease(memory(), folder, seconds=0.3)
+    busy.close()
+    Segments(memory(), folder, lease_seconds=1000.0).remove()
+    assert memory().find(folder) == []
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_lease(folder: str) -> None:
+    fs, lost = memory(), 3
+    lease = Lease(fs, folder, seconds=0.06)
+    pipe_file, written = fs.pipe_file, []
+
+    def failing(path: str, data: bytes, **options: Any) -> None:
+        nonlocal lost
+        lost -= 1
+        if lost >= 0:
+            raise OSError("unreachable")
+        written.append(data)
+        pipe_file(path, data, **options)
+
+    fs.pipe_file = failing
+    try:
+        until = time.monotonic() + 10
+        while not written and time.monotonic() < until:
+            time.sleep(0.005)
+        lease.release()
+    finally:
+        del fs.pipe_file
+    assert len(written) >= 2 and written[-1] == b"released"
 
 
 def test_a_holder_whose_successor_has_ended_the_job_writes_no_more(folder: str) -> None:
@@ -157,6 +191,7 @@ def test_a_holder_whose_successor_has_ended_the_job_writes_no_more(folder: str) 
     slow = Segments(memory(), folder, segment_seconds=1000.0, lease_seconds=0.01)
     slow.begin({"job": 1})
     slow.append(Record(1, "a", "", 5, True, "", 1, 1, b"slow"))
+    slow._lease.end()  # its machine stands still
     Segments(memory(), folder, lease_seconds=0.01).remove()
     with pytest.raises(JobLockedError, match="this one stops"):
         slow.sync()
@@ -173,6 +208,7 @@ def test_one_who_has_lost_the_lease_writes_no_more(folder: str) -> None:
     slow = Segments(memory(), folder, segment_seconds=1000.0, lease_seconds=0.01)
     slow.begin({"job": 1})
     slow.append(Record(1, "a", "", 5, True, "", 1, 1, b"slow"))
+    slow._lease.end()  # its machine stands still
     other = Segments(memory(), folder, lease_seconds=0.01)
     assert other.index.done == 0 and other.index.header == {"job": 1}
     with pytest.raises(JobLockedError, match="this one stops"):

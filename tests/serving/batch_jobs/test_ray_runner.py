@@ -1,25 +1,33 @@
 """A local Ray cluster of two workers, whose processes are killed at random: every line is answered once."""
 
+import fcntl
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from distaff.serving.batch_jobs.formats import InputSpec
-from distaff.serving.batch_jobs.job import JobSpec
+from distaff.serving.batch_jobs.formats import InputFiles, InputSpec
+from distaff.serving.batch_jobs.job import Job, JobSpec
 from distaff.serving.batch_jobs.local_store import LocalStore
+from distaff.serving.batch_jobs.merge import publish_shards
 from distaff.serving.batch_jobs.ray_worker import RayPlan, num_parts
+from distaff.serving.batch_jobs.scan import scan_input
 
 from .conftest import IDENTITY, TOKENIZER, Bench, fake_engine, request_line, write_lines
 
 ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / ".venv-ray"
+RAY = "ray==2.60.0"
 LINES = 300
 
 
@@ -52,16 +60,36 @@ def slow_fake() -> Any:
         tokenizer=TOKENIZER,
         config=Golden(GOLDEN / "llama31").config,
         backend=select_backend("reference"),
+        path=GOLDEN / "llama31",
     )
 
 
+@pytest.fixture(scope="module")
+def ray_folder() -> Path:
+    """A folder that has Ray alone: what it needs is in the environment. Fetched when it is missing."""
+    FOLDER.mkdir(exist_ok=True)
+    with (FOLDER / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamp = FOLDER / ".installed"
+        if not stamp.exists() or stamp.read_text() != RAY:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*pip, "--no-compile", "--upgrade", "--target", str(FOLDER), RAY], check=True)
+            stamp.write_text(RAY)
+    return FOLDER
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cluster(ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two cores of Ray; the folder where actors leave the numbers of their processes."""
+    path = os.pathsep.join([str(ROOT), str(ray_folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.syspath_prepend(str(ray_folder))
+    monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # pyright: ignore[reportMissingImports]
+
     actors = tmp_path / "actors"
     actors.mkdir()
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"DISTAFF_TEST_ACTORS": str(actors), "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
     yield actors
@@ -76,7 +104,9 @@ def test_actors_that_die_lose_no_line_and_answer_none_twice(cluster: Path, tmp_p
     source = write_lines(tmp_path / "in.jsonl", [request_line(index) for index in range(LINES)])
     whole, out = LocalStore(tmp_path / "whole.jsonl"), LocalStore(tmp_path / "out.jsonl")
     Bench().run(source, whole)
-    plan = RayPlan(slow_fake, InputSpec((str(source),)), str(out.output), JobSpec(), IDENTITY["name"], "float32")
+    files = InputFiles(InputSpec((str(source),)))
+    found = scan_input(files)
+    now = datetime(2026, 1, 2)  # as the whole has it
     rng, killed, ended = random.Random(1), [0], threading.Event()
 
     def kill() -> None:
@@ -90,8 +120,11 @@ def test_actors_that_die_lose_no_line_and_answer_none_twice(cluster: Path, tmp_p
     shooter = threading.Thread(target=kill)
     shooter.start()
     try:
-        runner = RayRunner(plan, parts=6, workers=2)
-        manifest = runner.run()
+        with Job(files, found, out, JobSpec(now=now)) as job:
+            plan = RayPlan(slow_fake, files, found, str(out.output), JobSpec(now=now), IDENTITY["name"], "float32")
+            runner = RayRunner(plan, parts=6, workers=2)
+            runner.run()
+            manifest = publish_shards(job, str(out.output))
     finally:
         ended.set()
         shooter.join()

@@ -1,4 +1,5 @@
-"""`distaff batch` on SmolLM2: killed and resumed, its output is that of a run that nothing disturbs, byte for byte."""
+"""A job on SmolLM2, ended by signals, a full disk and lost machines: the output is that of an undisturbed run, byte for
+byte."""
 
 import json
 import os
@@ -7,13 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from distaff.serving import LLM
+from distaff.serving.batch_jobs.formats import InputFiles, InputSpec
+from distaff.serving.batch_jobs.job import Job, JobSpec
+from distaff.serving.batch_jobs.object_store import ObjectStore
+from distaff.serving.batch_jobs.on_llm import LLMRun
+from distaff.serving.batch_jobs.prepare import Preparer
+from distaff.serving.batch_jobs.scan import scan_input
+
+from .conftest import Killed, bury
+
 ROOT = Path(__file__).resolve().parents[3]
+MODEL = "smollm2-135m-instruct"
 TOPICS = ("the sea", "old bridges", "how bread is made", "a lost key", "the colour of snow")
+CONTEXT, MAX_BATCH = 256, 8
 
 
 def request_line(index: int) -> dict[str, Any]:
@@ -21,11 +38,11 @@ def request_line(index: int) -> dict[str, Any]:
     topic, url = TOPICS[index % len(TOPICS)], "/v1/completions"
     body: dict[str, Any] = {
         "prompt": f"Write about {topic}. {'Be brief. ' * (index % 4)}",
-        "max_tokens": 4 + index % 21,
+        "max_tokens": 2 + index % 11,
     }
     if index % 4 == 1:
         url = "/v1/chat/completions"
-        body = {"messages": [{"role": "user", "content": f"Tell me about {topic}, number {index}."}], "max_tokens": 12}
+        body = {"messages": [{"role": "user", "content": f"Tell me about {topic}, number {index}."}], "max_tokens": 7}
         body |= {"temperature": 0.7, "top_p": 0.9, "logprobs": True, "top_logprobs": 2} if index % 8 == 1 else {}
     elif index % 10 == 2:
         url, body = "/v1/embeddings", {"input": [f"{topic} {index}", topic * (1 + index % 30)]}
@@ -40,52 +57,120 @@ def request_line(index: int) -> dict[str, Any]:
 
 def start(source: Path, output: Path) -> "subprocess.Popen[str]":
     program = "from distaff.scripts.main import main; main()"
-    options = [
-        "--model",
-        "smollm2-135m-instruct",
-        "--context",
-        "512",
-        "--max-batch",
-        "8",
-        "--resume",
-        "--tolerate-errors",
-    ]
+    options = ["--model", MODEL, "--context", str(CONTEXT), "--max-batch", str(MAX_BATCH)]
+    command = ["batch", str(source), str(output), *options, "--resume", "--tolerate-errors"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
     return subprocess.Popen(
-        [sys.executable, "-c", program, "batch", str(source), str(output), *options],
+        [sys.executable, "-c", program, *command],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**environment, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-@pytest.mark.parametrize(
-    ("lines", "kills"),
-    [pytest.param(24, 1, marks=pytest.mark.slow), pytest.param(500, 20, marks=pytest.mark.soak)],
-)
-def test_killed_and_resumed_it_gives_the_same_bytes(smollm2: Path, tmp_path: Path, lines: int, kills: int) -> None:
-    source, rng = tmp_path / "in.jsonl", random.Random(kills)
+def completed(source: Path, output: Path) -> list[bytes]:
+    """Runs a job to its end; its rows, good and bad ones."""
+    process = start(source, output)
+    _, errors = process.communicate(timeout=3600)
+    assert process.returncode == 0, errors
+    return [output.read_bytes(), output.with_name(output.name + ".errors.jsonl").read_bytes()]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An input, and what an undisturbed run makes of it."""
+
+    source: Path
+    rows: list[bytes]
+
+
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder, lines = tmp_path_factory.mktemp("whole"), request.param
+    source = folder / "in.jsonl"
     source.write_text("".join(json.dumps(request_line(index)) + "\n" for index in range(lines)))
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    process = start(source, whole)
-    _, errors = process.communicate(timeout=3600)
-    assert process.returncode == 0, errors
-    journal, killed = tmp_path / "out.jsonl.journal", 0
-    for size in sorted(rng.randrange(500, int(0.9 * whole.stat().st_size)) for _ in range(kills)):
-        process = start(source, out)
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size >= size):
+    rows = completed(source, folder / "out.jsonl")
+    told = [json.loads(row)["custom_id"] for row in rows[0].splitlines()]
+    assert told == [f"r{index}" for index in range(lines) if index % 50 != 49]
+    return Whole(source, rows)
+
+
+MANY = pytest.param(500, marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize(
+    ("whole", "kills", "terms"),
+    [pytest.param(24, 1, 0, marks=pytest.mark.slow), pytest.param(500, 20, 5, marks=pytest.mark.soak)],
+    indirect=["whole"],
+)
+def test_killed_and_resumed_it_gives_the_same_bytes(whole: Whole, tmp_path: Path, kills: int, terms: int) -> None:
+    """SIGKILL and SIGTERM at random moments: when it has come some way, and a while behind; a tenth while it loads."""
+    out, rng = tmp_path / "out.jsonl", random.Random(kills)
+    journal, ended = tmp_path / "out.jsonl.journal", list[int]()
+    signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
+    rng.shuffle(signals)
+    for number in signals:
+        begun, loads = journal.stat().st_size if journal.exists() else 0, rng.random() < 0.1
+        size = begun + rng.uniform(0.001, 1.6) * len(whole.rows[0]) / (len(signals) + 1)
+        process = start(whole.source, out)
+        while not loads and process.poll() is None and not (journal.exists() and journal.stat().st_size >= size):
             time.sleep(0.005)
-        time.sleep(rng.random() * 0.2)
-        process.send_signal(signal.SIGKILL if rng.random() < 0.8 else signal.SIGTERM)
+        time.sleep(rng.random() * (4 if loads else 1))
+        sent = time.monotonic()
+        process.send_signal(number)
         process.communicate()
-        killed += process.returncode in (-signal.SIGKILL, 75)
-    process = start(source, out)
+        ended.append(process.returncode)
+        assert time.monotonic() - sent < 5.5
+    rows = completed(whole.source, out)
+    runs = json.loads(out.with_name(out.name + ".manifest.json").read_text())["runs"]
+    print(f"{len(whole.rows[0].splitlines())} rows in {len(runs)} runs, ended with {ended}")
+    assert ended.count(-signal.SIGKILL) >= 0.9 * kills and ended.count(75) >= 0.6 * terms
+    assert len(runs) > 0.7 * len(signals) and rows == whole.rows
+
+
+@pytest.mark.parametrize("whole", [MANY], indirect=True)
+def test_a_full_disk_and_room_again(whole: Whole, small_disk: Callable[[str], Path]) -> None:
+    folder = small_disk(f"{len(whole.rows[0]) // 2}")
+    process = start(whole.source, folder / "out.jsonl")
     _, errors = process.communicate(timeout=3600)
-    assert process.returncode == 0, errors
-    print(f"{lines} lines, ended {killed} times")
-    assert killed >= 0.9 * kills and out.read_bytes() == whole.read_bytes()
-    for end in (".errors.jsonl",):
-        assert out.with_name(out.name + end).read_bytes() == whole.with_name(whole.name + end).read_bytes()
-    good = [json.loads(row)["custom_id"] for row in whole.read_text().splitlines()]
-    assert good == [f"r{index}" for index in range(lines) if index % 50 != 49]
+    assert process.returncode == 75 and "No space left on device" in errors, errors
+    assert (folder / "out.jsonl.journal").stat().st_size > len(whole.rows[0]) // 4
+    subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+    assert completed(whole.source, folder / "out.jsonl") == whole.rows
+
+
+@pytest.mark.parametrize("whole", [MANY], indirect=True)
+def test_machines_that_vanish_with_their_disks(whole: Whole) -> None:
+    """On a store of objects: nothing is left of a machine but what it has put there."""
+    rng, folder = random.Random(2), f"batch-{uuid.uuid4().hex}"
+    place, killed = f"memory://{folder}/out.jsonl", 0
+    files = InputFiles(InputSpec((str(whole.source),)))
+    found = scan_input(files, check=Preparer(None).check)
+    llm = LLM(MODEL, dtype="bfloat16", context=CONTEXT, max_batch=MAX_BATCH, deterministic=True)
+    try:
+        while True:
+            left = rng.uniform(0.01, 0.07) * found.lines if killed < 20 else found.lines
+            with Job(
+                files, found, ObjectStore(place, lease_seconds=0.2, segment_seconds=1.0), JobSpec(), resume=True
+            ) as job:
+                until = job.journal.index.done + left
+
+                def step(job: Job = job, until: float = until) -> None:
+                    if job.journal.index.done > until:
+                        bury(job)
+                        raise Killed
+
+                try:
+                    LLMRun(llm, job, name=MODEL, dtype="bfloat16").run(on_step=step)
+                    break
+                except Killed:
+                    killed += 1
+    finally:
+        llm.close()
+    fs = fsspec.filesystem("memory")
+    rows = [fs.cat_file(f"/{folder}/out.jsonl{end}") for end in ("", ".errors.jsonl")]
+    fs.rm(f"/{folder}", recursive=True)
+    print(f"killed {killed} times")
+    assert killed == 20 and rows == whole.rows
