@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
+from .quantized import is_quantized, quantized_grouped, quantized_linear, quantized_rows
 from .shared_pages import ReferencePages, SharedPages
 from .token_places import TokenPlaces
-from .token_scales import TokenScaled, rounded
+from .token_scales import LARGEST, TokenScaled, rounded
 
 _MIN_BUCKET = 16
 _MAX_SCORES = 2**24  # fp32 scores that attention holds at once, over all rows and heads
@@ -34,7 +35,7 @@ class ReferenceBackend:
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
         dtypes=("float32", "bfloat16", "float16"),
-        kv_dtypes=("float32", "bfloat16", "float16"),
+        kv_dtypes=("float32", "bfloat16", "float16", *LARGEST),
         custom_masks=True,
     )
 
@@ -66,8 +67,11 @@ class ReferenceBackend:
     def linear(
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
-        # Both sides as matrices: given three axes, XLA:CPU transposes the whole weight before it multiplies.
         num_out = len(equation.split("->")[1]) - 1
+        if is_quantized(weight):
+            rows = x.reshape(x.shape[0], -1)
+            return quantized_linear(rows, weight, weight.ndim - num_out, out_dtype or x.dtype)
+        # Both sides as matrices: given three axes, XLA:CPU transposes the whole weight before it multiplies.
         out = weight.shape[:num_out]
         product = jax.lax.dot_general(
             x.reshape(x.shape[0], -1),
@@ -81,6 +85,8 @@ class ReferenceBackend:
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
+        if is_quantized(weight):
+            return quantized_grouped(x, weight, group_sizes)
         dimensions = jax.lax.RaggedDotDimensionNumbers(
             dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
         )
@@ -90,7 +96,7 @@ class ReferenceBackend:
         return product.astype(x.dtype)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
-        return table[ids]
+        return quantized_rows(table, ids) if is_quantized(table) else table[ids]
 
     def layer_loop(
         self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
@@ -144,11 +150,11 @@ class ReferenceBackend:
     def shared_pages(self) -> SharedPages | None:
         return ReferencePages()
 
-    def allocate_cache(
-        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-    ) -> Float[Array, "L P page 2 K H"]:
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
+        """[L, P, page, 2, K, H]; of 8-bit numbers as TokenScaled."""
         shape = (group.num_layers, num_pages, page_size, 2, group.num_kv_heads, group.head_dim)
-        return jnp.zeros(shape, dtype)
+        pages = jnp.zeros(shape, dtype)
+        return TokenScaled.of(pages, page_size) if jnp.dtype(dtype).name in LARGEST else pages
 
     def compile(
         self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()

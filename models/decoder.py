@@ -34,7 +34,7 @@ class WeightSpec:
     """One leaf of the weights.
 
     `key` is the path inside its layer; `axes` are logical names, "layers" first where layers are stacked; `layers`
-    are the model's layers along that axis.
+    are the model's layers along that axis. `contracted` counts the last axes of a matrix, over which products sum.
     """
 
     path: str
@@ -43,6 +43,7 @@ class WeightSpec:
     dtype: jnp.dtype
     axes: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+    contracted: int = 0
 
 
 class Layer(nnx.Module):
@@ -217,7 +218,8 @@ def weight_specs(config: ModelConfig, dtype: DTypeLike) -> dict[str, WeightSpec]
             _, segment, _, position, *_ = (str(part) for part in path)
             layers = config.segments[int(segment)].layer_ids[int(position)]
         value = variable.get_value()
-        specs[dotted] = WeightSpec(dotted, key, value.shape, dtype, variable.get_metadata("logical"), layers)
+        axes, contracted = variable.get_metadata("logical"), variable.get_metadata("contracted")
+        specs[dotted] = WeightSpec(dotted, key, value.shape, dtype, axes, layers, contracted)
     return specs
 
 

@@ -39,13 +39,17 @@ class ParamFactory:
     sizes: Mapping[str, int]
     stack: int | None = None
 
-    def __call__(self, letters: str, initializer: jax.nn.initializers.Initializer) -> nnx.Param[Array]:
-        """A parameter shaped by its letters, e.g. "NHD", that carries its logical axes."""
+    def __call__(
+        self, letters: str, initializer: jax.nn.initializers.Initializer, *, contracted: int = 0
+    ) -> nnx.Param[Array]:
+        """A parameter shaped by its letters, e.g. "NHD", that carries its logical axes and, of a matrix, how many of
+        the last ones a product sums over."""
         shape = tuple(self.sizes[letter] for letter in letters)
         axes = tuple(LOGICAL_AXES[letter] for letter in letters)
         if self.stack is not None:
             shape, axes = (self.stack, *shape), ("layers", *axes)
-        return nnx.Param(initializer(self.rngs.params(), shape, self.dtype), logical=axes)
+        value = initializer(self.rngs.params(), shape, self.dtype)
+        return nnx.Param(value, logical=axes, contracted=contracted)
 
     def sized(self, **sizes: int) -> "ParamFactory":
         """The same factory with more letters, or other lengths for some."""
@@ -78,7 +82,7 @@ class Einsum(nnx.Module):
         self.equation = equation
         self.contracted = tuple(LOGICAL_AXES[letter] for letter in operand if letter not in out)
         self.residual = residual
-        self.weight = new(weight, nnx.initializers.normal(0.02))
+        self.weight = new(weight, nnx.initializers.normal(0.02), contracted=len(self.contracted))
         self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
 
     def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T_own *out"]:
@@ -123,7 +127,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, letters: str, new: ParamFactory) -> None:
         self.letters = letters
-        self.table = new(letters, nnx.initializers.normal(0.02))
+        self.table = new(letters, nnx.initializers.normal(0.02), contracted=1)
 
     def __call__(self, ids: Int[Array, "T"], machine: Machine) -> Float[Array, "T D"]:
         table = self.table.get_value()

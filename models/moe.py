@@ -41,9 +41,9 @@ class Experts(nnx.Module):
         self.config = config.expert
         new = new.sized(E=config.num_experts, F=config.expert.dim)
         normal, zeros = nnx.initializers.normal(0.02), nnx.initializers.zeros
-        self.gate = new("EFD", normal)
-        self.up = new("EFD", normal)
-        self.down = new("EDF", normal)
+        self.gate = new("EFD", normal, contracted=1)
+        self.up = new("EFD", normal, contracted=1)
+        self.down = new("EDF", normal, contracted=1)
         self.gate_bias = new("EF", zeros) if self.config.bias else None
         self.up_bias = new("EF", zeros) if self.config.bias else None
         self.down_bias = new("ED", zeros) if self.config.bias else None

@@ -23,6 +23,7 @@ from .options import (
     Hosts,
     HostTimeout,
     Json,
+    KVDtype,
     KVMemory,
     Layout,
     MaxBatch,
@@ -109,6 +110,7 @@ def bench_offline(
         typer.Option("--sampling", help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere."),
     ] = Sampling.GREEDY,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
+    kv_dtype: KVDtype = None,
     quantize: Quantize = None,
     backend: Backend = "auto",
     layout: Layout = None,
@@ -169,7 +171,7 @@ def bench_offline(
     --json prints one object:
       model, backend, dtype, policy, sampling, requests, prompt_tokens, output_tokens, elapsed_s,
       cpu_s (of this process), output_tokens_per_s, total_tokens_per_s, requests_per_s, rounds, failed,
-      ttft_ms, tpot_ms, itl_ms, request_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
+      ttft_ms, tpot_ms, itl_ms, e2el_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
       tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
       padding_waste, prefix_hit_rate, preemptions, compiles, unexpected_compiles, goodput,
       limits, load_s, warm_up_s; with --expert-load experts (chosen, waited, uneven, most_uneven, layers)
@@ -183,6 +185,7 @@ def bench_offline(
         options = {
             "dtype": dtype.value,
             "quantize": quantize,
+            "kv_dtype": kv_dtype,
             "backend": backend,
             "offline": offline or None,
             "max_batch": max_batch,
@@ -263,6 +266,7 @@ class _Run:
             "backend": llm.backend.name,
             "dtype": self.options["dtype"],
             "quantize": self.options["quantize"],
+            "kv_dtype": self.options["kv_dtype"],
             "policy": policy.value,
             "sampling": self.sampling.value,
             **report(

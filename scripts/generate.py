@@ -23,11 +23,13 @@ from .options import (
     Hosts,
     HostTimeout,
     Json,
+    KVDtype,
     KVMemory,
     Layout,
     MaxBatch,
     NumHosts,
     Offline,
+    Quantize,
     parse_size,
 )
 from .output import print_json
@@ -84,6 +86,8 @@ def generate(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.", rich_help_panel=ENGINE)
     ] = Dtype.FLOAT32,
+    kv_dtype: KVDtype = None,
+    quantize: Quantize = None,
     backend: Backend = "auto",
     layout: Layout = None,
     devices: Devices = None,
@@ -158,6 +162,8 @@ def generate(
             context=context,
             deterministic=deterministic,
             layout=layout,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
         )
         if no_prefix_cache:
             engine["prefix_cache"] = False

@@ -14,8 +14,10 @@ from . import (
     bench_kernels,
     bench_serve,
     chat,
+    compress,
     convert,
     doctor,
+    evaluate,
     export,
     generate,
     hardware,
@@ -65,6 +67,8 @@ app.command("generate", cls=SectionedCommand)(generate.generate)
 app.command("serve", cls=SectionedCommand)(serve.serve)
 app.add_typer(batch.app, name="batch")
 app.command("convert")(convert.convert)
+app.add_typer(compress.app, name="compress")
+app.command("eval", cls=SectionedCommand)(evaluate.evaluate)
 app.command("export")(export.export)
 app.add_typer(layout.app, name="layout")
 app.add_typer(sweep.app, name="sweep")

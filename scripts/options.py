@@ -28,6 +28,24 @@ Offline = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line, the last on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="With an error, show its stack trace too.")]
 
+KVDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype",
+        help="What the cache is held in: float32, bfloat16, int8 or fp8. [default: as --dtype]",
+        metavar="TYPE",
+        rich_help_panel=ENGINE,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Round weights: int8 (activations too), int8-weight, int4 (groups of 64; int4:32), fp8, fp8-weight.",
+        metavar="SCHEME",
+        rich_help_panel=ENGINE,
+    ),
+]
 Backend = Annotated[
     str,
     typer.Option(

@@ -16,10 +16,12 @@ from .options import (
     Deterministic,
     Devices,
     Dtype,
+    KVDtype,
     KVMemory,
     Layout,
     MaxBatch,
     Offline,
+    Quantize,
     parse_size,
 )
 from .progress import ProgressDisplay
@@ -184,6 +186,8 @@ def serve(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights and arithmetic are held in.", rich_help_panel=ENGINE)
     ] = Dtype.FLOAT32,
+    kv_dtype: KVDtype = None,
+    quantize: Quantize = None,
     backend: Backend = "auto",
     layout: Layout = None,
     devices: Devices = None,
@@ -281,6 +285,8 @@ def serve(
             context=context,
             deterministic=deterministic,
             layout=layout,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
         )
         if no_prefix_cache:
             engine["prefix_cache"] = False

@@ -35,6 +35,7 @@ def build_engine(
     engine_config: EngineConfig,
     *,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     eos_ids: frozenset[int] = frozenset(),
     tokenizer: Tokenizer | None = None,
     metrics: Metrics | None = None,
@@ -46,6 +47,7 @@ def build_engine(
 
     Args:
         weights: in the checkpoint's form, consumed.
+        dtype, kv_dtype: of activations, and of the cache; None: the same.
         metrics: of several engines together; None: its own.
         on_compile: called as the compilation of a program begins, with its number from 1.
         link: the other hosts whose devices `backend` has too; each builds the same engine.
@@ -64,6 +66,7 @@ def build_engine(
         engine_config,
         replicas=1,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         eos_ids=eos_ids,
         tokenizer=tokenizer,
         metrics=metrics,
@@ -84,6 +87,7 @@ def build_one_program(
     engine_config: EngineConfig,
     *,
     dtype: str = "float32",
+    kv_dtype: str | None = None,
     eos_ids: frozenset[int] = frozenset(),
     tokenizer: Tokenizer | None = None,
     metrics: Metrics | None = None,
@@ -101,6 +105,7 @@ def build_one_program(
         engine_config,
         replicas=backend.layout.replicas,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         eos_ids=eos_ids,
         tokenizer=tokenizer,
         metrics=metrics,
@@ -118,6 +123,7 @@ def _built[P: Programs](
     *,
     replicas: int,
     dtype: str,
+    kv_dtype: str | None,
     eos_ids: frozenset[int],
     tokenizer: Tokenizer | None,
     metrics: Metrics | None,
@@ -125,10 +131,10 @@ def _built[P: Programs](
     link: Link | None = None,
 ) -> tuple[Callable[[Device], Engine], P]:
     """What makes an engine on a device, and the device."""
-    types = jnp.dtype(dtype)
+    types, kv_types = jnp.dtype(dtype), jnp.dtype(kv_dtype or dtype)
     if engine_config.expert_load and not num_experts(config):
         raise InvalidParameterError("expert_load", True, f"False, since {config.family} has no experts")
-    backend.check(config.cache_groups, dtype=types, kv_dtype=types, page_size=backend.page_size)
+    backend.check(config.cache_groups, dtype=types, kv_dtype=kv_types, page_size=backend.page_size)
     context = engine_config.context or config.max_positions
     if context > config.max_positions:
         raise InvalidParameterError("context", context, f"at most {config.max_positions}, the model's own")
@@ -143,7 +149,7 @@ def _built[P: Programs](
         config.cache_groups,
         backend,
         page_size=page_size,
-        dtype=jnp.dtype(dtype),
+        dtype=kv_types,
         max_batch=max_batch,
         max_len=context,
         chunk=chunk,
@@ -162,7 +168,7 @@ def _built[P: Programs](
         config,
         weights,
         backend,
-        jnp.dtype(dtype),
+        kv_types,
         num_slots=max_batch,
         max_len=context,
         page_size=page_size,

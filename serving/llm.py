@@ -14,6 +14,8 @@ from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
+from ..models.checkpoints.hf_folder import HFFolder
+from ..models.compress import parse_scheme, quantizer
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
@@ -34,6 +36,14 @@ from .results import Completion, Embedding, Score
 from .runner import Device
 from .types import Kind, Progress, Request, SamplingParams
 
+KV_DTYPES: Mapping[str, str] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "fp8": "float8_e4m3fn",
+}
+"""What the cache may be held in, and what JAX calls it."""
+
 
 class LLM:
     """A loaded model.
@@ -41,6 +51,9 @@ class LLM:
     Args:
         model: an alias (`distaff models` lists them), a folder, a .gguf file, an Orbax folder or a hub id.
         dtype: "float32" or "bfloat16", of weights, activations and cache.
+        kv_dtype: of the cache instead, "int8" or "fp8" too, with a scale for each token.
+        quantize: how weights are rounded while they are loaded: a name of models.compress.SCHEMES, such as "int8"
+            (weights and activations of 8 bits) or "int8-weight"; None leaves them in dtype.
         backend: what runs it; "auto" picks.
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
         hosts: the hosts whose devices the layout uses together (docs/multihost.md); None is this one alone. Each makes
@@ -53,6 +66,7 @@ class LLM:
     Attributes:
         path: of its checkpoint.
         config, dtype, layout: of the model, of its numbers, and how it lies on devices ("": on one).
+        quantize: the scheme of its weights; "" is none.
         tokenizer, eos_ids: None where only token ids are understood; the tokens that end a text.
         engine: what runs the requests, an Engine, or several as Replicas; `engine.submit` takes them one by one, with
             priorities and cache salts.
@@ -66,6 +80,8 @@ class LLM:
         model: str | Path,
         *,
         dtype: str = "float32",
+        kv_dtype: str | None = None,
+        quantize: str | None = None,
         backend: str = "auto",
         layout: str | None = None,
         hosts: Hosts | None = None,
@@ -76,6 +92,8 @@ class LLM:
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
+        if kv_dtype is not None and kv_dtype not in KV_DTYPES:
+            raise InvalidParameterError("kv_dtype", kv_dtype, f"one of {', '.join(KV_DTYPES)}")
         engine_config = EngineConfig(**config)
         self._link = None if hosts is None else join(hosts)
         self._following: FollowingDevice | None = None
@@ -84,6 +102,8 @@ class LLM:
                 model,
                 engine_config,
                 dtype=dtype,
+                kv_dtype=kv_dtype,
+                quantize=quantize,
                 backend=backend,
                 layout=layout,
                 one_program=one_program,
@@ -101,6 +121,8 @@ class LLM:
         engine_config: EngineConfig,
         *,
         dtype: str,
+        kv_dtype: str | None,
+        quantize: str | None,
         backend: str,
         layout: str | None,
         one_program: bool,
@@ -118,18 +140,35 @@ class LLM:
         checkpoint = open_checkpoint(path)
         self.path = checkpoint.path
         self.config = config_from_hf(checkpoint.hf_config, source=str(self.path))
-        self.dtype, self.layout = dtype, layout or ""
+        self.dtype, self.layout, self.quantize = dtype, layout or "", quantize or ""
+        held = KV_DTYPES[kv_dtype] if kv_dtype else dtype
+        rounding = None if quantize is None else quantizer(parse_scheme(quantize), self.config)
+        if rounding is not None and isinstance(checkpoint, HFFolder) and checkpoint.quantized:
+            raise UsageError(
+                f"quantize {quantize}: {checkpoint.path} is quantised already ({checkpoint.quantized}), expected "
+                "weights as they were trained; leave it out"
+            )
+        if rounding is not None and layout is not None:
+            raise UsageError(
+                f"quantize {quantize} with layout {layout}: weights of fewer bits lie on one device; leave one out"
+            )
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
             sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=one_program)
         if sharded:
             self.backend = sharded[0]
+            if jnp.dtype(held).itemsize == 1 and self.backend.layout.parts("context") > 1:
+                raise UsageError(
+                    f"kv_dtype {kv_dtype} with layout {layout}: shared pages hold no scales; use bfloat16, or split "
+                    "heads with tensor"
+                )
         if self._link is not None:
-            self._check_hosts(self._link, str(model), dtype, layout, engine_config)
+            started = {"dtype": dtype, "kv_dtype": kv_dtype, "quantize": quantize, "layout": layout}
+            self._check_hosts(self._link, str(model), started, engine_config)
         self.backend.check(
             self.config.cache_groups,
             dtype=jnp.dtype(dtype),
-            kv_dtype=jnp.dtype(dtype),
+            kv_dtype=jnp.dtype(held),
             page_size=self.backend.page_size,
         )
         self.tokenizer: Tokenizer | None = None
@@ -143,6 +182,8 @@ class LLM:
             self.config,
             dtype=jnp.dtype(dtype),
             place=sharded[0].place if sharded else None,
+            made=rounding,
+            keep=rounding is None and layout is None,
             progress=report("load"),
         )
         # Read once; the other replicas have copies, from device to device.
@@ -162,6 +203,7 @@ class LLM:
                 replica or self.backend,
                 engine_config,
                 dtype=dtype,
+                kv_dtype=held,
                 eos_ids=self.eos_ids,
                 tokenizer=self.tokenizer,
                 metrics=engines[0].metrics if engines else None,
@@ -255,12 +297,12 @@ class LLM:
         """Ends what runs, and lets go of weights and cache; on host 0 of several the others' `follow` returns."""
         self.engine.close()
 
-    def _check_hosts(self, link: Link, model: str, dtype: str, layout: str | None, engine_config: EngineConfig) -> None:
+    def _check_hosts(
+        self, link: Link, model: str, started: Mapping[str, str | None], engine_config: EngineConfig
+    ) -> None:
         """Refuses hosts that were started differently, and layouts that do not spread over all of them."""
         options = {name: str(value) for name, value in asdict(engine_config).items()}
-        link.agree(
-            {"model": Path(model).name, "dtype": dtype, "backend": self.backend.name, "layout": layout, **options}
-        )
+        link.agree({"model": Path(model).name, "backend": self.backend.name, **started, **options})
         if not isinstance(self.backend, ShardedBackend):
             raise UsageError("hosts: several hosts need a layout that uses their devices, such as tensor=8 or auto")
         check_spread(self.backend.layout, link.hosts, jax.devices())

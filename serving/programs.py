@@ -29,7 +29,7 @@ class Programs:
 
     Args:
         config, weights, backend: the model; weights in the checkpoint's form, consumed.
-        dtype: of weights, activations and cache.
+        kv_dtype: of the cache.
         num_slots: R, rows that can run at once.
         max_len: longest text in tokens.
         page_size, num_pages: of the cache; a number for each cache group.
@@ -47,7 +47,7 @@ class Programs:
         config: ModelConfig,
         weights: Weights,
         backend: Backend,
-        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
         *,
         num_slots: int,
         max_len: int,
@@ -67,7 +67,7 @@ class Programs:
         self._expert_load = expert_load
         self._config = config
         self._backend = backend
-        self._dtype = dtype
+        self._kv_dtype = kv_dtype
         self._weights = backend.prepare_params(weights)
         self._planned = tuple(buckets)
         self._programs: dict[Bucket | str, Program] = {}
@@ -191,7 +191,7 @@ class Programs:
 
     def _new_cache(self) -> KVCache:
         return allocate_cache(
-            self._config, self._backend, num_pages=self.num_pages, page_size=self.page_size, dtype=self._dtype
+            self._config, self._backend, num_pages=self.num_pages, page_size=self.page_size, dtype=self._kv_dtype
         )
 
     def _new_state(self) -> RowState:

@@ -5,7 +5,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 from llvmlite import ir
 
 from ..base import AttentionSpec, CacheGroup, RaggedIndex
@@ -17,7 +17,9 @@ from .attention_tile import TileSpec
 from .ffi import register
 
 DTYPES = ("float32", "bfloat16")
-"""What activations and cache may be, independently of each other."""
+"""What activations may be."""
+KV_DTYPES = (*DTYPES, "int8")
+"""What the cache may be, whatever activations are."""
 
 
 def check_cpu_attention(*, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
@@ -26,16 +28,17 @@ def check_cpu_attention(*, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int
     Raises:
         UnsupportedError: names the value and what is supported.
     """
-    for field, given in (("dtype", jnp.dtype(dtype).name), ("kv dtype", jnp.dtype(kv_dtype).name)):
-        if given not in DTYPES:
-            raise UnsupportedError(f"backend cpu: {field} {given}, supported are {', '.join(DTYPES)}")
+    for field, given, known in (("dtype", dtype, DTYPES), ("kv dtype", kv_dtype, KV_DTYPES)):
+        name = jnp.dtype(given).name
+        if name not in known:
+            raise UnsupportedError(f"backend cpu: {field} {name}, supported are {', '.join(known)}")
     if page_size < 1 or page_size % LANES:
         raise UnsupportedError(f"backend cpu: page size {page_size}, expected a multiple of {LANES}")
 
 
 def allocate_cpu_cache(
     group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-) -> Float[Array, "L P K elements"]:
+) -> Num[Array, "L P K elements"]:
     layout = PageLayout(group.head_dim, page_size, jnp.dtype(dtype).name)
     return jnp.zeros((group.num_layers, num_pages, group.num_kv_heads, layout.elements), dtype)
 
@@ -44,12 +47,12 @@ def cpu_ragged_attention(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    cache: Float[Array, "L P K elements"],
+    cache: Num[Array, "L P K elements"],
     layer: Int[Array, ""],
     index: RaggedIndex,
     spec: AttentionSpec,
     sinks: Float[Array, "N"] | None = None,
-) -> tuple[Float[Array, "T N H"], Float[Array, "L P K elements"]]:
+) -> tuple[Float[Array, "T N H"], Num[Array, "L P K elements"]]:
     """As Backend.ragged_attention describes, with fp32 arithmetic. A query's output has the same bits in any batch."""
     return bind(_attend, q, k, v, cache, layer, index, spec, sinks)
 
@@ -58,12 +61,12 @@ def _attend(
     q: Float[Array, "T N H"],
     k: Float[Array, "T K H"],
     v: Float[Array, "T K H"],
-    cache: Float[Array, "L P K elements"],
+    cache: Num[Array, "L P K elements"],
     layer: Int[Array, ""],
     index: RaggedIndex,
     spec: AttentionSpec,
     sinks: Float[Array, "N"] | None = None,
-) -> tuple[Float[Array, "T N H"], Float[Array, "L P K elements"]]:
+) -> tuple[Float[Array, "T N H"], Num[Array, "L P K elements"]]:
     layout = _layout(cache, q.shape[-1])
     tile = TileSpec(layout, q.shape[1] // k.shape[1], float(spec.scale), spec.window, spec.soft_cap)
     target = _target(KernelSpec(k.shape[1], q.dtype.name, sinks is not None, tile))
@@ -76,7 +79,7 @@ def _attend(
     return out, cache
 
 
-def _layout(cache: Float[Array, "L P K elements"], head_dim: int) -> PageLayout:
+def _layout(cache: Num[Array, "L P K elements"], head_dim: int) -> PageLayout:
     one = PageLayout(head_dim, 1, cache.dtype.name)
     return PageLayout(head_dim, cache.shape[-1] // one.elements, cache.dtype.name)
 

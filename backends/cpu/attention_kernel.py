@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from .attention_layout import LANES, PageLayout, item_bytes
-from .attention_math import LOG2_E, constant, load, reduced, rounded
+from .attention_math import LOG2_E, constant, largest, load, reduced, rounded
 from .attention_tile import BLOCK, CHUNKS, LOWEST, MAX_ROWS, TileSpec, emit_tile
 from .ffi import Frame, handler
 from .jit import F32, I8, I16, I32, I64, POINTER, VOID, Code, Value, function, vector
@@ -19,6 +19,9 @@ _NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
 """Up to 4 items, as long as 32 pieces of work are left, stay together, so that each fetches for the next one."""
 
 _WRITE_TOKENS = 32
+
+_LARGEST, _LEAST = 127.0, 1e-30
+"""What the largest number of a position becomes where numbers have scales, and what it is taken to be at least."""
 
 _FETCH_AHEAD = 64
 """Positions between keys in use and those being fetched. 32 rows of 256 positions took 9.0 ms with it, 11.1 without."""
@@ -157,10 +160,29 @@ def _write(module: ir.Module, spec: KernelSpec) -> ir.Function:
     first = code.times(chunk, _WRITE_TOKENS)
     last = code.plus(first, _WRITE_TOKENS)
 
-    def copy(source: Value, target: Callable[[Value], Value]) -> None:
+    def copy(source: Value, target: Callable[[Value], Value], scale: Value) -> None:
+        """Of numbers with scales, the largest becomes 127 and `scale` is where the scale goes."""
+
+        def read(h: Value) -> Value:
+            return load(code, spec.dtype, 1, code.at(source, code.times(h, item_bytes(spec.dtype))))
+
+        times: Value = None
+        if layout.scaled:
+
+            def size_of(h: Value, most: Value) -> list[Value]:
+                return [largest(code, code.intrinsic("llvm.fabs.v1f32", most.type, read(h)), most)]
+
+            (most,) = code.loop(layout.head_dim, size_of, [constant(_LEAST, 1)])
+            code.write(code.fdiv(most, constant(_LARGEST, 1)), scale, align=4)
+            times = code.fdiv(constant(_LARGEST, 1), most)
+
         def element(h: Value) -> None:
-            value = load(code, spec.dtype, 1, code.at(source, code.times(h, item_bytes(spec.dtype))))
-            code.write(rounded(code, value, layout.dtype), target(h), align=size)
+            value = read(h)
+            if layout.scaled:
+                near = code.intrinsic("llvm.roundeven.v1f32", value.type, code.fmul(value, times))
+                code.write(code.fptosi(near, vector(I8, 1)), target(h), align=1)
+            else:
+                code.write(rounded(code, value, layout.dtype), target(h), align=size)
 
         code.loop(layout.head_dim, element)
 
@@ -178,9 +200,15 @@ def _write(module: ir.Module, spec: KernelSpec) -> ir.Function:
                 lane, part = (op(h, code.i64(layout.pair)) for op in (code.udiv, code.urem))
                 return code.at(key, code.times(lane, layout.key_stride), code.times(part, size))
 
-            copy(code.at(code.read(POINTER, context, _K), source), key_element)
-            copy(code.at(code.read(POINTER, context, _V), source), lambda h: code.at(value, code.times(h, 4)))
-            if layout.key_width > layout.head_dim:  # it meets the 0 of a query, and 0 * NaN is NaN
+            scale = code.at(key, layout.number_elements * size)
+            copy(code.at(code.read(POINTER, context, _K), source), key_element, scale)
+            copy(
+                code.at(code.read(POINTER, context, _V), source),
+                lambda h: code.at(value, code.times(h, 4)),
+                code.at(scale, 4 * layout.page),
+            )
+            # It meets the 0 of a query, and 0 * NaN is NaN, which whole numbers cannot be.
+            if layout.key_width > layout.head_dim and not layout.scaled:
                 code.write(ir.Constant(I16, 0), key_element(code.i64(layout.head_dim)))
 
         def write_token(token: Value) -> None:
@@ -353,8 +381,8 @@ def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None
         source = code.at(code.read(POINTER, item.context, _Q), where)
         target = code.at(scratch.queries, code.times(row, 4 * layout.key_width))
         code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
-        if layout.key_width > layout.head_dim:
-            code.write(ir.Constant(F32, 0.0), target, 4 * layout.head_dim)
+        for behind in range(layout.head_dim, layout.key_width):
+            code.write(ir.Constant(F32, 0.0), target, 4 * behind)
         code.write(
             constant(0.0, layout.value_width), code.at(scratch.out, code.times(row, 4 * layout.value_width)), align=4
         )

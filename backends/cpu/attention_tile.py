@@ -87,6 +87,7 @@ def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
                 code.at(scores, code.times(i, BLOCK * 4)),
                 code.at(tile.tops, code.times(row, 4)),
                 code.at(tile.totals, code.times(row, LANES * 4)),
+                tile.keys,
                 chunk,
                 end_chunk,
                 code.plus(tile.position, code.sdiv(row, code.i64(spec.groups))),
@@ -130,10 +131,13 @@ def _scores(code: Code, spec: TileSpec, tile: Tile, rows: int, scores: Value, ch
             return updated
 
         sums = code.loop(layout.key_width // layout.pair, step, [constant(0.0, LANES)] * (rows * width))
-        for i in range(rows):
-            for c in range(width):
-                where = code.times(code.plus(chunk, c), LANES * 4)
-                code.write(sums[i * width + c], scores, i * BLOCK * 4, where, align=4)
+        for c in range(width):
+            where = code.times(code.plus(chunk, c), LANES * 4)
+            scale = code.read(_FLOATS, keys[c], layout.number_elements, align=4) if layout.scaled else None
+            for i in range(rows):
+                score = sums[i * width + c]
+                score = score if scale is None else code.fmul(score, scale)
+                code.write(score, scores, i * BLOCK * 4, where, align=4)
 
     width = _MAX_VECTORS
     while width:
@@ -145,14 +149,15 @@ def _scores(code: Code, spec: TileSpec, tile: Tile, rows: int, scores: Value, ch
 
 
 def _softmax(module: ir.Module, spec: TileSpec) -> ir.Function:
-    """softmax(scores, top, total, chunk, end chunk, position): turns one row's scores into weights, in place.
+    """softmax(scores, top, total, keys, chunk, end chunk, position): turns one row's scores into weights, in place.
 
-    Updates the running maximum and total; returns by how much earlier weights shrink. `position` is the query's.
+    Updates the running maximum and total; returns by how much earlier weights shrink. `position` is the query's. Where
+    values have scales, which stand behind those of the `keys`, the weights are multiplied with them.
     """
     if "softmax" in module.globals:
         return module.globals["softmax"]
-    made, code = function(module, "softmax", F32, [POINTER] * 3 + [I64] * 3)
-    scores, top, total, chunk, end_chunk, position = made.args
+    made, code = function(module, "softmax", F32, [POINTER] * 4 + [I64] * 3)
+    scores, top, total, keys, chunk, end_chunk, position = made.args
     lanes = ir.Constant(vector(I32, LANES), list(range(LANES)))
     position = code.splat(code.trunc(position, I32), LANES)
 
@@ -181,7 +186,15 @@ def _softmax(module: ir.Module, spec: TileSpec) -> ir.Function:
     def weigh(chunk: Value, sums: Value) -> list[Value]:
         where = code.at(scores, code.times(chunk, LANES * 4))
         weight = exp2(code, code.fsub(code.read(_FLOATS, where, align=4), highest))
-        code.write(weight, where, align=4)
+        stored = weight
+        if spec.layout.scaled:
+            key = code.read(POINTER, keys, code.times(chunk, 8))
+            scale = code.read(_FLOATS, key, spec.layout.number_elements + 4 * spec.layout.page, align=4)
+            # The scale of a position that was never written may be NaN, and 0 * NaN is NaN.
+            nothing = constant(0.0, LANES)
+            unseen = code.fcmp_ordered("==", weight, nothing)
+            stored = code.select(unseen, nothing, code.fmul(weight, scale))
+        code.write(stored, where, align=4)
         return [code.fadd(sums, weight)]
 
     (sums,) = code.loop(end_chunk, weigh, [constant(0.0, LANES)], start=chunk)
@@ -239,10 +252,12 @@ def _weighted_values(
                 updated = add(row, code.at(weight, code.times(lane, 4 * layout.pair)), part, updated)
             return updated
 
-        return code.loop(code.sdiv(count, code.i64(layout.pair)), add_lane, sums)
+        # Whole numbers are never NaN: those of positions behind the last one have weights of 0.
+        lanes = code.ceil_div(count, layout.pair) if layout.scaled else code.sdiv(count, code.i64(layout.pair))
+        return code.loop(lanes, add_lane, sums)
 
     sums = code.loop(code.ceil_div(end, LANES), add_chunk, sums, start=chunk)
-    if layout.pair > 1:
+    if layout.pair > 1 and not layout.scaled:
         # The last position may be the first of a pair whose second one was never written, and 0 * NaN is NaN.
         before = code.block
         single = code.icmp_signed("!=", code.srem(end, code.i64(layout.pair)), code.i64(0))
@@ -270,6 +285,9 @@ def widen(code: Code, layout: PageLayout, part: int, pointer: Value, offset: int
     if layout.pair == 1:
         return code.read(_FLOATS, pointer, offset, align=4)
     raw = code.read(vector(I32, LANES), pointer, offset, align=4)
+    if layout.scaled:
+        up = code.shl(raw, ir.Constant(raw.type, [24 - 8 * part] * LANES))
+        return code.sitofp(code.ashr(up, ir.Constant(raw.type, [24] * LANES)), _FLOATS)
     if part == 0:
         raw = code.shl(raw, ir.Constant(raw.type, [16] * LANES))
     else:

@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
 from ..errors import UnsupportedError
+from ..quantized import rounded_tokens
 from ..reference import ReferenceBackend
 from ..shared_pages import SharedPages
 from . import matmul
-from .attention import allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
+from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from .jit import check_jit, processor
-from .packing import PackedMatrix, is_packed, pack_tree
+from .packing import PackedInt8, PackedMatrix, is_packed, pack_tree
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
@@ -41,7 +42,7 @@ class CpuBackend(ReferenceBackend):
     count: Int[Array, ""] | None = field(default=None, compare=False, repr=False)  # rows that matter, while tracing
     capabilities: Capabilities = Capabilities(
         dtypes=("float32", "bfloat16"),
-        kv_dtypes=("float32", "bfloat16"),
+        kv_dtypes=KV_DTYPES,
         matmul_dtypes=("float32", "bfloat16"),
         batch_invariant=True,
     )
@@ -119,7 +120,7 @@ class CpuBackend(ReferenceBackend):
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-    ) -> Float[Array, "L P K elements"]:
+    ) -> Num[Array, "L P K elements"]:
         return allocate_cpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
 
     def layer_loop(
@@ -152,11 +153,32 @@ def _linear(
 ) -> Float[Array, "T N"]:
     """x times the matrix for the first `extent` rows ("linear"), or times one matrix for each group of rows whose sizes
     are `extent` ("grouped")."""
-    given, wanted = _SHORT[str(weight.dtype)], _SHORT[jnp.dtype(dtype).name]
+    if isinstance(weight, PackedInt8):
+        if not weight.activations:
+            return _call("w8", kind, x.astype(jnp.float32), weight, dtype, extent, weight.scales)
+        tokens, each = rounded_tokens(x, "int8")
+        if matmul.multiplies_bytes():
+            shifted = (tokens.astype(jnp.int32) + 128).astype(jnp.uint8)
+            return _call("i8", kind, shifted, weight, dtype, extent, weight.scales, each)
+        product = _call("w8", kind, tokens.astype(jnp.float32), weight, jnp.float32, extent, weight.scales)
+        return (product * each[:, None]).astype(dtype)
+    given = _SHORT[str(weight.dtype)]
     x = x.astype(jnp.bfloat16 if given == "bf16" and matmul.multiplies_bf16() else jnp.float32)
+    return _call(given, kind, x, weight, dtype, extent)
+
+
+def _call(
+    given: matmul.Precision,
+    kind: str,
+    x: Num[Array, "T K"],
+    weight: PackedMatrix,
+    dtype: DTypeLike,
+    extent: Int[Array, "..."],
+    *scales: Array,
+) -> Float[Array, "T N"]:
     _, _, words, _, group = weight.panels.shape
     if words * group != x.shape[1]:
         x = jnp.pad(x, ((0, 0), (0, words * group - x.shape[1])))
     result = jax.ShapeDtypeStruct((x.shape[0], math.prod(weight.out)), dtype)
-    call = jax.ffi.ffi_call(matmul.targets(given)[f"{kind}_{given}_{wanted}"], result)
-    return call(x, weight.panels, weight.number, extent)
+    call = jax.ffi.ffi_call(matmul.targets(given)[f"{kind}_{given}_{_SHORT[jnp.dtype(dtype).name]}"], result)
+    return call(x, weight.panels, weight.number, extent, *scales)

@@ -2,11 +2,15 @@
 
 A weight is packed in panels of some columns (outputs) each, and in a panel K comes before the column, so that a kernel
 reads it front to back: [panels, K / group, columns, group], where a group is the 32 bits of one broadcast of x: two
-bf16 or one fp32. A tile of up to `Tile.rows` rows keeps its sums in registers for the whole of K, and each sum runs
-over K in order, whatever tile it is in: the result of a row has the same bits whichever rows stand beside it.
+bf16, one fp32 or four int8. A tile of up to `Tile.rows` rows keeps its sums in registers for the whole of K, and each
+sum runs over K in order, whatever tile it is in: the result of a row has the same bits whichever rows stand beside it.
+
+Whole numbers of 8 bits have a scale for each column, applied where a tile is written. They meet x in fp32 (`w8`) or,
+where the processor has dot products of bytes, x in bytes with a scale for each row (`i8`). Those products take one side
+without a sign: x has 128 added, and 128 times the sum of a column's weights is taken off again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal
@@ -17,7 +21,7 @@ from .ffi import Frame, handler, register
 from .jit import BF16, F32, I1, I8, I16, I32, I64, POINTER, VOID, Code, Value, features, function, processor, vector
 from .threads import parallel_for
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "w8", "i8"]
 
 _LINE = 64
 _WORD = 4
@@ -69,6 +73,12 @@ def multiplies_bf16() -> bool:
     return processor().startswith("znver") and "avx512bf16" in features()
 
 
+@cache
+def multiplies_bytes() -> bool:
+    """Whether dot products of bytes are there."""
+    return "avx512vnni" in features()
+
+
 @dataclass(frozen=True)
 class _Kernels:
     """Emits the functions for weights of one type into a module."""
@@ -79,24 +89,34 @@ class _Kernels:
     @property
     def x_word(self) -> int:
         """Bytes of x that one word of weights meets."""
+        if self.given == "w8":
+            return 16
         return 8 if self.given == "bf16" and not multiplies_bf16() else 4
 
+    @property
+    def scaled(self) -> bool:
+        """Whether weights have scales."""
+        return self.given in ("w8", "i8")
+
     def tile(self, rows: int, panels: int) -> ir.Function:
-        """tile(x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step): rows of x times neighbouring
-        panels, written as fp32 or, if out_bytes is 2, bf16.
+        """tile(x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step, scales, row_scales): rows of x
+        times neighbouring panels, written as fp32 or, if out_bytes is 2, bf16.
 
         Strides are in bytes; `columns` is how many of the panels' columns exist, and only those are written. With
-        each word, memory `step` bytes further behind `ahead` is asked for: the panels that come next.
+        each word, memory `step` bytes further behind `ahead` is asked for: the panels that come next. Of weights that
+        have them, `scales` are the first panel's [panels, 2, columns], and `row_scales` those of x.
         """
         shape, name = tile(), f"tile.{self.given}.{rows}.{panels}"
-        kinds = [POINTER, I64, POINTER, I64, POINTER, I64, I64, I64, POINTER, I64]
+        kinds = [POINTER, I64, POINTER, I64, POINTER, I64, I64, I64, POINTER, I64, POINTER, POINTER]
         made, code = function(self.module, name, VOID, kinds)
-        x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step = made.args
+        x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step, scales, row_scales = made.args
         vectors = shape.vectors * panels
         panel_bytes = code.times(words, shape.columns * _WORD)
         x_rows = [code.at(x, code.times(x_stride, row)) for row in range(rows)]
         panel_starts = [code.at(w, code.times(panel_bytes, panel)) for panel in range(panels)]
         zero = ir.Constant(vector(F32, shape.lanes), [0.0] * shape.lanes)
+        if self.given == "i8":
+            zero = ir.Constant(vector(I32, shape.lanes), [0] * shape.lanes)
 
         def accumulate(word: Value, *sums: Value) -> list[Value]:
             where = code.times(word, shape.columns * _WORD)
@@ -120,6 +140,8 @@ class _Kernels:
             return list(sums)
 
         sums = code.loop(words, accumulate, [zero] * (rows * vectors))
+        if self.scaled:
+            sums = self._scaled(code, sums, rows, scales, row_scales)
         full = code.icmp_signed(">=", columns, code.i64(vectors * shape.lanes))
         out_rows = [code.at(out, code.times(out_stride, row)) for row in range(rows)]
         with code.if_else(code.icmp_signed("==", out_bytes, code.i64(2))) as (short, long):
@@ -132,25 +154,57 @@ class _Kernels:
         code.ret_void()
         return made
 
-    def _factors(self, code: Code, weights: list[Value]) -> list[list[Value]]:
-        """What the words of weights hold for each word of x in turn: themselves, or each of two bf16 as fp32."""
-        if self.x_word == _WORD:
-            return [weights]
-        # A bf16 is the upper half of an fp32.
+    def _factors(self, code: Code, weights: list[Value]) -> Iterator[list[Value]]:
+        """What the words of weights hold for each word of x in turn: themselves, each of two bf16 or each of four
+        bytes as fp32."""
         words = weights[0].type
-        shift, mask = (ir.Constant(words, [value] * words.count) for value in (16, 0xFFFF0000))
-        return [[code.shl(word, shift) for word in weights], [code.and_(word, mask) for word in weights]]
+
+        def constant(number: int) -> Value:
+            return ir.Constant(words, [number] * words.count)
+
+        if self.x_word == _WORD:
+            yield weights
+        elif self.given == "bf16":  # the upper half of an fp32
+            yield [code.shl(word, constant(16)) for word in weights]
+            yield [code.and_(word, constant(0xFFFF0000)) for word in weights]
+        else:
+            for above in (24, 16, 8, 0):
+                up = [code.shl(word, constant(above)) for word in weights]
+                whole = [code.ashr(word, constant(24)) for word in up]
+                yield [code.sitofp(word, vector(F32, words.count)) for word in whole]
 
     def _multiply(self, code: Code, total: Value, weights: Value, group: Value) -> Value:
         """total + weights * group."""
         lanes = tile().lanes
         floats = vector(F32, lanes)
+        if self.given == "i8":
+            return code.intrinsic("llvm.x86.avx512.vpdpbusd.512", total.type, total, group, weights)
         if self.given == "bf16" and self.x_word == _WORD:
             pairs = vector(BF16, 2 * lanes)
             dot = "llvm.x86.avx512bf16.dpbf16ps.512"
             return code.intrinsic(dot, floats, total, code.bitcast(group, pairs), code.bitcast(weights, pairs))
         factors = code.bitcast(group, floats), code.bitcast(weights, floats)
         return code.intrinsic(f"llvm.fmuladd.v{lanes}f32", floats, *factors, total)
+
+    def _scaled(self, code: Code, sums: list[Value], rows: int, scales: Value, row_scales: Value) -> list[Value]:
+        """A tile's sums in fp32, times the scales of their columns and rows."""
+        shape, floats = tile(), vector(F32, tile().lanes)
+        vectors, made = len(sums) // rows, list(sums)
+        each_row = []
+        if self.given == "i8":
+            each_row = [code.splat(code.read(F32, row_scales, 4 * row, align=4), shape.lanes) for row in range(rows)]
+        for number in range(vectors):
+            panel, within = divmod(number, shape.vectors)
+            where = 4 * (2 * panel * shape.columns + within * shape.lanes)
+            scale = code.read(floats, scales, where, align=4)
+            for row in range(rows):
+                value = sums[row * vectors + number]
+                if self.given == "i8":
+                    above = code.read(value.type, scales, where + 4 * shape.columns, align=4)
+                    value = code.sitofp(code.sub(value, above), floats)
+                value = code.fmul(value, scale)
+                made[row * vectors + number] = code.fmul(value, each_row[row]) if each_row else value
+        return made
 
     def _store(
         self, code: Code, sums: list[Value], out_rows: list[Value], kind: ir.Type, columns: Value | None
@@ -177,12 +231,12 @@ class _Kernels:
                     code.intrinsic(name, VOID, value, target, ir.Constant(I32, out_bytes), mask)
 
     def block(self) -> ir.Function:
-        """block(x, w, words, out, out_bytes, columns, rows, first, last): rows of x times panels first..last-1 of a
-        weight that starts at w and has `columns` columns."""
+        """block(x, w, words, out, out_bytes, columns, rows, first, last, scales, row_scales): rows of x times panels
+        first..last-1 of a weight that starts at w and has `columns` columns."""
         shape = tile()
-        kinds = [POINTER, POINTER, I64, POINTER, I64, I64, I64, I64, I64]
+        kinds = [POINTER, POINTER, I64, POINTER, I64, I64, I64, I64, I64, POINTER, POINTER]
         made, code = function(self.module, f"block.{self.given}", VOID, kinds)
-        x, w, words, out, out_bytes, columns, rows, first, last = made.args
+        x, w, words, out, out_bytes, columns, rows, first, last, scales, row_scales = made.args
         x_stride, out_stride = code.times(words, self.x_word), code.times(columns, out_bytes)
         panel_bytes = code.times(words, shape.columns * _WORD)
         tiles = {
@@ -213,6 +267,8 @@ class _Kernels:
                     code.sub(columns, start),
                     code.at(w, code.times(code.plus(panel, panels), panel_bytes), share),
                     step,
+                    code.at(scales, code.times(panel, _scale_bytes())),
+                    code.at(row_scales, code.times(row, 4)),
                 ],
             )
 
@@ -251,8 +307,10 @@ class _Kernels:
 
     def linear(self, block: ir.Function) -> list[str]:
         """Handlers of linear(x [M, K], weights [S, panels, words, columns, group], number [], count []) -> [M, N]: the
-        first `count` rows, zeros behind them."""
+        first `count` rows, zeros behind them. Further operands where weights are scaled: scales [S, panels, 2, columns]
+        and, of i8, the rows' scales [M]."""
         fields = ("x", "w", "out", "out_bytes", "rows", "words", "columns", "panels", "wide", "groups", "high")
+        fields += _SCALES
         body, code = function(self.module, "linear.chunk", VOID, [POINTER, I64])
         job = _Job.of(code, body.args[0], fields)
         group, band = code.urem(body.args[1], job["groups"]), code.udiv(body.args[1], job["groups"])
@@ -273,15 +331,16 @@ class _Kernels:
             groups = code.ceil_div(panels, wide)
             values = (x.data, w, out.data, code.i64(out_bytes), rows, words, out.size(1), panels, wide, groups, high)
             chunks = code.times(groups, code.ceil_div(rows, high))
-            job = _Job.new(code, values)
+            job = _Job.new(code, (*values, *self._scales(frame, panels)))
             code.call(parallel_for(self.module), [frame.pointer, chunks, code.address(body), job])
 
         return self._handlers("linear", handle)
 
     def grouped(self, block: ir.Function) -> list[str]:
         """Handlers of grouped(x [R, K], weights, number [], group_sizes [E]) -> [R, N]: matrix number + e for the rows
-        of group e, zeros behind the last group."""
+        of group e, zeros behind the last group. Scales are further operands, as in linear."""
         fields = ("x", "w", "out", "out_bytes", "words", "columns", "panels", "wide", "groups", "table")
+        fields += _SCALES
         body, code = function(self.module, "grouped.chunk", VOID, [POINTER, I64])
         job = _Job.of(code, body.args[0], fields)
         part, entry = code.urem(body.args[1], job["groups"]), code.udiv(body.args[1], job["groups"])
@@ -313,7 +372,7 @@ class _Kernels:
             groups = code.ceil_div(panels, wide)
             values = (x.data, w, out.data, code.i64(out_bytes), words, out.size(1), panels, wide, groups, table)
             chunks = code.times(groups, count)
-            job = _Job.new(code, values)
+            job = _Job.new(code, (*values, *self._scales(frame, panels)))
             code.call(parallel_for(self.module), [frame.pointer, chunks, code.address(body), job])
             code.intrinsic("free", VOID, table)
 
@@ -338,13 +397,24 @@ class _Kernels:
                 rows,
                 first,
                 code.least(code.plus(first, job["wide"]), panels),
+                code.at(job["scales"], code.times(code.times(matrix, panels), _scale_bytes())),
+                code.at(job["row_scales"], code.times(row, 4)),
             ],
         )
         code.ret_void()
 
+    def _scales(self, frame: Frame, panels: Value) -> tuple[Value, Value]:
+        """Where the scales of the handler's first matrix and of x begin; anywhere if there are none."""
+        code, nowhere = frame.code, ir.Constant(POINTER, None)
+        if not self.scaled:
+            return nowhere, nowhere
+        number = code.sext(code.read(I32, frame.argument(2).data), I64)
+        scales = code.at(frame.argument(4).data, code.times(code.times(number, panels), _scale_bytes()))
+        return scales, frame.argument(5).data if self.given == "i8" else nowhere
+
     def _handlers(self, kind: str, handle: Callable[[Frame, int], None]) -> list[str]:
         """One handler for each type of result."""
-        wanted = {f"{kind}_{self.given}_f32": 4} | ({f"{kind}_bf16_bf16": 2} if self.given == "bf16" else {})
+        wanted = {f"{kind}_{self.given}_f32": 4} | ({f"{kind}_{self.given}_bf16": 2} if self.given != "f32" else {})
         for name, out_bytes in wanted.items():
 
             def of_this_type(frame: Frame, out_bytes: int = out_bytes) -> None:
@@ -352,6 +422,14 @@ class _Kernels:
 
             handler(self.module, name, of_this_type)
         return list(wanted)
+
+
+_SCALES = ("scales", "row_scales")
+
+
+def _scale_bytes() -> int:
+    """Bytes of one panel's scales: a number for each column, and what to take off its sum."""
+    return 2 * 4 * tile().columns
 
 
 class _Job(dict[str, Value]):
@@ -366,7 +444,7 @@ class _Job(dict[str, Value]):
 
     @classmethod
     def of(cls, code: Code, job: Value, fields: Sequence[str]) -> "_Job":
-        pointers = ("x", "w", "out", "table")
+        pointers = ("x", "w", "out", "table", *_SCALES)
         return cls({key: code.read(POINTER if key in pointers else I64, job, 8 * at) for at, key in enumerate(fields)})
 
 

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int
 
 from .. import ragged_attention
 from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..hardware import chip
+from ..quantized import is_quantized
 from ..reference import ReferenceBackend
-from .cache import KV_DTYPES, PAGE_SIZES, allocate_tpu_cache
+from ..token_scales import LARGEST, TokenScaled
+from .cache import KV_DTYPES, LANES, PAGE_SIZES, allocate_tpu_cache
 from .compiler_options import compiler_options
 from .decode import MAX_QUERIES, check_decode, decode_attention
 from .expert_weights import ExpertLayer, with_whole_experts
@@ -113,6 +115,8 @@ class TpuBackend(ReferenceBackend):
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         """A few rows at a time: XLA writes out the moves of every row that it gathers at once, and takes 16 to 26 s to
         compile 512 rows of 8,192; 64 at a time take 1.2 s, and no longer to run by its own estimate."""
+        if is_quantized(table):
+            return super().embed(table, ids)
         return (
             table[ids] if len(ids) <= _ROWS_AT_ONCE else jax.lax.map(lambda i: table[i], ids, batch_size=_ROWS_AT_ONCE)
         )
@@ -121,6 +125,8 @@ class TpuBackend(ReferenceBackend):
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
         """By the kernel, or by XLA where rows are too wide for it; rows behind the last group come out arbitrary."""
+        if is_quantized(weight):
+            return super().grouped_linear(x, weight, group_sizes)
         stack, layer = (weight.stack, weight.layer) if isinstance(weight, ExpertLayer) else (weight[None], jnp.int32(0))
         try:
             return grouped_matmul(x, stack, layer, group_sizes, generation=self.target, interpret=self.interpret)
@@ -165,8 +171,12 @@ class TpuBackend(ReferenceBackend):
 
     def allocate_cache(
         self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-    ) -> Num[Array, "L P rows lanes"]:
-        return allocate_tpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
+    ) -> PyTree:
+        """Of 8-bit numbers with a scale for each token, where pages are wide enough for these."""
+        pages = allocate_tpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
+        if jnp.dtype(dtype).name in LARGEST and page_size % LANES == 0:
+            return TokenScaled.of(pages, page_size)
+        return pages
 
     def memory(self) -> MemoryInfo:
         info = super().memory()

@@ -1,6 +1,6 @@
 """Checkpoints, in and out: Hugging Face folders, GGUF, Orbax, random weights; and where to get them."""
 
-from .base import Checkpoint, NamedTensors, OnBytes, Place, Placed, TensorInfo
+from .base import Checkpoint, Made, NamedTensors, OnBytes, Place, Placed, TensorInfo
 from .byte_files import Location, ReadCount
 from .convert import ConvertReport, Split, convert
 from .fingerprint import fingerprint
@@ -16,6 +16,7 @@ __all__ = [
     "ConvertReport",
     "KnownModel",
     "Location",
+    "Made",
     "NamedTensors",
     "OnBytes",
     "Place",

@@ -1,20 +1,21 @@
 """Builds the decoder's leaves out of named tensors, a block of rows at a time, straight into their final buffers."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ...backends.base import PyTree
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, unflatten, weight_specs
 from ..errors import ExtraTensorError, MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
 from ..families import family_named
-from .base import NamedTensors, OnBytes, Place, TensorInfo, first_device
+from ..families.sources import TensorSource
+from .base import Made, NamedTensors, OnBytes, Place, TensorInfo, first_device
 from .byte_files import MAX_WASTE, REQUEST_BYTES, ReadCount
 from .pieces import Piece, pieces_of, tensor_shape
 from .region import Entry
@@ -24,6 +25,9 @@ from .shards import aligned_empty, groups_of, place_leaf, relative
 BLOCK_BYTES = 8 * 2**20  # of float32: small against any model, large against the cost of a read
 STAGED = 3  # times a block: as it came, unpacked, in order
 REMOTE_BLOCK_BYTES = 128 * 2**20  # the same for what is far away: several requests at a time
+
+type Keep = Callable[[WeightSpec, TensorSource, Place], PyTree | None]
+"""A leaf out of what is stored for it, such as a quantised one; None where it is made of the tensors' values."""
 
 HARMLESS = (
     r".*rotary_emb\.inv_freq",  # recomputed from the configuration
@@ -39,6 +43,8 @@ def load_named(
     dtype: DTypeLike,
     source: str,
     place: Place | None = None,
+    made: Made | None = None,
+    keep: Keep | None = None,
     progress: OnBytes | None = None,
 ) -> Weights:
     """All the weights of a configuration, from tensors under Hugging Face names.
@@ -49,6 +55,8 @@ def load_named(
         dtype: of the weights.
         source: file or folder, for errors.
         place: where each leaf lives; the first device by default. Each process reads the bytes of its own shards.
+        made: what becomes of each leaf; itself by default.
+        keep: makes some leaves of what is stored for them.
         progress: called with bytes of weights made and their sum.
 
     Raises:
@@ -59,10 +67,14 @@ def load_named(
     plan = leaf_plans(tensors, config, dtype=dtype, source=source)
     total = sum(prod(leaf.spec.shape) * leaf.spec.dtype.itemsize for leaf in plan)
     done = 0
-    flat: dict[str, jax.Array] = {}
+    flat: dict[str, PyTree] = {}
     for leaf in plan:
-        made = place_leaf(leaf.spec, place(leaf.spec), leaf.read, together=not tensors.local)
-        flat[leaf.spec.path] = made.block_until_ready()  # or copies to an accelerator would pile up in host memory
+        kept = None if keep is None else keep(leaf.spec, leaf.pieces[0].source, place)
+        if kept is None:
+            placed = place_leaf(leaf.spec, place(leaf.spec), leaf.read, together=not tensors.local)
+            placed.block_until_ready()  # or copies to an accelerator would pile up in host memory
+            kept = placed if made is None else made(leaf.spec, placed)
+        flat[leaf.spec.path] = kept
         done += prod(leaf.spec.shape) * leaf.spec.dtype.itemsize
         if progress is not None:
             progress(done, total)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 type Place = Callable[[WeightSpec], jax.sharding.Sharding | Placed]
 """Where a leaf lives. Called once per leaf, before any byte of it is read."""
 
+type Made = Callable[[WeightSpec, jax.Array], Any]
+"""What becomes of each leaf as soon as it is there, such as a quantised one. It may delete the leaf."""
+
 type OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) as work goes on."""
 
@@ -129,9 +132,14 @@ class Checkpoint(Protocol):
         *,
         dtype: DTypeLike,
         place: Place | None = None,
+        made: Made | None = None,
+        keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
-        """Every weight in `dtype`, each where `place` says.
+        """Every weight in `dtype`, each where `place` says, or what `made` makes of it.
+
+        With `keep`, matrices that are stored as small numbers and scales come as Quantized where backends multiply
+        these as they are; otherwise, and in formats that have none, as what they stand for.
 
         Raises:
             MissingTensorError, ExtraTensorError, ShapeMismatchError: the tensors do not fit `config`.

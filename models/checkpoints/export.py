@@ -33,14 +33,16 @@ def outgoing_tensors(weights: Weights, config: ModelConfig, dtype: jnp.dtype | N
     """Every tensor of a checkpoint, layer by layer, none of them built yet.
 
     Args:
-        weights: the decoder's.
+        weights: the decoder's, or some of them.
         config: what they belong to.
         dtype: to convert to; as the weights are by default.
     """
     flat: Mapping[str, jax.Array] = flatten(weights)
     table = family_named(config.family).tensors(config)
     groups: dict[str, list[Piece]] = {}
-    for spec in weight_specs(config, jnp.dtype(jnp.float32)).values():
+    for path, spec in weight_specs(config, jnp.dtype(jnp.float32)).items():
+        if path not in flat:
+            continue
         for piece in pieces_of(spec, table[spec.key]):
             groups.setdefault(piece.name, []).append(piece)
     return [_outgoing(name, pieces, flat, dtype) for name, pieces in groups.items()]

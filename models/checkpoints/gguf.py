@@ -20,7 +20,7 @@ from ..decoder import Weights
 from ..errors import CheckpointError, CorruptCheckpointError, ShapeMismatchError
 from ..tokenizer import Tokenizer
 from .assemble import load_named
-from .base import OnBytes, Place, TensorInfo
+from .base import Made, OnBytes, Place, TensorInfo
 from .byte_files import ByteFile, Location, ReadCount, open_bytes
 from .gguf_config import config_from_gguf
 from .gguf_header import GGUFHeader, GGUFTensor, read_header
@@ -341,10 +341,14 @@ class GGUFCheckpoint:
         *,
         dtype: DTypeLike,
         place: Place | None = None,
+        made: Made | None = None,
+        keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         tensors = GGUFTensors(self._file, self.hf_config)
-        return load_named(tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
+        return load_named(
+            tensors, config, dtype=dtype, source=str(self.path), place=place, made=made, progress=progress
+        )
 
     @property
     def _has_tokenizer(self) -> bool:

@@ -15,12 +15,17 @@ from ..errors import UnsupportedQuantizationError
 from ..families import family_for
 from ..tokenizer import Tokenizer
 from .assemble import load_named
-from .base import NamedTensors, OnBytes, Place
+from .base import Made, NamedTensors, OnBytes, Place
+from .bitsandbytes import bitsandbytes_linears
 from .byte_files import Location, ReadCount
+from .compressed_tensors import compressed_linears, rounds_activations
+from .gptq import gptq_linears
 from .json_file import read_object
+from .kept import Keeper
 from .mxfp4 import Mxfp4Tensors
 from .remote import local_copy
 from .safetensors import FLOATS, SafetensorsTensors, open_folder
+from .stored_linears import LinearTensors
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -33,6 +38,15 @@ TOKENIZER_FILES: Final = (
     "vocab.json",
     "merges.txt",
 )
+
+
+_METHODS: Final = {
+    "compressed-tensors": compressed_linears,
+    "gptq": gptq_linears,
+    "awq": gptq_linears,
+    "bitsandbytes": bitsandbytes_linears,
+}
+"""How quantised weights are found, by quantization_config.quant_method."""
 
 
 class HFFolder:
@@ -49,11 +63,17 @@ class HFFolder:
     def _check_quantization(self) -> None:
         quantization = self.hf_config.get("quantization_config")
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        if method not in (None, "mxfp4"):
+        if method not in (None, "mxfp4", *_METHODS):
             raise UnsupportedQuantizationError(
                 f"{self.path / 'config.json'}: quantization_config.quant_method: found {str(method)[:60]!r}, expected "
-                "'mxfp4' or none; fetch the model in bf16, or as GGUF"
+                f"{', '.join(map(repr, _METHODS))}, 'mxfp4' or none; fetch the model in bf16, or as GGUF"
             )
+
+    @property
+    def quantized(self) -> str | None:
+        """How its weights are quantised; None if they are not."""
+        quantization = self.hf_config.get("quantization_config")
+        return str(quantization.get("quant_method")) if isinstance(quantization, dict) else None
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -65,13 +85,16 @@ class HFFolder:
 
     @cached_property
     def tensors(self) -> NamedTensors:
-        """The tensors under their names, blocks and scales of MXFP4 as one."""
+        """The tensors under their names; what is quantised as the floating-point tensors that it stands for."""
+        if self.quantized in _METHODS:
+            quantization = self.hf_config["quantization_config"]
+            return _METHODS[self.quantized](self._stored, quantization, self.path / "config.json")
         blocks = any(name.endswith("_blocks") for name in self._stored.infos)
         return Mxfp4Tensors(self._stored) if blocks else self._stored
 
     @property
     def stored_dtype(self) -> jnp.dtype:
-        return most_stored(self._stored)
+        return jnp.dtype(jnp.float32) if self.quantized in _METHODS else most_stored(self._stored)
 
     def load_weights(
         self,
@@ -79,9 +102,16 @@ class HFFolder:
         *,
         dtype: DTypeLike,
         place: Place | None = None,
+        made: Made | None = None,
+        keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
-        return load_named(self.tensors, config, dtype=dtype, source=str(self.path), place=place, progress=progress)
+        tensors, keeper = self.tensors, None
+        if keep and isinstance(tensors, LinearTensors):
+            keeper = Keeper(tensors, activations=rounds_activations(self.hf_config["quantization_config"])).leaf
+        return load_named(
+            tensors, config, dtype=dtype, source=str(self.path), place=place, made=made, keep=keeper, progress=progress
+        )
 
     def tokenizer(self) -> Tokenizer:
         with local_copy(self.path, (*TOKENIZER_FILES, "config.json", "generation_config.json")) as folder:

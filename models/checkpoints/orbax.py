@@ -16,18 +16,18 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax.typing import DTypeLike
 
+from ...backends.base import PyTree
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from ..errors import CheckpointError, CorruptCheckpointError, ExtraTensorError, MissingTensorError, ShapeMismatchError
 from ..tokenizer import Tokenizer
-from .base import OnBytes, Place, first_device
+from .base import Made, OnBytes, Place, first_device
 from .byte_files import Location, ReadCount, open_bytes
 from .hf_folder import TOKENIZER_FILES, copy_tokenizer_files
 from .json_file import read_object, write_object
@@ -94,6 +94,8 @@ class OrbaxFolder:
         *,
         dtype: DTypeLike,
         place: Place | None = None,
+        made: Made | None = None,
+        keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         specs = weight_specs(config, jnp.dtype(dtype))
@@ -101,10 +103,11 @@ class OrbaxFolder:
         place = place or first_device
         total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
         done = 0
-        flat: dict[str, jax.Array] = {}
+        flat: dict[str, PyTree] = {}
         for path, spec in specs.items():
             # Together, or a chunk that several shards share would be fetched for each of them.
-            flat[path] = place_leaf(spec, place(spec), self.reader(spec), together=True)
+            placed = place_leaf(spec, place(spec), self.reader(spec), together=True)
+            flat[path] = placed if made is None else made(spec, placed)
             done += prod(spec.shape) * spec.dtype.itemsize
             if progress is not None:
                 progress(done, total)

@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..decoder import Weights, flatten, init_weights, unflatten, weight_specs
 from ..errors import ModelNotFoundError, TokenizerError
 from ..tokenizer import Tokenizer
-from .base import OnBytes, Place, first_device
+from .base import Made, OnBytes, Place, first_device
 from .hf_folder import copy_tokenizer_files
 from .json_file import read_object
 from .shards import placed_as
@@ -75,13 +75,18 @@ class RandomCheckpoint:
         *,
         dtype: DTypeLike,
         place: Place | None = None,
+        made: Made | None = None,
+        keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         weights = self._made(config, jnp.dtype(dtype), place or first_device)
         if progress is not None:
             total = sum(leaf.nbytes for leaf in flatten(weights).values())
             progress(total, total)
-        return weights
+        if made is None:
+            return weights
+        flat = flatten(weights)
+        return unflatten({path: made(spec, flat.pop(path)) for path, spec in weight_specs(config, dtype).items()})
 
     def _made(self, config: ModelConfig, dtype: jnp.dtype, place: Place) -> Weights:
         placed = {path: placed_as(spec, place(spec)) for path, spec in weight_specs(config, dtype).items()}

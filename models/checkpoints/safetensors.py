@@ -34,6 +34,14 @@ _OTHERS: Final = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64, "C64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
+_NUMBERS: Final = {
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+"""What quantised weights are made of."""
 _BITS: Final = {name: dtype.itemsize * 8 for name, dtype in FLOATS.items()} | _OTHERS
 
 
@@ -77,11 +85,11 @@ class SafetensorsFile:
         return runs_of(shape, _BITS[entry.info.dtype] // 8, box, entry.start)
 
     def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
-        """Rows of a tensor; types of one byte that are no float are given as bytes."""
+        """Rows of a tensor; types of one byte that are no number here are given as bytes."""
         info = self.entries[name].info
         shape = (stop - start, *(b - a for a, b in within or whole(info.shape[1:])))
         raw = self._file.read(self.runs(name, start, stop, within))
-        return raw.view(FLOATS.get(info.dtype, np.dtype(np.uint8))).reshape(shape)
+        return raw.view(FLOATS.get(info.dtype) or _NUMBERS.get(info.dtype, np.dtype(np.uint8))).reshape(shape)
 
     def _entry(self, name: str, fields: object, data_start: int, size: int) -> _Entry:
         where = f"{self.path}: tensor {name[:100]!r}"

@@ -13,7 +13,10 @@ from .export import OutgoingTensor
 from .json_file import write_object
 
 MAX_SHARD_BYTES: Final = 5_000_000_000  # as save_pretrained() cuts
-_NAMES: Final = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NAMES: Final = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int8": "I8", "int32": "I32", "int64": "I64", "float8_e4m3fn": "F8_E4M3",
+}  # fmt: skip
 
 
 def write_safetensors(

@@ -53,21 +53,38 @@ CASES = [
     Case("float32", "bfloat16", 1, 5, 96, 64, AttentionSpec(0.1), sinks=True),
     Case("bfloat16", "float32", 2, 1, 128, 16, AttentionSpec(0.1, window=1)),
     Case("bfloat16", "bfloat16", 1, 4, 256, 32, AttentionSpec(0.06)),
+    Case("float32", "int8", 2, 3, 64, 32, AttentionSpec(0.125)),
+    Case("bfloat16", "int8", 1, 7, 80, 16, AttentionSpec(0.1, window=33), sinks=True),
+    Case("float32", "int8", 1, 1, 9, 48, AttentionSpec(0.3, soft_cap=30.0)),
 ]
 MARKED = [
-    pytest.param(case, id=str(case), marks=pytest.mark.slow if number in (2, 5, 6, 7, 8) else ())
+    pytest.param(case, id=str(case), marks=pytest.mark.slow if number in (2, 5, 6, 7, 8, 10, 11) else ())
     for number, case in enumerate(CASES)
 ]
 
 
 def unpacked(packed: np.ndarray, layout: PageLayout) -> np.ndarray:
-    """A cache of the CPU [L, P, K, elements] as one of the reference [L, P, page, 2, K, H]."""
+    """A cache of the CPU [L, P, K, elements] as one of the reference [L, P, page, 2, K, H];
+    in fp32 if it has scales."""
     lead, page, pair, head_dim = packed.shape[:-1], layout.page, layout.pair, layout.head_dim
-    keys, values = np.split(packed, [layout.key_elements], axis=-1)
+    keys, values, scales = np.split(packed, [layout.key_elements, layout.number_elements], axis=-1)
     keys = keys.reshape(*lead, -1, page, pair).swapaxes(-3, -2).reshape(*lead, page, -1)
     values = values.reshape(*lead, page // pair, -1, pair).swapaxes(-1, -2).reshape(*lead, page, -1)
     both = np.stack([keys[..., :head_dim], values[..., :head_dim]])
+    if layout.scaled:
+        each = np.ascontiguousarray(scales).view(np.float32).reshape(*lead, 2, page)
+        both = both.astype(np.float32) * np.moveaxis(each, -2, 0)[..., None]
     return np.moveaxis(both, (0, 3, 4), (3, 4, 2))
+
+
+def as_stored(x: np.ndarray, kv_dtype: str) -> np.ndarray:
+    """Keys or values [T, K, H] as the cache has them, in fp32."""
+    if kv_dtype != "int8":
+        return x.astype(kv_dtype).astype(np.float32)
+    wide = x.astype(np.float32)
+    largest = np.abs(wide).max(axis=2, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.rint(wide * (np.float32(127) / largest)) * (largest / np.float32(127))
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ def run(case: Case, step: Step, cache: jax.Array, sinks: np.ndarray | None) -> t
 def empty_cache(case: Case, num_pages: int) -> jax.Array:
     """Memory that was used before, for something else."""
     fresh = allocate_cpu_cache(case.group, num_pages=num_pages, page_size=case.page, dtype=case.kv_dtype)
-    return jnp.full_like(fresh, jnp.nan)
+    return jnp.full_like(fresh, -1 if case.kv_dtype == "int8" else jnp.nan)  # four bytes of -1 are a NaN, too
 
 
 def sinks_of(case: Case, rng: np.random.Generator) -> np.ndarray | None:
@@ -166,7 +183,7 @@ def test_attention_is_that_of_the_reference(
         step = drawn(case, rng, table, lengths)
         out, packed = run(case, step, packed, sinks)
         # In fp32, of keys and values as they are stored.
-        wide = step.q.astype(np.float32), *(x.astype(case.kv_dtype).astype(np.float32) for x in (step.k, step.v))
+        wide = step.q.astype(np.float32), *(as_stored(x, case.kv_dtype) for x in (step.k, step.v))
         want, plain = attend_by_reference(exact)(*wide, plain, jnp.int32(1), step.index, sinks=sinks)
         error = 2.0**-8 if case.dtype == "bfloat16" else 0.0
         np.testing.assert_allclose(out.astype(np.float32), want, rtol=error, atol=2e-5)
@@ -256,7 +273,7 @@ def test_attention_is_one_named_equation_in_the_jaxpr() -> None:
     ("dtype", "kv_dtype", "page", "message"),
     [
         ("float16", "float32", 16, "dtype float16, supported are float32, bfloat16"),
-        ("float32", "int8", 16, "kv dtype int8, supported are float32, bfloat16"),
+        ("float32", "float16", 16, "kv dtype float16, supported are float32, bfloat16, int8"),
         ("float32", "float32", 24, "page size 24, expected a multiple of 16"),
     ],
 )

@@ -223,7 +223,7 @@ def test_eight_bit_floats_are_refused_when_they_are_needed(tiny_folder: Callable
         folder.load_weights(config_from_hf(folder.hf_config), dtype="float32")
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["fp8", "hqq", "eetq"])
 def test_other_quantisations_are_refused_by_name(tiny_folder: Callable[..., Path], method: str) -> None:
     folder = tiny_folder(config={"quantization_config": {"quant_method": method}})
     with pytest.raises(

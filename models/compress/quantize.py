@@ -1,0 +1,100 @@
+"""Rounds weights to nearest, one leaf at a time as it is loaded."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...backends.base import PyTree
+from ...backends.errors import InvalidParameterError
+from ...backends.quantized import BOUNDS, Quantized, round_to
+from ..config import ModelConfig
+from ..decoder import WeightSpec, weight_specs
+from .scheme import Kind, Scheme
+
+_KEPT = frozenset({"router", "one", "positions"})
+"""Axes of small matrices that decide much: routers, gates of experts, learned positions."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What a scheme makes of each leaf of a model's weights."""
+
+    scheme: Scheme
+
+    def __call__(self, spec: WeightSpec, leaf: Float[Array, "..."]) -> PyTree:
+        """The leaf as Quantized, or itself where it is no matrix that the scheme is for; `leaf` is consumed."""
+        plan = self.plan(spec)
+        if plan is None:
+            return leaf
+        kind, groups, activations = plan
+        made = _quantize(leaf, kind, groups, activations)
+        jax.block_until_ready(made)
+        leaf.delete()
+        return made
+
+    def abstract(self, spec: WeightSpec) -> PyTree:
+        """The shapes of what the leaf becomes."""
+        leaf, plan = jax.ShapeDtypeStruct(spec.shape, spec.dtype), self.plan(spec)
+        return leaf if plan is None else jax.eval_shape(lambda x: _quantize(x, *plan), leaf)
+
+    def plan(self, spec: WeightSpec) -> tuple[Kind, tuple[int, ...], bool] | None:
+        """Type of the numbers, how many groups each axis of the weight has, and whether activations are rounded; None
+        for what stays.
+
+        Raises:
+            InvalidParameterError: groups do not divide what is summed over.
+        """
+        if not spec.contracted or not _KEPT.isdisjoint(spec.axes):
+            return None
+        outer = spec.shape[: len(spec.shape) - spec.contracted]
+        if "vocab" in spec.axes and self.scheme.tables is None:
+            return None
+        if "vocab" in spec.axes:
+            return self.scheme.tables, (*outer, 1), self.scheme.activations
+        return self.scheme.kind, (*outer, *self._groups(spec)), self.scheme.activations
+
+    def _groups(self, spec: WeightSpec) -> tuple[int, ...]:
+        """Groups along the axes that are summed over: of the last axis, or of whole entries of the ones before."""
+        group, inner = self.scheme.group, spec.shape[len(spec.shape) - spec.contracted :]
+        if group is None:
+            return (1,) * len(inner)
+        if inner[-1] % group == 0:
+            return (*inner[:-1], inner[-1] // group)
+        if len(inner) == 2 and group % inner[-1] == 0 and inner[0] % (group // inner[-1]) == 0:
+            return inner[0] * inner[-1] // group, 1
+        shown = " x ".join(map(str, inner))
+        raise InvalidParameterError(
+            "quantize", self.scheme.name, f"groups that divide the {shown} inputs of {spec.path}, such as NAME:32"
+        )
+
+
+def quantizer(scheme: Scheme, config: ModelConfig) -> Quantizer:
+    """What quantises a model's leaves; nothing has been read yet.
+
+    Raises:
+        InvalidParameterError: the scheme's groups do not divide a weight of this model.
+    """
+    made = Quantizer(scheme)
+    for spec in weight_specs(config, jnp.float32).values():
+        made.plan(spec)
+    return made
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantize(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
+    """Scales that take the largest number of each group to the end of the type, and the nearest numbers."""
+    spread: list[int] = []
+    for size, count in zip(weight.shape, groups, strict=True):
+        spread += [count, size // count]
+    grouped = weight.reshape(spread).astype(jnp.float32)
+    within = tuple(range(1, len(spread), 2))
+    largest = jnp.abs(grouped).max(axis=within, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1) / BOUNDS[kind]
+    values = round_to(grouped / scale, kind).reshape(weight.shape)
+    if kind == "int4":
+        shifted = (values + 8).astype(jnp.uint8).reshape(*values.shape[:-1], -1, 2)
+        values = shifted[..., 0] | (shifted[..., 1] << 4)
+    return Quantized(values, scale.reshape(groups), kind, jnp.dtype(weight.dtype), activations)

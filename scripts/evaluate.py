@@ -1,0 +1,157 @@
+"""`distaff eval`: what a model's numbers cost in quality."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..backends.errors import DistaffError, InvalidParameterError, UsageError
+from .options import Backend, Debug, Dtype, Json, KVDtype, Offline, Quantize
+from .output import print_json
+from .progress import ProgressDisplay, Step
+from .reporting import reporting
+from .startup import prepare_devices
+
+if TYPE_CHECKING:
+    from ..serving.evaluate import Quality
+
+LIMITS = "Limits"
+"""Title of the options that make it fail."""
+
+
+class QualityError(DistaffError):
+    """A model is further from its reference than was allowed."""
+
+
+MaxKL = Annotated[
+    float | None,
+    typer.Option("--max-kl", help="Fail if the mean KL is above this.", metavar="NATS", rich_help_panel=LIMITS),
+]
+MaxPplIncrease = Annotated[
+    float | None,
+    typer.Option(
+        "--max-ppl-increase",
+        help="Fail if perplexity rises by more than this share, such as 0.02.",
+        metavar="X",
+        rich_help_panel=LIMITS,
+    ),
+]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="What --model takes: a name, a folder, a .gguf file.")],
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="REF", help="Compare with this one, in fp32. [default: MODEL unrounded]"),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", metavar="FILE", help="Text to read, UTF-8. [default: a sample]")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", min=64, help="Read no more than these.")
+    ] = None,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", min=16, help="Tokens that are read at once, from nothing.")
+    ] = 512,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="What MODEL's weights are held in.")] = Dtype.FLOAT32,
+    kv_dtype: KVDtype = None,
+    quantize: Quantize = None,
+    backend: Backend = "auto",
+    max_kl: MaxKL = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    offline: Offline = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model on a text, and how far it is from another.
+
+    Perplexity alone, or with --against, --quantize, --kv-dtype or another --dtype also the divergence from the
+    reference at every place of the text. The options apply to MODEL; the reference is computed in fp32.
+
+    \b
+    Examples:
+      distaff eval smollm2-135m-instruct
+      distaff eval smollm2-135m-instruct --quantize int8 --kv-dtype int8
+      distaff eval ./smaller --against smollm2-135m-instruct --max-kl 0.05 --json
+
+    \b
+    --json prints one object:
+      model, reference, dtype, quantize, kv_dtype, backend, window, tokens, perplexity, and with a reference
+      reference_perplexity, mean_kl, p99_kl, max_kl (nats), top1_agreement
+    """
+    with reporting(debug):
+        prepare_devices()
+        compared = against or (model if quantize or kv_dtype or dtype is not Dtype.FLOAT32 else None)
+        if compared is None and (max_kl is not None or max_ppl_increase is not None):
+            raise UsageError("--max-kl and --max-ppl-increase need something to compare with: give --against REF")
+        from ..serving.measure_quality import Measured, measure_quality
+
+        with ProgressDisplay(model) as display:
+            subject = Measured(model, dtype=dtype.value, quantize=quantize, kv_dtype=kv_dtype)
+            reference = None if compared is None else Measured(compared)
+            quality = measure_quality(
+                subject,
+                reference,
+                text=None if text is None else read_text(text),
+                max_tokens=tokens,
+                window=window,
+                backend=backend,
+                offline=offline or None,
+                progress=lambda done, total: display(Step("load", done, total)),
+            )
+        told = {
+            "model": model,
+            "reference": compared,
+            "dtype": dtype.value,
+            "quantize": quantize,
+            "kv_dtype": kv_dtype,
+            "window": window,
+        }
+        if json:
+            print_json(told | quality.to_dict())
+        else:
+            typer.echo("\n".join(quality_table(quality)))
+        check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase)
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UsageError: it cannot be read, or it is empty.
+    """
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {path}: cannot be read as UTF-8 ({error}); give a text file") from error
+    if not found.strip():
+        raise InvalidParameterError("--text", str(path), "a file with text in it")
+    return found
+
+
+def quality_table(quality: "Quality") -> list[str]:
+    """For people."""
+    rows: list[tuple[str, Any, str]] = [
+        ("tokens", quality.tokens, "d"),
+        ("perplexity", quality.perplexity, ".4f"),
+        ("perplexity of the reference", quality.reference_perplexity, ".4f"),
+        ("mean KL, nats", quality.mean_kl, ".5f"),
+        ("99th percentile of KL", quality.p99_kl, ".5f"),
+        ("largest KL", quality.max_kl, ".5f"),
+        ("same most likely token", quality.top1_agreement, ".2%"),
+    ]
+    return [f"{name:<30}{format(value, form)}" for name, value, form in rows if value is not None]
+
+
+def check_quality(quality: "Quality", *, max_kl: float | None, max_ppl_increase: float | None) -> None:
+    """Holds a model against its limits.
+
+    Raises:
+        QualityError: it is beyond one.
+    """
+    if max_kl is not None and quality.mean_kl is not None and not quality.mean_kl <= max_kl:
+        raise QualityError(f"mean KL is {quality.mean_kl:.5f} nats, allowed are {max_kl}; round less, or calibrate")
+    if max_ppl_increase is not None and quality.reference_perplexity is not None:
+        rise = quality.perplexity / quality.reference_perplexity - 1
+        if not rise <= max_ppl_increase:
+            raise QualityError(f"perplexity rises by {rise:.2%}, allowed are {max_ppl_increase:.2%}; round less")

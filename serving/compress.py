@@ -1,0 +1,122 @@
+"""Makes a smaller checkpoint, measures it, and leaves it only where it is good enough."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..backends.errors import InvalidParameterError, UnsupportedError
+from ..models.checkpoints import Checkpoint, open_checkpoint, resolve_model
+from ..models.checkpoints.hf_folder import HFFolder
+from ..models.checkpoints.json_file import read_object, write_object
+from ..models.checkpoints.saving import new_path
+from ..models.compress import parse_scheme, quantizer
+from ..models.compress.calibrate import calibrate
+from ..models.compress.methods import check_method, quantized
+from ..models.compress.saving import check_writable, write_quantized
+from ..models.compress.texts import sample_text
+from ..models.families import config_from_hf
+from .evaluate import Quality
+from .measure_quality import Measured, measure_quality
+
+MIN_CALIBRATION = 256
+"""A text of fewer tokens says too little of what goes into a matrix."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What came out: bytes of all files of weights before (in memory, in dtype) and after, and the quality."""
+
+    before: int
+    after: int
+    quality: Quality
+
+
+def quantize_checkpoint(
+    source: str,
+    destination: Path,
+    scheme: str,
+    *,
+    method: str = "rtn",
+    calibration: str | None = None,
+    calibration_tokens: int = 4096,
+    dtype: str = "bfloat16",
+    text: str | None = None,
+    max_tokens: int | None = None,
+    window: int = 512,
+    backend: str = "auto",
+    overwrite: bool = False,
+    offline: bool | None = None,
+    check: Callable[[Quality], None] = lambda quality: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Compressed:
+    """Rounds a checkpoint's matrices and writes the result in the layout of compressed-tensors.
+
+    The table of the vocabulary stays as it is.
+
+    Args:
+        scheme: as parse_scheme reads it.
+        method: how numbers are chosen: rtn (to nearest), or with a text gptq, awq or smoothquant.
+        calibration, calibration_tokens: that text, by default a sample, and how much of it is read.
+        dtype: of what stays, and of activations wherever the result runs.
+        text, max_tokens, window, backend: for measure_quality, of the result against the source in fp32.
+        check: raises where the quality is not good enough; nothing is written then.
+
+    Raises:
+        DistaffError: any of its kinds; the destination is then untouched.
+    """
+    found = replace(parse_scheme(scheme, "scheme"), tables=None)
+    checkpoint = open_checkpoint(resolve_model(source, offline=offline))
+    if isinstance(checkpoint, HFFolder) and checkpoint.quantized:
+        raise UnsupportedError(
+            f"{checkpoint.path}: found weights that are quantised already ({checkpoint.quantized}), expected them as "
+            "they were trained; 'distaff convert' expands them"
+        )
+    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    check_writable(found, config)
+    check_method(method, found, config)
+    windows = [] if method == "rtn" else _windows(checkpoint, calibration, calibration_tokens, window)
+    made, before = quantizer(found, config), 0
+
+    def counted(spec: Any, leaf: Any) -> Any:
+        nonlocal before
+        before += leaf.nbytes
+        return made(spec, leaf) if method == "rtn" else leaf
+
+    with new_path(destination, overwrite=overwrite) as folder:
+        folder.mkdir()
+        weights = checkpoint.load_weights(config, dtype=jnp.dtype(dtype), made=counted, progress=progress)
+        if method != "rtn":
+            weights = quantized(weights, config, found, method, calibrate(config, weights, windows))
+        told: dict[str, Any] = {"scheme": found.name, "method": method, "source": Path(source).name}
+        write_quantized(weights, found, folder, config=config, source=checkpoint, told=told)
+        del weights
+        quality = measure_quality(
+            Measured(str(folder), dtype=dtype),
+            Measured(source),
+            text=text,
+            max_tokens=max_tokens,
+            window=window,
+            backend=backend,
+            offline=offline,
+        )
+        check(quality)
+        write_object(
+            folder / "config.json", {**read_object(folder / "config.json"), "distaff": told | quality.to_dict()}
+        )
+        after = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Compressed(before, after, quality)
+
+
+def _windows(checkpoint: Checkpoint, text: str | None, tokens: int, size: int) -> list[list[int]]:
+    """A text to calibrate with, in pieces.
+
+    Raises:
+        InvalidParameterError: it is too short.
+    """
+    ids = checkpoint.tokenizer().encode(text or sample_text("calibration"))[:tokens]
+    if len(ids) < MIN_CALIBRATION:
+        raise InvalidParameterError("calibration", f"{len(ids)} tokens", f"a text of at least {MIN_CALIBRATION} tokens")
+    return [ids[first : first + size] for first in range(0, len(ids), size)]

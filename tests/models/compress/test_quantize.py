@@ -1,0 +1,97 @@
+"""Rounding to nearest: every family's logits stay near those of fp32, and what does not fit is refused."""
+
+import json
+from functools import cache
+from math import prod
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distaff.backends.errors import InvalidParameterError
+from distaff.backends.quantized import Quantized, dequantized
+from distaff.models.checkpoints import open_checkpoint, shipped_configs
+from distaff.models.compress import SCHEMES, Quantizer, parse_scheme, quantizer
+from distaff.models.decoder import Weights, WeightSpec, flatten, weight_specs
+from distaff.models.families import config_from_hf
+
+from ...golden.harness import CASES, GOLDEN, Golden, Text
+
+DEFAULT = "gpt_oss"
+BOUNDS = {"int8-weight": 0.04, "int8": 0.12, "fp8-weight": 0.15, "fp8": 0.3, "int4:2": 0.3}
+"""Root mean square error of the logits over their standard deviation."""
+
+
+def loaded(golden: Golden, scheme: str) -> Weights:
+    made = quantizer(parse_scheme(scheme), golden.config)
+    return open_checkpoint(golden.folder).load_weights(golden.config, dtype=jnp.float32, made=made)
+
+
+@cache
+def golden_of(case: str) -> Golden:
+    return Golden(GOLDEN / case)
+
+
+@pytest.mark.parametrize(
+    ("case", "scheme"),
+    [
+        pytest.param(case, scheme, marks=() if (case, scheme) == (DEFAULT, "int8") else pytest.mark.slow)
+        for case in CASES
+        for scheme in (BOUNDS if case == DEFAULT else ("int8", "int8-weight"))
+    ],
+)
+def test_logits_stay_near(case: str, scheme: str) -> None:
+    golden = golden_of(case)
+    weights = loaded(golden, scheme)
+    logits = Text(golden.config, weights).feed(golden.tokens[:40])
+    error = np.sqrt(np.square(logits - golden.logits[:40]).mean()) / golden.logits.std()
+    print(f"{case}, {scheme}: {error:.4f}")
+    assert 0 < error < BOUNDS[scheme]
+    kinds = {path: leaf.kind for path, leaf in flatten(weights).items() if isinstance(leaf, Quantized)}
+    assert any(path.endswith("attention.q.weight") for path in kinds) and "embedder.table" in kinds
+    assert not any("router" in path or "norm" in path or "positions" in path for path in kinds)
+
+
+def test_the_largest_of_a_channel_goes_to_the_end_of_the_type() -> None:
+    """By hand: scales are 10 / 127.5 and 2 / 127.5, 10 -> 127.5 -> cut to 127."""
+    spec = WeightSpec("w", "w", (2, 4), jnp.dtype("float32"), ("mlp", "embed"), None, 1)
+    made = Quantizer(SCHEMES["int8"])(spec, jnp.asarray([[1.0, -10.0, 10.0, 0.0], [2.0, 1.0, -1.0, 0.5]]))
+    np.testing.assert_array_equal(made.values, [[13, -128, 127, 0], [127, 64, -64, 32]])
+    np.testing.assert_allclose(made.scale, [[10 / 127.5], [2 / 127.5]], rtol=1e-6)
+    assert made.activations
+
+
+@pytest.mark.parametrize("group", [2, 8, 16, 32])
+def test_groups_run_over_heads_and_their_widths(group: int) -> None:
+    """Of an output projection [D, N, H] with H = 8: groups within a head, of one, of two and of four heads."""
+    rng = np.random.default_rng(0)
+    spec = WeightSpec("o", "o", (3, 4, 8), jnp.dtype("float32"), ("embed", "heads", "head_dim"), None, 2)
+    weight = rng.normal(size=(3, 4, 8)).astype(np.float32)
+    made = Quantizer(parse_scheme(f"int4:{group}"))(spec, jnp.asarray(weight))
+    groups = weight.reshape(3, -1, group).astype(np.float64)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / 7.5
+    want = (np.clip(np.rint(groups / scale), -8, 7) * scale).reshape(3, 4, 8)
+    np.testing.assert_allclose(dequantized(made), want, rtol=1e-5)
+
+
+def test_groups_that_do_not_divide_are_refused_before_anything_is_read() -> None:
+    golden = golden_of("llama2")
+    with pytest.raises(InvalidParameterError, match=r"'int4:50', expected groups that divide the 36 inputs of segm"):
+        quantizer(parse_scheme("int4:50"), golden.config)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "most"), [("int8", 0.53), ("int8-weight", 0.53), ("int4", 0.30), ("int4:128", 0.30)]
+)
+def test_matrices_are_as_small_as_promised(scheme: str, most: float) -> None:
+    """Llama-3.1-8B, by arithmetic."""
+    config = config_from_hf(json.loads(shipped_configs()["llama-3.1-8b"].read_text()))
+    made = quantizer(parse_scheme(scheme), config)
+    plain = small = 0
+    for spec in weight_specs(config, jnp.bfloat16).values():
+        if made.plan(spec) is not None and "vocab" not in spec.axes:
+            leaf = made.abstract(spec)
+            plain += 2 * prod(spec.shape)
+            small += leaf.nbytes
+    print(f"{scheme}: {small / plain:.4f}")
+    assert 0.25 < small / plain < most

@@ -1,0 +1,68 @@
+"""`distaff compress` and `distaff eval` on a tiny model: what is written runs, limits are kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+type Run = Callable[..., int]
+type Capture = pytest.CaptureFixture[str]
+FEW = "--window 32 --tokens 64"
+
+
+def told(capsys: Capture) -> dict[str, float]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_rounded_checkpoint_runs_and_says_what_it_is(
+    distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    made = tmp_path / "int8"
+    options = f"--scheme int8 --method smoothquant --dtype float32 {FEW} --calibration-tokens 256 --json".split()
+    assert distaff("compress", "quantize", str(tiny_model), str(made), *options) == 0
+    report = told(capsys)
+    assert 0 < report["mean_kl"] < 0.1 and report["bytes"] < report["bytes_before"]
+    config = json.loads((made / "config.json").read_text())
+    assert config["distaff"]["method"] == "smoothquant" and config["distaff"]["mean_kl"] == report["mean_kl"]
+    assert distaff("eval", str(made), "--against", str(tiny_model), *FEW.split(), "--json") == 0
+    again = told(capsys)
+    assert again["mean_kl"] == pytest.approx(report["mean_kl"], rel=1e-5)
+    assert distaff("generate", "-m", str(made), "-p", "abc", "--max-tokens", "4", "--temperature", "0") == 0
+    assert distaff("generate", "-m", str(made), "-p", "abc", "--quantize", "int8") == 2
+    assert "is quantised already (compressed-tensors)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_limits_are_kept(distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    made = tmp_path / "int4"
+    given = f"--scheme int4:4 {FEW} --max-kl 1e-9".split()
+    assert distaff("compress", "quantize", str(tiny_model), str(made), *given) == 1
+    assert "allowed are 1e-09" in capsys.readouterr().err and not made.exists()
+    assert distaff("eval", str(tiny_model), "--quantize", "int8", *FEW.split(), "--max-ppl-increase", "0.5") == 0
+    out = capsys.readouterr().out
+    assert "mean KL, nats" in out and "same most likely token" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compress quantize MODEL DST --scheme int3", "scheme is 'int3', expected one of int8"),
+        ("compress quantize MODEL DST --scheme int4:64", "expected groups that divide the 32 inputs"),
+        ("compress quantize MODEL DST --method gptq --scheme fp8", "gptq is for whole numbers"),
+        ("compress quantize MODEL DST --method awq --scheme int4:4 --calibration EMPTY", "expected a file with text"),
+        ("compress quantize MODEL DST --method gptq --scheme int4:4 --calibration SHORT", "a text of at least 256"),
+        ("eval MODEL --max-kl 1", "need something to compare with: give --against REF"),
+        ("eval MODEL --text SHORT", "text is '3 tokens', expected at least 64 tokens"),
+        ("eval MODEL --kv-dtype int3", "kv_dtype is 'int3', expected one of"),
+    ],
+)
+def test_bad_input_is_refused_before_work_starts(
+    distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture, arguments: str, message: str
+) -> None:
+    names = {"MODEL": tiny_model, "DST": tmp_path / "out", "EMPTY": tmp_path / "empty", "SHORT": tmp_path / "short"}
+    names["EMPTY"].write_text(" \n")
+    names["SHORT"].write_text("abc")
+    assert distaff(*(str(names.get(word, word)) for word in arguments.split())) == 2
+    assert message in capsys.readouterr().err and not names["DST"].exists()

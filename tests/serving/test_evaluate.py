@@ -1,0 +1,80 @@
+"""Perplexity and divergence against numpy in float64, and a model against itself."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distaff.backends.errors import InvalidParameterError
+from distaff.backends.select import select_backend
+from distaff.models.checkpoints import open_checkpoint
+from distaff.models.compress import parse_scheme, quantizer
+from distaff.serving.evaluate import Forward, evaluate, windows
+
+from ..golden.harness import GOLDEN, Golden
+
+VOCABULARY = 50
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores out of a table: they depend on the token before alone."""
+
+    scores: np.ndarray
+    window: int = 32
+
+    def __call__(self, tokens: list[int]) -> jax.Array:
+        padded = [*tokens, *[0] * (self.window - len(tokens))]
+        return jnp.asarray(self.scores[padded])
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - np.log(np.exp(x.astype(np.float64)).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("bos", [None, 7])
+def test_figures_are_those_of_the_formulas(bos: int | None) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, 100).tolist()
+    ours, theirs = (rng.normal(size=(VOCABULARY, VOCABULARY), scale=2).astype(np.float32) for _ in range(2))
+    found = evaluate(Table(ours), ids, Table(theirs), bos=bos)  # pyright: ignore[reportArgumentType]
+    pieces = list(windows(ids, 32, bos))
+    before = np.concatenate([piece[:-1] for piece in pieces])
+    after = np.concatenate([piece[1:] for piece in pieces])
+    q, p = log_softmax(ours)[before], log_softmax(theirs)[before]
+    kl = (np.exp(p) * (p - q)).sum(axis=1)
+    assert found.tokens == len(after) == (96 if bos is None else 100)
+    np.testing.assert_allclose(found.perplexity, np.exp(-q[np.arange(len(after)), after].mean()), rtol=1e-5)
+    np.testing.assert_allclose(found.reference_perplexity, np.exp(-p[np.arange(len(after)), after].mean()), rtol=1e-5)
+    np.testing.assert_allclose(
+        [found.mean_kl, found.p99_kl, found.max_kl], [kl.mean(), np.quantile(kl, 0.99), kl.max()], rtol=1e-4
+    )
+    np.testing.assert_allclose(found.top1_agreement, (q.argmax(axis=1) == p.argmax(axis=1)).mean(), rtol=1e-6)
+
+
+def test_a_short_text_is_refused() -> None:
+    table = Table(np.zeros((VOCABULARY, VOCABULARY), np.float32))
+    with pytest.raises(InvalidParameterError, match="text is '63 tokens', expected at least 64"):
+        evaluate(table, [1] * 63)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_does_not_differ_from_itself_and_a_rounded_one_does() -> None:
+    golden, backend = Golden(GOLDEN / "llama31"), select_backend("cpu")
+    ids = (golden.tokens * 3)[:100]
+
+    def forward(scheme: str | None, kv_dtype: str) -> Forward:
+        made = None if scheme is None else quantizer(parse_scheme(scheme), golden.config)
+        weights = open_checkpoint(golden.folder).load_weights(golden.config, dtype=jnp.float32, made=made)
+        return Forward(golden.config, weights, backend, kv_dtype=kv_dtype, window=48)
+
+    exact = forward(None, "float32")
+    same = evaluate(forward(None, "float32"), ids, exact)
+    assert same.mean_kl == 0 and same.top1_agreement == 1 and same.perplexity == same.reference_perplexity
+    divergences = [
+        evaluate(forward(*each), ids, exact).mean_kl for each in (("int8-weight", "float32"), ("int8", "int8"))
+    ]
+    print(divergences)
+    assert divergences[0] is not None and divergences[1] is not None
+    assert 0 < divergences[0] < divergences[1] < 0.1
