@@ -183,10 +183,9 @@ def compiled(config: ModelConfig, layout: Layout, topology: str, shape: StepShap
     others = sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(case.abstract_args[2:]))
     memory = program.memory_analysis()
     assert memory is not None
-    cache_spec = case.in_specs[1] if case.in_specs is not None else None
-    caches = {
-        NamedSharding(mesh, cache_spec).shard_shape(leaf.shape) for leaf in jax.tree.leaves(case.abstract_args[1])
-    }
+    assert case.in_specs is not None
+    part = NamedSharding(mesh, cast(PartitionSpec, case.in_specs[1]))
+    caches = {part.shard_shape(leaf.shape) for leaf in jax.tree.leaves(case.abstract_args[1])}
     copied = [
         tuple(map(int, dims.split(",")))
         for instructions in module.computations.values()
