@@ -169,7 +169,7 @@ def bench_offline(
 
     \b
     --json prints one object:
-      model, backend, dtype, policy, sampling, requests, prompt_tokens, output_tokens, elapsed_s,
+      model, backend, dtype, quantize, kv_dtype, policy, sampling, requests, prompt_tokens, output_tokens, elapsed_s,
       cpu_s (of this process), output_tokens_per_s, total_tokens_per_s, requests_per_s, rounds, failed,
       ttft_ms, tpot_ms, itl_ms, e2el_ms (p50, p90, p99, mean of each), prefill and decode (seconds, steps, tokens,
       tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
@@ -241,7 +241,11 @@ class _Run:
     limits: "MachineLimits | None" = None
 
     def report(self, policy: Policy) -> dict[str, Any]:
+        import jax.numpy as jnp
+
+        from ..models.compress import parse_scheme
         from ..serving.limits import measure_limits
+        from ..serving.llm import KV_DTYPES
         from ..serving.measurement import report, run_round
 
         started = time.perf_counter()
@@ -261,6 +265,7 @@ class _Run:
         finally:
             llm.close()
         num_bytes = 4 if self.options["dtype"] == Dtype.FLOAT32 else 2
+        scheme, kv_dtype = self.options["quantize"], self.options["kv_dtype"]
         return {
             "model": self.model,
             "backend": llm.backend.name,
@@ -273,8 +278,8 @@ class _Run:
                 measured,
                 config=llm.config,
                 limits=self.limits,
-                weight_bytes=num_bytes,
-                kv_bytes=num_bytes,
+                weight_bytes=num_bytes if scheme is None else parse_scheme(scheme).weight_bytes,
+                kv_bytes=jnp.dtype(KV_DTYPES[kv_dtype]).itemsize if kv_dtype else num_bytes,
                 goodput=self.goodput,
             ),
             "limits": asdict(self.limits),

@@ -28,6 +28,11 @@ class Scheme:
     group: int | None = None
     tables: Kind | None = "int8"
 
+    @property
+    def weight_bytes(self) -> float:
+        """Of a weight, with its part of a group's scale."""
+        return (0.5 if self.kind == "int4" else 1.0) + (4 / self.group if self.group else 0.0)
+
 
 SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
