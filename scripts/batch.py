@@ -49,18 +49,20 @@ from .options import (
     Hosts,
     HostTimeout,
     Json,
+    KVDtype,
     KVMemory,
     Layout,
     MaxBatch,
     NumHosts,
     Offline,
+    Quantize,
     parse_size,
 )
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
-from .startup import keep_stdout, prepare_layout, read_hosts, warn_unused
+from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
 
 if TYPE_CHECKING:
     from ..serving.batch_jobs.formats import InputFiles
@@ -109,6 +111,8 @@ def run(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What weights and cache are held in.", rich_help_panel=ENGINE)
     ] = Dtype.BFLOAT16,
+    kv_dtype: KVDtype = None,
+    quantize: Quantize = None,
     backend: Backend = "auto",
     layout: Layout = None,
     devices: Devices = None,
@@ -178,7 +182,7 @@ def run(
             keep_stdout()
         options: dict[str, Any] = {
             "dtype": dtype.value, "backend": backend, "offline": offline or None, "deterministic": deterministic,
-            **given(max_batch=max_batch, context=context, layout=layout,
+            **given(max_batch=max_batch, context=context, layout=layout, quantize=quantize, kv_dtype=kv_dtype,
                     hosts=joined,
                     kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory)),
         }  # fmt: skip
@@ -207,6 +211,7 @@ def run(
         job_spec = JobSpec(ids=ids, seed=seed, shard=part, settings=given(
             served_model_names=served_model_name, defaults=spec.defaults or None, template=template,
             prompt_column=prompt_column, id_column=id_column, endpoint=endpoint.value,
+            quantize=quantize, kv_dtype=kv_dtype,
         ))  # fmt: skip
         files = InputFiles(spec)
         names = served_model_name or ()
@@ -258,7 +263,7 @@ def run(
                     from ..serving.garbage import settle_memory
 
                     llm = LLM(model or "", on_progress=display, **options)
-                    warn_unused(llm, layout)
+                    print_remarks(llm, layout)
                     llm.engine.warm_up()
                     settle_memory()
                 try:

@@ -269,7 +269,7 @@ def card_of(llm: LLM, name: str) -> ModelCard:
         backend=llm.backend.name,
         layout=llm.layout,
         max_batch=llm.engine.max_batch,
-        weights=fingerprint(llm.path),
+        weights="-".join(filter(None, (fingerprint(llm.path), llm.quantize))),
         has_tokenizer=tokenizer is not None,
         has_chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         bos_id=None if tokenizer is None else tokenizer.bos_id,

@@ -15,7 +15,7 @@ class ModelCard:
         context: longest text in tokens, prompt included.
         layout: how it lies on several devices; "" is one.
         max_batch: sequences computed at once.
-        weights: a hash that tells its checkpoint from others; "" where nobody knows.
+        weights: tells them from others: a hash of the checkpoint, and how they were rounded; "" where nobody knows.
         embeds: whether EMBED requests are served.
         has_tokenizer, has_chat_template: whether text and conversations are understood, besides token ids.
         eos_ids: tokens that end a text.
