@@ -145,8 +145,19 @@ class Backend(Protocol):
         """What XLA is told when it compiles for this chip."""
         ...
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
         """Declines a model when it is built, not at its first request.
+
+        Args:
+            table_entries: rows of a batch times pages of the longest row.
 
         Raises:
             UnsupportedError: names the value that this chip has no kernel for, and what it supports.

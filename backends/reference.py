@@ -48,7 +48,15 @@ class ReferenceBackend:
     def compiler_options(self) -> Mapping[str, Any]:
         return {}
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
         for field, given, supported in (
             ("dtype", jnp.dtype(dtype).name, self.capabilities.dtypes),
             ("kv dtype", jnp.dtype(kv_dtype).name, self.capabilities.kv_dtypes),

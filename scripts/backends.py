@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def backends(json: Json = False, debug: Debug = False) -> None:
     """List the backends: which are available, and why the others are not.
 
-    In the order in which `--backend auto` tries them. `distaff generate` and `distaff bench` take a name
-    after --backend.
+    In the order in which `--backend auto` tries them. `distaff generate`, `serve`, `batch` and `bench offline`
+    take a name after --backend.
 
     \b
     Examples:

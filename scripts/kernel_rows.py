@@ -37,6 +37,8 @@ _MODEL = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 _SHORT = {
     "batch": "B",
     "context": "ctx",
+    "longest": "of",
+    "window": "window",
     "length": "T",
     "page": "page",
     "queries": "q",
@@ -52,7 +54,7 @@ _SHORT = {
     "num_outputs": "O",
     "width": "D",
 }
-_DTYPES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8", "float32": "fp32"}
+_VALUES = {"bfloat16": "bf16", "float8_e4m3fn": "fp8", "float32": "fp32", "token": "token-scales"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class KernelRow:
         words = []
         for name, value in self.shape.items():
             if _MODEL.get(name) != value and (name, value) != ("queries", 1):
-                words.append(f"{_SHORT[name]}{value}" if name in _SHORT else _DTYPES.get(str(value), str(value)))
+                words.append(f"{_SHORT[name]}{value}" if name in _SHORT else _VALUES.get(str(value), str(value)))
         return " ".join(words)
 
     @property
@@ -117,9 +119,9 @@ def kernel_rows() -> Iterator[KernelRow]:
     """Every row of the report: ours, and after each kind of ours the peers that do the same."""
     for generation in TOPOLOGIES:
         barred = generation in BARRED
-        for context, page, kv_dtype in _decode_shapes(barred):
-            shape = {"batch": 64, "context": context, "page": page, "kv_dtype": kv_dtype, "queries": 1, **_MODEL}
-            yield KernelRow("decode", generation, shape)
+        for context, page, kv_dtype, more in _decode_shapes(barred):
+            shape = {"batch": 64, "context": context, **more, "page": page, "kv_dtype": kv_dtype}
+            yield KernelRow("decode", generation, {**shape, "queries": 1, **_MODEL})
         if barred:
             for context, page, kv_dtype in ((4096, 16, "bfloat16"), (4096, 128, "bfloat16")):
                 shape = {"batch": 64, "context": context, "page": page, "kv_dtype": kv_dtype}
@@ -147,15 +149,19 @@ def kernel_rows() -> Iterator[KernelRow]:
             yield KernelRow("step", generation, shape)
 
 
-def _decode_shapes(barred: bool) -> Iterator[tuple[int, int, str]]:
-    """Context, page size and dtype: all that bars are about, or a sample."""
+def _decode_shapes(barred: bool) -> Iterator[tuple[int, int, str, Shape]]:
+    """Context, page size, dtype and what else there is: all that bars are about, short rows, windows and scales for
+    each token; or a sample."""
     if not barred:
-        yield from ((4096, page, "bfloat16") for page in (16, 128))
+        yield from ((4096, page, "bfloat16", {}) for page in (16, 128))
         return
     for kv_dtype in ("bfloat16", "float8_e4m3fn", "int8"):
         for context in (1024, 4096, 8192):
-            yield from ((context, page, kv_dtype) for page in (16, 128))
-        yield from ((4096, page, kv_dtype) for page in (32, 64, 256))
+            yield from ((context, page, kv_dtype, {}) for page in (16, 128))
+        yield from ((4096, page, kv_dtype, {}) for page in (32, 64, 256))
+    yield from ((128, page, "bfloat16", {"longest": 8192}) for page in (16, 128))
+    yield 8192, 16, "bfloat16", {"window": 128}
+    yield from ((4096, 128, kv_dtype, {"scales": "token"}) for kv_dtype in ("float8_e4m3fn", "int8"))
 
 
 def figures(row: KernelRow, report: CompileReport) -> dict[str, float | None]:

@@ -134,10 +134,16 @@ def _built[P: Programs](
     types, kv_types = jnp.dtype(dtype), jnp.dtype(kv_dtype or dtype)
     if engine_config.expert_load and not num_experts(config):
         raise InvalidParameterError("expert_load", True, f"False, since {config.family} has no experts")
-    backend.check(config.cache_groups, dtype=types, kv_dtype=kv_types, page_size=backend.page_size)
     context = engine_config.context or config.max_positions
     if context > config.max_positions:
         raise InvalidParameterError("context", context, f"at most {config.max_positions}, the model's own")
+    backend.check(
+        config.cache_groups,
+        dtype=types,
+        kv_dtype=kv_types,
+        page_size=backend.page_size,
+        table_entries=engine_config.max_batch * -(-context // backend.page_size),
+    )
     one_shape = engine_config.deterministic and not backend.capabilities.batch_invariant
     if one_shape:
         chunk = min(_FIXED_CHUNK, engine_config.max_step_tokens)

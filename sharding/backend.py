@@ -85,14 +85,24 @@ class ShardedBackend:
     def compiler_options(self) -> Mapping[str, Any]:
         return self.inner.compiler_options
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
         shares = self.layout.parts("context")
         if page_size % shares:
             raise UnsupportedLayoutError(
                 f"layout {self.layout}: pages of {page_size} positions do not divide into {shares} shares"
             )
         parts = [self.model.cache_part(group) for group in groups]
-        self.model.part_backend.check(parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size // shares)
+        self.model.part_backend.check(
+            parts, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size // shares, table_entries=table_entries
+        )
 
     def place(self, spec: WeightSpec) -> Placed:
         """Where a leaf is loaded to, with the copies and the padding that it has there."""

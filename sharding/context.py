@@ -36,8 +36,16 @@ class PlainPages(Wrapped):
     def kernels(self) -> Mapping[str, str]:
         return {**self.inner.kernels, "ragged_attention": "jax.numpy, over pages that devices share"}
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
-        # Of the chip's own pages, since no kernel sees these.
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
+        # Of the chip's own pages, since no kernel sees these, nor the table.
         self.inner.check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=self.inner.page_size)
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:

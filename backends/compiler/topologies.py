@@ -15,7 +15,7 @@ from .errors import CompilerNotFoundError, UnknownTopologyError
 from .gpu import gpu_compiler_version, gpu_devices
 from .libtpu import libtpu_environment, libtpu_version
 
-EXAMPLES = "v5e:2x4, v6e:4x4, v5p:2x2x4, tpu7x:2x2x1, v4:2x2x2, h100:8"
+EXAMPLES = "v5e:2x4, v6e:4x4, v5p:2x2x4, tpu7x:2x2x1, v4:2x2x2, h100:8, mi300x:8"
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+)*)")
 
 

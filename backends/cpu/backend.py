@@ -72,7 +72,15 @@ class CpuBackend(ReferenceBackend):
     def compiler_options(self) -> Mapping[str, Any]:
         return _COMPILER_OPTIONS
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
         check_cpu_attention(dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
         matmul.targets(_SHORT[jnp.dtype(dtype).name])
 

@@ -84,8 +84,16 @@ class GpuBackend(ReferenceBackend):
         """Of compiler_options.yaml; where kernels are interpreted, to compile fast what will run a few times."""
         return _FAST_COMPILE if self.interpret else compiler_options(self.target, attached=self.attached)
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
-        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
+        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size, table_entries=table_entries)
         if page_size not in PAGE_SIZES:
             supported = ", ".join(map(str, PAGE_SIZES))
             raise UnsupportedError(f"backend {self.name}: page size {page_size}, supported are {supported}")

@@ -85,8 +85,16 @@ class TpuBackend(ReferenceBackend):
         """Of compiler_options.yaml; none of them is known where kernels are interpreted."""
         return {} if self.interpret else compiler_options(self.target)
 
-    def check(self, groups: Sequence[CacheGroup], *, dtype: DTypeLike, kv_dtype: DTypeLike, page_size: int) -> None:
-        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
+    def check(
+        self,
+        groups: Sequence[CacheGroup],
+        *,
+        dtype: DTypeLike,
+        kv_dtype: DTypeLike,
+        page_size: int,
+        table_entries: int = 0,
+    ) -> None:
+        super().check(groups, dtype=dtype, kv_dtype=kv_dtype, page_size=page_size, table_entries=table_entries)
         for group in groups:
             shape: dict[str, Any] = dict(
                 num_heads=group.num_kv_heads * group.queries_per_kv_head,
@@ -95,6 +103,7 @@ class TpuBackend(ReferenceBackend):
                 page_size=page_size,
                 kv_dtype=kv_dtype,
                 generation=self.target,
+                table_entries=table_entries,
             )
             check_decode(**shape)
             check_prefill(**shape, dtype=dtype)
@@ -169,9 +178,7 @@ class TpuBackend(ReferenceBackend):
     def shared_pages(self) -> TpuPages:
         return TpuPages(self.target, self.interpret)
 
-    def allocate_cache(
-        self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
-    ) -> PyTree:
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         """Of 8-bit numbers with a scale for each token, where pages are wide enough for these."""
         pages = allocate_tpu_cache(group, num_pages=num_pages, page_size=page_size, dtype=dtype)
         if jnp.dtype(dtype).name in LARGEST and page_size % LANES == 0:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..aot import Case
 from ..base import AttentionSpec, RaggedIndex
+from ..token_scales import TokenScaled
 from .cache import num_lanes
 from .compiler_options import compiler_options
 from .decode import DecodeBlocks, decode_attention
@@ -38,22 +39,34 @@ def decode(
     num_q_heads: int = 32,
     num_kv_heads: int = 8,
     head_dim: int = 128,
+    longest: int | None = None,
+    window: int | None = None,
+    scales: str = "tensor",
     blocks: Mapping[str, int] | None = None,
 ) -> Case:
-    """`decode_attention` on rows of one length, with `queries` new positions each."""
-    sizes = None if blocks is None else DecodeBlocks(blocks["block"], blocks["vmem_mib"] * 2**20)
+    """`decode_attention` on rows of one length, with `queries` new positions each.
+
+    Args:
+        longest: positions for which the page table has room, of each row; None: no more than there are.
+        window: how many of them are seen.
+        scales: "token": an 8-bit cache has scales for each token.
+    """
+    sizes = None if blocks is None else DecodeBlocks.of(generation, blocks)
 
     def function(q: Any, k: Any, v: Any, cache: Any, layer: Any, index: RaggedIndex) -> Any:
-        spec = AttentionSpec(head_dim**-0.5)
+        spec = AttentionSpec(head_dim**-0.5, window)
         return decode_attention(q, k, v, cache, layer, index, spec, generation=generation, blocks=sizes)
 
+    cache: Any = _cache(batch * context // page, page, num_kv_heads * head_dim, kv_dtype)
+    if scales == "token":
+        cache = TokenScaled(cache, jax.ShapeDtypeStruct((*cache.shape[:2], 2, page), jnp.float32))  # pyright: ignore
     return Case(
         function,
         (
             *_new(batch * queries, num_q_heads, num_kv_heads, head_dim),
-            _cache(batch * context // page, page, num_kv_heads * head_dim, kv_dtype),
+            cache,
             np.int32(0),
-            _rows(batch, context, page, queries),
+            _rows(batch, context, page, queries, longest),
         ),
         donate=(3,),
         work=decode_work(
@@ -65,9 +78,11 @@ def decode(
             page_size=page,
             kv_dtype=kv_dtype,
             generation=generation,
-            table_width=-(-context // page),
+            table_width=-(-(longest or context) // page),
+            window=window,
             max_decode_len=queries,
             blocks=sizes,
+            token_scales=scales == "token",
         ),
         compiler_options=compiler_options(generation),
     )
@@ -209,11 +224,12 @@ def _cache(num_pages: int, page: int, width: int, kv_dtype: str) -> jax.ShapeDty
     return jax.ShapeDtypeStruct((_LAYERS, num_pages, 2 * page, num_lanes(1, width)), jnp.dtype(kv_dtype))
 
 
-def _rows(batch: int, context: int, page: int, queries: int) -> RaggedIndex:
-    """Rows of one length, no two pages of a row together."""
-    per_row = -(-context // page)
+def _rows(batch: int, context: int, page: int, queries: int, longest: int | None = None) -> RaggedIndex:
+    """Rows of one length, no two pages of a row together, in a table with room for longer ones."""
+    per_row, room = -(-context // page), -(-max(longest or 0, context) // page)
+    table = np.arange(batch * per_row, dtype=np.int32).reshape(per_row, batch).T
     numbers: Any = (
-        np.arange(batch * per_row, dtype=np.int32).reshape(per_row, batch).T.copy(),
+        np.pad(table, ((0, 0), (0, room - per_row))),
         np.arange(batch + 1, dtype=np.int32) * queries,
         np.full(batch, context, np.int32),
     )

@@ -1,7 +1,7 @@
 """Paged attention for rows with few queries on TPUs: the wrapper around decode_kernel.py."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,8 @@ from ..errors import UnsupportedError
 from ..token_scales import LARGEST, TokenScaled, rounded
 from .block_sizes import block_sizes
 from .cache import KV_DTYPES, LANES, PAGE_SIZES, ScaledPages, check_token_scales, pages_of, with_pages
-from .decode_kernel import DecodeCall, decode_kernel
+from .decode_call import DecodeCall
+from .decode_kernel import decode_kernel
 from .decode_pack import (
     pack_new,
     pack_queries,
@@ -37,19 +38,26 @@ _MAX_ENTRIES = 2**17
 
 _MAX_BLOCK_PAGES = 64
 """Pages of a block whose copies are started between other work: each costs code."""
+_MOST_CHUNKS = 8
+"""Chunks of heads with which two passes over the rows are still short programs."""
+_LEAST_GAIN = 4
+"""How many times shorter a short row's block must be: a turn takes some time whatever its block."""
 
 
 @dataclass(frozen=True)
 class DecodeBlocks:
-    """Positions of a step of the kernel's loop, and the VMEM it may take; None: from block_sizes.yaml."""
+    """Positions of a step of the kernel's loop, the VMEM it may take, and positions of a step for rows no longer than
+    that (0: there is no such step)."""
 
     block: int
     vmem_bytes: int
+    short: int = 0
 
     @classmethod
-    def of(cls, generation: str) -> "DecodeBlocks":
-        sizes = block_sizes("decode", generation)
-        return cls(sizes["block"], sizes["vmem_mib"] * 2**20)
+    def of(cls, generation: str, sizes: Mapping[str, int] | None = None) -> "DecodeBlocks":
+        """`sizes` as block_sizes.yaml has them, or what it has for a generation."""
+        sizes = sizes or block_sizes("decode", generation)
+        return cls(sizes["block"], sizes["vmem_mib"] * 2**20, sizes["short"])
 
 
 def check_decode(
@@ -90,7 +98,11 @@ def check_decode(
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         refuse(f"{num_heads} query heads with kv heads", num_kv_heads, "divisors of the query heads")
     if table_entries > _MAX_ENTRIES:
-        refuse("page table entries", table_entries, f"at most {_MAX_ENTRIES} (rows x pages per row): use larger pages")
+        refuse(
+            "page table entries",
+            table_entries,
+            f"at most {_MAX_ENTRIES} (rows x pages per row): allow fewer rows at once or shorter texts",
+        )
     decode_shape(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -159,8 +171,10 @@ def decode_attention(
         kv_dtype=name,
         generation=generation,
         table_width=width,
+        window=spec.window,
         max_decode_len=max_decode_len,
         blocks=blocks,
+        token_scales=isinstance(cache, TokenScaled),
     )
     by_token = isinstance(cache, TokenScaled)
     if by_token:
@@ -282,10 +296,12 @@ def decode_shape(
     kv_dtype: DTypeLike,
     generation: str,
     table_width: int,
+    window: int | None = None,
     max_decode_len: int = 1,
     blocks: DecodeBlocks | None = None,
+    token_scales: bool = False,
 ) -> DecodeShape:
-    """The shape with the largest block that is no longer than the rows can be and fits into VMEM.
+    """The shape with the largest block that is no longer than what is seen of a row can be and fits into VMEM.
 
     Raises:
         UnsupportedError: none fits.
@@ -295,7 +311,10 @@ def decode_shape(
     shape = DecodeShape(num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, dtype, generation)
     most = blocks.block if shape.copies_at_once else min(blocks.block, _MAX_BLOCK_PAGES * page_size)
     block, least = max(most, page_size), max(page_size, LANES)
-    while block // 2 >= max(least, table_width * page_size):
+    seen = table_width * page_size
+    if window is not None:  # and what lies before it in the first page
+        seen = min(seen, window + max_decode_len - 1 + page_size - 1)
+    while block // 2 >= max(least, seen):
         block //= 2
     while _vmem_bytes(replace(shape, block=block)) > 0.85 * blocks.vmem_bytes:
         if block // 2 < least:
@@ -304,7 +323,17 @@ def decode_shape(
                 f"supported are as many as fit {blocks.vmem_bytes >> 20} MiB of VMEM on {generation}"
             )
         block //= 2
-    return replace(shape, block=block)
+    return replace(shape, block=block, short=_short_block(replace(shape, block=block), blocks.short, token_scales))
+
+
+def _short_block(shape: DecodeShape, wanted: int, token_scales: bool) -> int:
+    """Positions of a step for short rows, or 0 where all rows are handled alike: where blocks are short anyway, and
+    where a second pass would make the program too long."""
+    block = max(wanted, 2 * shape.page)
+    long_program = shape.max_queries > 1 or shape.num_chunks > _MOST_CHUNKS or (token_scales and shape.by_hand)
+    if not wanted or long_program or _LEAST_GAIN * block > shape.block:
+        return 0
+    return block if replace(shape, block=block).by_hand == shape.by_hand else 0
 
 
 def _vmem_bytes(shape: DecodeShape) -> int:

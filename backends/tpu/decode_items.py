@@ -115,9 +115,12 @@ class Items:
             length, queries = self.kv_lens[row], self.q_lens[row]
             most = self.shape.max_queries
             few = queries == 1 if most == 1 else (queries >= 1) & (queries <= most)  # a test less for each row
-            ours = few & (length >= 1)
+            seen = length - self._begin(length, queries)
+            ours = few & (seen > self.shape.over)
+            if self.shape.most is not None:
+                ours &= seen <= self.shape.most
             self.rows[num_rows] = row
-            blocks = quotient_up(length - self._begin(length, queries), self.shape.block)
+            blocks = quotient_up(seen, self.shape.block)
             return num_rows + ours.astype(jnp.int32), num_items + jnp.where(ours, blocks, 0)
 
         def add_some(number: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

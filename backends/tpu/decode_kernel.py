@@ -9,12 +9,13 @@ another:
     item t - 3  products = weights x values
     item t - 4  products are added to the row's output, which leaves after the row's last item
 
-Rows that are empty, or that have more queries than this kernel handles, are no items.
+Rows that are empty, or that have more queries than this kernel handles, are no items. A turn takes as long however
+little of its block there is, so short rows are left out at first, and then taken by turns of shorter blocks.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -25,69 +26,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .cache import tile_rows
-from .decode_copies import SLOTS, Copies, slot_of
-from .decode_items import FIELDS, RING, Item, Items, quotient, remainder
+from .decode_call import DecodeCall
+from .decode_copies import Copies, slot_of
+from .decode_items import RING, Item, Items, quotient, remainder
 from .decode_mxu import CompilerMatmul, HandMatmul, Ref, apart, with_units
-from .decode_shape import MXU, DecodeShape
+from .decode_shape import DecodeShape
 
 _LOWEST = -1e30
 _LN_2 = math.log(2)
-
-
-@dataclass(frozen=True)
-class DecodeCall:
-    """The static part of a call.
-
-    Args:
-        sinks: whether there are any.
-        lse: whether to return log-sum-exps, in a further 128 lanes of the output.
-        emulate: the kernel is interpreted, and matrix units are imitated.
-        token_scales: whether each token of the cache has scales of its own.
-    """
-
-    shape: DecodeShape
-    window: int | None
-    soft_cap: float | None
-    sinks: bool
-    lse: bool
-    emulate: bool
-    token_scales: bool = False
-
-    @property
-    def out_lanes(self) -> int:
-        return self.shape.chunk_lanes + 128 * self.lse
-
-    def scratch(self, num_rows: int) -> dict[str, Any]:
-        shape = self.shape
-        chunks, rows = shape.num_chunks, shape.rows
-        raw = "bfloat16" if shape.by_hand else shape.matmul_dtype
-        sems, numbers = pltpu.SemaphoreType.DMA, pltpu.VMEM((RING, chunks, rows, 1), jnp.float32)
-        made = {
-            "kv": pltpu.VMEM((SLOTS, shape.block_pages, 2 * shape.page, shape.lanes), shape.kv_dtype),
-            "raw": pltpu.VMEM((SLOTS, chunks, shape.matmul_rows, shape.chunk_lanes), raw),
-            "new": pltpu.VMEM((SLOTS, shape.max_queries, 2, shape.lanes), jnp.uint32),
-            "out": pltpu.VMEM((2, chunks, rows, self.out_lanes), jnp.float32),
-            "page_sems": sems((SLOTS,)),
-            "raw_sems": sems((SLOTS,)),
-            "new_sems": sems((SLOTS,)),
-            "back_sems": sems((SLOTS,)),
-            "out_sems": sems((2,)),
-            "rows": pltpu.SMEM((num_rows,), jnp.int32),
-            "ring": pltpu.SMEM((RING * FIELDS,), jnp.int32),
-            "scores": pltpu.VMEM((2, chunks, rows, shape.block), jnp.float32),
-            "weights": pltpu.VMEM((2, chunks, shape.matmul_rows, shape.block), shape.matmul_dtype),
-            "products": pltpu.VMEM((chunks, rows, shape.chunk_lanes), jnp.float32),
-            "sums": pltpu.VMEM((chunks, rows, shape.chunk_lanes), jnp.float32),
-            "tops": numbers,
-            "totals": numbers,
-            "decays": numbers,
-        }
-        if self.token_scales:
-            made["scales"] = pltpu.VMEM((SLOTS, shape.block_pages, 2, shape.page), jnp.float32)
-            made["scale_sems"] = sems((SLOTS,))
-        if shape.by_hand:
-            made["columns"] = pltpu.VMEM((2, chunks, MXU, MXU), shape.matmul_dtype)
-        return made
 
 
 def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
@@ -106,44 +52,80 @@ def decode_kernel(*refs: Ref, call: DecodeCall, table_width: int) -> None:
     names += ["token_scales"] if call.token_scales else []
     names += ["cache_in", "output", "cache", *call.scratch(1)]
     named = dict(zip(names, refs, strict=True))
-    shape = call.shape
-    items = Items(shape, call.window, *(named[name] for name in ("kv_lens", "q_lens", "places", "rows", "ring")))
-    own = {field.name: named[field.name] for field in fields(Copies) if field.name in named}
-    kernel = _Kernel(call, named, items, Copies(shape, items, call.emulate, table_width, **own))
-    if not shape.by_hand:
-        kernel.run(CompilerMatmul(shape, named["products"], shape.widens or call.emulate))
+    if not call.shape.by_hand:
+        _run_passes(
+            call,
+            named,
+            table_width,
+            lambda shape: CompilerMatmul(shape, named["products"], shape.widens or call.emulate),
+        )
         return
-    named["columns"][...] = jnp.zeros(named["columns"].shape, named["columns"].dtype)
-    with_units(
-        shape,
-        call.emulate,
-        lambda units: kernel.run(HandMatmul(shape, named["columns"], units)),
-    )
+    columns = named["columns"]
+    columns[...] = jnp.zeros(columns.shape, columns.dtype)
+
+    def run(units: Any) -> None:
+        _run_passes(call, named, table_width, lambda shape: HandMatmul(shape, columns, units))
+
+    with_units(call.shape, call.emulate, run)
+
+
+def _run_passes(
+    call: DecodeCall,
+    refs: dict[str, Ref],
+    table_width: int,
+    matmul: Callable[[DecodeShape], CompilerMatmul | HandMatmul],
+) -> None:
+    """All passes over the rows, the later ones only where rows are left."""
+    first, *later = call.shape.passes
+    done = _Kernel.of(call, first, refs, table_width).run(matmul(first), 1)
+    for shape in later:
+
+        def run(_: Any, done: jax.Array, shape: DecodeShape = shape) -> jax.Array:
+            return done + _Kernel.of(call, shape, refs, table_width).run(matmul(shape), 0)
+
+        left = done < refs["q_lens"].shape[0]
+        done = lax.fori_loop(0, left.astype(jnp.int32), run, done)
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """One run, on references by name."""
+    """One pass, on references by name."""
 
     call: DecodeCall
     refs: dict[str, Ref]
     items: Items
     copies: Copies
 
-    def run(self, matmul: CompilerMatmul | HandMatmul) -> None:
+    @classmethod
+    def of(cls, call: DecodeCall, shape: DecodeShape, refs: dict[str, Ref], table_width: int) -> "_Kernel":
+        """The pass of `shape`, in its part of memory that is as large as the longest blocks want it."""
+        block = pl.ds(0, shape.block)
+        refs = {**refs, **{name: refs[name].at[:, :, :, block] for name in ("scores", "weights")}}
+        items = Items(shape, call.window, *(refs[name] for name in ("kv_lens", "q_lens", "places", "rows", "ring")))
+        own = {field.name: refs[field.name] for field in fields(Copies) if field.name in refs}
+        copies = Copies(shape, items, call.emulate, table_width, **own)
+        return cls(replace(call, shape=shape), refs, items, copies)
+
+    def run(self, matmul: CompilerMatmul | HandMatmul, begin: int) -> jax.Array:
+        """Returns how many rows it took.
+
+        Args:
+            begin: the first turn: 1 asks for the first item's pages in code of its own, 0 takes a turn for that.
+        """
         shape, items, copies = self.call.shape, self.items, self.copies
         num_rows, num_items = items.start()
         self.refs["sums"][...] = jnp.zeros(self.refs["sums"].shape, jnp.float32)
         copies.fetch_queries(num_rows > 0, 0)
         item, place = items.plan(0, num_items, num_rows, (jnp.int32(0), jnp.int32(0)))
-        copies.fetch_all_pages(item)
-        copies.fetch_scales(item)
-        copies.fetch_new(item)
-        copies.fetch_queries((item.last > 0) & (num_rows > 1), 1)
-        if shape.by_hand:
-            copies.await_queries(item)
-            matmul.prepare(self.refs["raw"].at[0], 0)
-        _, place = items.plan(1, num_items, num_rows, place)
+        if begin:
+            copies.fetch_all_pages(item)
+            copies.fetch_scales(item)
+            copies.fetch_new(item)
+            copies.fetch_queries((item.last > 0) & (num_rows > 1), 1)
+            if shape.by_hand:
+                copies.await_queries(item)
+                matmul.prepare(self.refs["raw"].at[0], 0)
+            _, place = items.plan(1, num_items, num_rows, place)
 
         def turn(t: jax.Array, place: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             scored, added, asked = items.get(t - 1), items.get(t - 4), items.get(t)
@@ -186,7 +168,7 @@ class _Kernel:
             return place
 
         # All that a last turn would do is to add the last item's products.
-        lax.fori_loop(1, num_items + 3, turn, place)
+        lax.fori_loop(begin, jnp.where(num_items > 0, num_items + 3, begin), turn, place)
         last = items.get(num_items - 1)
         copies.await_sent(last)
         copies.await_output(last)
@@ -194,6 +176,7 @@ class _Kernel:
         self._add_products(last, matmul.collect(apart(scores, self.call.emulate))[0])
         copies.send_output(last)
         copies.await_last_outputs(num_rows)
+        return num_rows
 
     # New keys and values.
 

@@ -7,7 +7,7 @@ head, zero in those of the chunk's other heads, so that heads need no padding.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -36,6 +36,9 @@ class DecodeShape:
         max_queries: the most queries of one row, Q.
         kv_dtype: of the cache.
         generation: of the TPU.
+        over: rows of which no more positions than this are seen are left to others.
+        most: and so are rows of which more than this are; None: as many as there are.
+        short: positions of a step for the rows that are left out for being short; 0: none are.
     """
 
     num_heads: int
@@ -46,6 +49,9 @@ class DecodeShape:
     max_queries: int
     kv_dtype: str
     generation: str
+    over: int = 0
+    most: int | None = None
+    short: int = 0
 
     @property
     def groups(self) -> int:
@@ -58,6 +64,14 @@ class DecodeShape:
     @property
     def block_pages(self) -> int:
         return self.block // self.page
+
+    @property
+    def passes(self) -> tuple["DecodeShape", ...]:
+        """What the kernel runs one after the other: of long rows, then of those too short for their blocks."""
+        if not self.short:
+            return (self,)
+        long = replace(self, over=self.short, short=0)
+        return long, replace(self, block=self.short, most=self.short, short=0)
 
     @property
     def chunk_heads(self) -> int:

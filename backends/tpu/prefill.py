@@ -58,7 +58,7 @@ def check_prefill(
     if table_entries > _MAX_ENTRIES:
         raise UnsupportedError(
             f"TPU prefill attention: {table_entries} page table entries, supported are at most {_MAX_ENTRIES} "
-            "(rows x pages per row): use larger pages"
+            "(rows x pages per row): allow fewer rows at once or shorter texts"
         )
     paged_plan(
         num_heads=num_heads,

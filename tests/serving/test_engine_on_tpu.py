@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distaff.backends.base import Backend
+from distaff.backends.errors import UnsupportedError
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu import backend as tpu
 from distaff.backends.tpu.backend import TpuBackend
@@ -61,8 +62,25 @@ def test_tokens_are_those_of_the_reference(hf: dict[str, Any]) -> None:
     assert len({tuple(answer) for answer in got}) == len(got)
 
 
-@pytest.mark.parametrize("kernel", ["decode_attention", "prefill_attention"])
-def test_nothing_else_computes_where_a_kernel_fails(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_table_that_scalar_memory_has_no_room_for_is_refused_when_the_engine_is_built() -> None:
+    model = config_from_hf(SMOLLM2)
+    config = EngineConfig(max_batch=2**14 + 1)
+    with pytest.raises(UnsupportedError, match="page table entries 131080, supported are at most 131072"):
+        build_engine(model, {}, INTERPRETED, config)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "hf"),
+    [
+        ("decode_attention", SMOLLM2),
+        ("prefill_attention", SMOLLM2),
+        pytest.param("grouped_matmul", MIXTRAL, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_nothing_else_computes_where_a_kernel_fails(
+    kernel: str, hf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert {operation: name for operation, name in INTERPRETED.kernels.items() if "attention" in operation} == {
         "ragged_attention (decode)": "Pallas for v6e, interpreted: decode_attention",
         "ragged_attention (prefill)": "Pallas for v6e, interpreted: prefill_attention",
@@ -74,4 +92,4 @@ def test_nothing_else_computes_where_a_kernel_fails(kernel: str, monkeypatch: py
 
     monkeypatch.setattr(tpu, kernel, broken)
     with pytest.raises(Exception, match=f"{kernel} is broken"):
-        tokens(SMOLLM2, INTERPRETED)
+        tokens(hf, INTERPRETED)

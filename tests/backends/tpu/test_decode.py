@@ -1,5 +1,7 @@
 """The TPU's decode attention, interpreted, against the reference, over pages full of NaN."""
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 from distaff.backends.base import AttentionSpec
 from distaff.backends.errors import UnsupportedError
-from distaff.backends.tpu import decode_kernel
+from distaff.backends.kernel_work import KernelWork
+from distaff.backends.tpu import cases, decode_kernel
 from distaff.backends.tpu.cache import ScaledPages
 from distaff.backends.tpu.decode import DecodeBlocks, check_decode, decode_attention
 from distaff.backends.tpu.decode_copies import Copies
@@ -37,11 +41,16 @@ class Case:
     page: int = 16
     width: int = 5
     block: int = 32
+    short: int = 0
     queries: int = 1
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
     tokens: int = TOKENS
+
+    @property
+    def blocks(self) -> DecodeBlocks:
+        return DecodeBlocks(self.block, 2**26, self.short)
 
     @property
     def spec(self) -> AttentionSpec:
@@ -68,8 +77,9 @@ QUICK = [
     Case(Heads(4, 2, 64), 1e-5, queries=3),
     Case(Heads(4, 2, 64), 2e-2, "bfloat16", "bfloat16", sinks=True),
     Case(Heads(2, 1, 128), 2e-2, "float32", "int8"),
+    Case(Heads(2, 1, 128), 2e-2, "float32", "int8", width=9, block=128, short=32),
 ]
-DEFAULT = (QUICK[1], QUICK[4])
+DEFAULT = (QUICK[1], QUICK[5])
 SLOW = [
     Case(Heads(9, 3, 80), 1e-5, page=32, window=17),
     Case(Heads(3, 3, 192), 1e-5, block=16),
@@ -83,14 +93,15 @@ SLOW = [
     Case(Heads(4, 2, 128), 2e-2, "bfloat16", "float8_e4m3fn", "tpu7x", width=40, block=512),
     Case(Heads(4, 2, 128), 0.5, "bfloat16", "int8", "tpu7x", page=32, width=40, block=512),
     Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=70, block=1024, queries=2, window=300),
+    Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=140, block=2048, short=512),
+    Case(Heads(4, 2, 64), 1e-5, width=9, block=128, short=32, window=70, sinks=True),
 ]
 
 
 @cache
 def attend(case: Case, **options: Any) -> Callable[..., Any]:
-    blocks = DecodeBlocks(case.block, 2**26)
     run = partial(
-        decode_attention, spec=case.spec, generation=case.generation, blocks=blocks, interpret=True, **options
+        decode_attention, spec=case.spec, generation=case.generation, blocks=case.blocks, interpret=True, **options
     )
     return jax.jit(run)
 
@@ -105,7 +116,8 @@ def run(case: Case, step: Step, **arrays: Any) -> tuple[np.ndarray, np.ndarray]:
 def row_lengths(draw: st.DrawFn, case: Case) -> list[tuple[int, int]]:
     """(positions, new ones): none, one, around pages and blocks, as many as fit."""
     most, page, block = case.page * case.width, case.page, case.block
-    lengths = [0, 1, page - 1, page, page + 1, block - 1, block, block + 1, most - 1, most]
+    short = case.short or block
+    lengths = [0, 1, page - 1, page, page + 1, short, short + 1, block - 1, block, block + 1, most - 1, most]
     rows = []
     for _ in range(ROWS):
         length = min(draw(st.sampled_from(lengths)), most)
@@ -147,9 +159,10 @@ def test_rows_of_one_token_each_are_found_where_they_lie(case: Case) -> None:
 
 @pytest.mark.slow
 def test_matrix_units_driven_by_hand() -> None:
-    """Two blocks of two groups for each unit, over two chunks: every accumulator is used and taken from twice."""
-    case = Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=70, block=1024)
-    agree(case, case.step([(1100, 1), (0, 0), (1024, 1), (3, 1)], 0))
+    """Two blocks of four groups for each unit, over two chunks: every accumulator is used and taken from twice. Then a
+    short block, of one group."""
+    case = Case(Heads(8, 4, 128), 2e-2, "bfloat16", "bfloat16", "tpu7x", width=140, block=2048, short=512)
+    agree(case, case.step([(2200, 1), (0, 0), (2048, 1), (3, 1)], 0))
 
 
 def test_pages_behind_the_window_are_not_read() -> None:
@@ -238,39 +251,82 @@ def test_scales_per_head() -> None:
     assert np.abs(np.asarray(out - want))[:3].max() < 0.05
 
 
-@pytest.mark.parametrize("window", [None, slow(20)])
-def test_its_model_of_its_work_counts_what_it_does(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = replace(QUICK[0], heads=Heads(2, 1, 64), window=window, kv_dtype="bfloat16", error=2e-2)
-    step = case.step([(70, 1), (5, 1), (0, 0), (64, 1)], 7)
-    counts: dict[str, int] = dict.fromkeys(("turns", "pages", "written", "cleared"), 0)
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the kernel's parts run, by the names of its model's counts, and the bytes of the copies that start."""
+    found: Counter[str] = Counter()
+
+    def count(name: str, by: int = 1) -> None:
+        jax.debug.callback(lambda: found.update({name: by}))
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **named: Any) -> Any:
-            jax.debug.callback(lambda: counts.update({name: counts[name] + 1}))
+        def run(*arguments: Any, **named: Any) -> Any:
+            count(name)
             return call(*arguments, **named)
 
-        return count
+        return run
 
-    class Counted:
-        def __init__(self, name: str, copy: Any) -> None:
-            self.start, self.wait = counted(name, copy.start), copy.wait
+    class Copy:
+        def __init__(self, source: Any, *rest: Any) -> None:
+            self.bytes = math.prod(source.shape) * source.dtype.itemsize
+            self.copy, self.name = copy(source, *rest), ""
+            self.wait = self.copy.wait
 
-    page, write_back = Copies._page, Copies._write_back
-    monkeypatch.setattr(Copies, "_page", lambda self, item, at: Counted("pages", page(self, item, at)))
+        def start(self) -> None:
+            count("bytes", self.bytes)
+            if self.name:
+                count(self.name)
+            self.copy.start()
+
+        def named(self, name: str) -> "Copy":
+            self.name = name
+            return self
+
+    copy, page, write_back = pltpu.make_async_copy, Copies._page, Copies._write_back
+    kernel = decode_kernel._Kernel
+    monkeypatch.setattr(pltpu, "make_async_copy", Copy)
+    monkeypatch.setattr(Copies, "_page", lambda self, item, at: page(self, item, at).named("pages"))
     monkeypatch.setattr(
-        Copies, "_write_back", lambda self, item: [(w, Counted("written", c)) for w, c in write_back(self, item)]
+        Copies, "_write_back", lambda self, item: [(w, c.named("written")) for w, c in write_back(self, item)]
     )
-    monkeypatch.setattr(decode_kernel._Kernel, "_softmax", counted("turns", decode_kernel._Kernel._softmax))
-    monkeypatch.setattr(decode_kernel._Kernel, "_clear_page", counted("cleared", decode_kernel._Kernel._clear_page))
-    blocks = DecodeBlocks(case.block, 2**26)
-    run = partial(decode_attention, spec=case.spec, generation=case.generation, blocks=blocks, interpret=True)
+    monkeypatch.setattr(kernel, "_softmax", counted("turns", kernel._softmax))
+    monkeypatch.setattr(kernel, "_clear_page", counted("cleared", kernel._clear_page))
+    return found
+
+
+def compare(counts: Counter[str], work: KernelWork) -> None:
+    assert counts.pop("bytes") == pytest.approx(work.hbm_bytes, rel=0.02)
+    assert dict(counts) == {name: count for name, count in work.counts.items() if count}
+
+
+@pytest.mark.parametrize(("window", "block", "short"), [(None, 32, 0), slow(None, 128, 32), slow(20, 32, 0)])
+def test_its_model_of_its_work_counts_what_it_does(
+    window: int | None, block: int, short: int, counts: Counter[str]
+) -> None:
+    case = Case(Heads(2, 1, 64), 2e-2, kv_dtype="bfloat16", window=window, block=block, short=short)
+    step = case.step([(70, 1), (5, 1), (0, 0), (64, 1)], 7)
+    run = partial(decode_attention, spec=case.spec, generation=case.generation, blocks=case.blocks, interpret=True)
     jax.block_until_ready(run(step.q, step.k, step.v, step.pages, jnp.int32(LAYER), step.index))
     jax.effects_barrier()
     work = decode_work(
         [length for length, _ in step.rows], [new for _, new in step.rows], num_heads=2, num_kv_heads=1, head_dim=64,
-        page_size=16, kv_dtype="bfloat16", generation="v6e", table_width=5, window=window, blocks=blocks,
+        page_size=16, kv_dtype="bfloat16", generation="v6e", table_width=5, window=window, blocks=case.blocks,
     )  # fmt: skip
-    assert counts == work.counts
+    compare(counts, work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [{"context": 1024}, {"context": 128, "longest": 8192}], ids=str)
+def test_its_model_counts_what_it_does_on_a_shape_of_the_report(shape: dict[str, int], counts: Counter[str]) -> None:
+    """What `distaff bench kernels` is told of 64 rows, with the table's blocks."""
+    case = cases.decode(generation="v6e", batch=64, page=16, **shape)
+    *arrays, _, index = case.abstract_args
+    zeros, index = [jnp.zeros(x.shape, x.dtype) for x in arrays], jax.tree.map(jnp.asarray, index)
+    results = decode_attention(*zeros, jnp.int32(0), index, AttentionSpec(0.1), generation="v6e", interpret=True)
+    jax.block_until_ready(results)
+    jax.effects_barrier()
+    assert isinstance(case.work, KernelWork)
+    compare(counts, case.work)
 
 
 GOOD = dict(num_heads=32, num_kv_heads=8, head_dim=128, page_size=16, kv_dtype="bfloat16", generation="v6e")

@@ -115,6 +115,27 @@ def test_prefill(window: int | None, kv_dtype: str, seen: Counter[str]) -> None:
     compare(seen, work)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["flash", "prefill"])
+def test_a_shape_of_the_report(name: str, seen: Counter[str]) -> None:
+    """What `distaff bench kernels` is told of 4096 tokens, with the table's blocks."""
+    shape = {"page": 128} if name == "prefill" else {}
+    case = getattr(cases, name)(generation="v6e", length=4096, **shape)
+    q, k, v, *rest = case.abstract_args
+    arrays = [jnp.zeros(x.shape, x.dtype) for x in (q, k, v)]
+    spec = AttentionSpec(0.125)
+    if name == "flash":
+        results = flash_attention(*arrays, spec, generation="v6e", interpret=True)
+    else:
+        cache, _, index = rest
+        pages, index = jnp.zeros(cache.shape, cache.dtype), jax.tree.map(jnp.asarray, index)
+        results = prefill_attention(*arrays, pages, jnp.int32(0), index, spec, generation="v6e", interpret=True)
+    jax.block_until_ready(results)
+    jax.effects_barrier()
+    assert isinstance(case.work, KernelWork)
+    compare(seen, case.work)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
 @pytest.mark.parametrize("name", ["flash", "prefill"])
