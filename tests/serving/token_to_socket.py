@@ -1,10 +1,11 @@
 """How long a token takes from the engine to the socket, over the fake model.
 
-    python -m tests.serving.token_to_socket [STREAMS [STEP_SECONDS [SECONDS]]]
+    python -m tests.serving.token_to_socket [STREAMS [STEP_SECONDS [SECONDS [IDLE_CONNECTIONS]]]]
 
 A server in a process of its own notes when its engine has read the tokens of a step back; readers on a connection each
 take the kernel's own time stamps of what arrives, so that their speed does not count. Prints a line of JSON:
-milliseconds at the median and above, and microseconds of the server's CPU for each token.
+milliseconds at the median and above, microseconds of the server's CPU for each token, and the memory that idle
+connections took.
 """
 
 import json
@@ -86,9 +87,16 @@ class _Reader:
     def read(self) -> bool:
         """Takes what is there; whether the connection still stands."""
         data, more, _, _ = self.socket.recvmsg(65536, 64)
+        if not data:
+            return False
         seconds, nanoseconds = struct.unpack("ll", more[0][2])
         self._parts.append((seconds * 10**9 + nanoseconds, data))
-        return bool(data)
+        return True
+
+    @property
+    def received(self) -> int:
+        """Bytes."""
+        return sum(len(part) for _, part in self._parts)
 
     def tokens(self) -> list[tuple[int, int]]:
         """Each token id, and when the message it came in had arrived."""
@@ -110,7 +118,7 @@ class _Reader:
         return found
 
 
-def measure(streams: int = 32, step_seconds: float = 0.03, seconds: float = 10.0) -> dict[str, float]:
+def measure(streams: int = 32, step_seconds: float = 0.03, seconds: float = 10.0, idle: int = 0) -> dict[str, float]:
     """Runs a server and its readers, and takes the times."""
     with tempfile.NamedTemporaryFile() as shared:
         shared.truncate(MAX_STEPS * 8)
@@ -120,11 +128,17 @@ def measure(streams: int = 32, step_seconds: float = 0.03, seconds: float = 10.0
                 assert process.stdout is not None
                 port = int(process.stdout.readline().split()[1])
                 usage = psutil.Process(process.pid)
+                memory = usage.memory_info().rss
+                idlers = [_idle(port) for _ in range(idle)]
+                time.sleep(1.0 if idle else 0.0)  # it has taken all of them
+                memory = usage.memory_info().rss - memory
                 readers = [_Reader(port, 4000) for _ in range(streams)]
                 _read(readers, _WARM_SECONDS)
                 before, began = sum(usage.cpu_times()[:2]), time.time_ns()
                 _read(readers, seconds)
                 cpu = sum(usage.cpu_times()[:2]) - before
+                for sock in (*idlers, *(reader.socket for reader in readers)):
+                    sock.close()
             finally:
                 process.kill()
         stamps = np.memmap(shared.name, np.int64, "r", shape=(MAX_STEPS,))
@@ -143,7 +157,15 @@ def measure(streams: int = 32, step_seconds: float = 0.03, seconds: float = 10.0
         **{f"p{share}_ms": round(cuts[share - 1], 3) for share in (50, 90, 99)},
         "max_ms": round(max(delays), 3),
         "cpu_us_per_token": round(cpu / len(delays) * 1e6, 1),
+        "idle_connections": idle,
+        "idle_mb": round(memory / 2**20, 1),
     }
+
+
+def _idle(port: int) -> socket.socket:
+    sock = raw_http2.connect(port)
+    sock.sendall(raw_http2.settings())
+    return sock
 
 
 def _read(readers: list[_Reader], seconds: float) -> None:
@@ -154,7 +176,7 @@ def _read(readers: list[_Reader], seconds: float) -> None:
         while (left := end - time.monotonic()) > 0:
             for key, _ in selector.select(left):
                 if not key.data.read():
-                    raise AssertionError("the server hung up")
+                    raise AssertionError(f"the server hung up after {key.data.received} bytes")
 
 
 def _stamp_of(stamps: np.ndarray, token: int, arrived: int) -> int:
@@ -180,4 +202,5 @@ def _serve(path: str, streams: int, step_seconds: float) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         sys.exit(_serve(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
-    print(json.dumps(measure(*(kind(value) for kind, value in zip((int, float, float), sys.argv[1:], strict=False)))))
+    kinds = (int, float, float, int)
+    print(json.dumps(measure(*(kind(value) for kind, value in zip(kinds, sys.argv[1:], strict=False)))))
