@@ -78,9 +78,10 @@ def test_both_ports_answer_and_draining_goes_in_order() -> None:
             assert page.status == 200
             watch = up.health.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
-            served.programs.step_seconds = 0.005
+            served.programs.step_seconds = 0.05  # none ends before the last one runs
             calls = [up.inference.Generate(request(f"text {i}", 40)) for i in range(32)]
             await until(lambda: served.front.load().running == 32)
+            served.programs.step_seconds = 0.005
             up.server.leave()
             assert (await watch.read()).status == NOT_SERVING
             await until(lambda: served.front.state == "draining")
@@ -132,8 +133,7 @@ def test_a_device_that_hangs_is_not_waited_for() -> None:
             call = asyncio.create_task(refusal(up.inference.GenerateUnary(request())))
             await until(lambda: up.served.front.load().streams == 1)
             up.server.leave(0.0)
-            ended = await call
-            assert ended.code == "INTERNAL" and "device" in ended.message
+            assert (await call).code == "UNAVAILABLE"
             assert await up.task == 1 and up.served.front.hangs
             up.served.programs.gate.set()
             await asyncio.to_thread(up.served.engine.close)
@@ -222,10 +222,10 @@ def test_a_killed_server_is_unavailable_until_another_takes_its_port() -> None:
             assert await made.wait() == -signal.SIGKILL
             async with process(port=port) as (_, _, again):
                 assert again == port
-                channel_ready = inference.GenerateUnary(request(tokens=5), wait_for_ready=True, timeout=20)
-                assert len((await channel_ready).choices[0].token_ids) == 5
+                answer = await inference.GenerateUnary(request(tokens=5), wait_for_ready=True, timeout=20)
+                assert len(answer.choices[0].token_ids) == 5
 
-    run(check())
+    run(check(), 90)
 
 
 @pytest.mark.slow
@@ -233,10 +233,10 @@ def test_a_device_that_hangs_keeps_no_process_from_ending() -> None:
     async def check() -> None:
         options = {"step_seconds": 1000, "grace": 0.2, "limits": {"hang_seconds": 0.5}}
         async with process(**options) as (made, inference, _):
-            call = inference.GenerateUnary(request())
+            call = inference.Generate(request())
             await asyncio.sleep(0.5)
             made.send_signal(signal.SIGTERM)
-            assert (await refusal(call)).code == "INTERNAL"
-            assert await asyncio.wait_for(made.wait(), 10) == 1
+            assert (await refusal(call)).code == "UNAVAILABLE"
+            assert await asyncio.wait_for(made.wait(), 20) == 1
 
-    run(check())
+    run(check(), 60)

@@ -54,8 +54,8 @@ async def refused(code: str, *words: str) -> AsyncIterator[None]:
         assert word in (caught.value.details() or "")
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+def run(test: Coroutine[Any, Any, None], seconds: float = 20) -> None:
+    asyncio.run(asyncio.wait_for(test, seconds))
 
 
 async def until(condition: Callable[[], Any], seconds: float = 5.0) -> None:
