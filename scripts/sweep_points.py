@@ -29,7 +29,7 @@ def read_points(path: Path, chips: Mapping[str, Chip], *, offline: bool) -> list
     try:
         read = yaml.safe_load(path.read_text("utf-8"))
         return [_point(fields, chips, offline=offline) for fields in read]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise SweepError(
             f"--points {path}: expected a list of steps with {', '.join(_FIELDS)} ({type(error).__name__}: {error})"
         ) from error

@@ -96,7 +96,7 @@ def draw_front(rows: Sequence[Row], *, prefill: bool = False) -> list[str]:
         column = round((x - low[0]) / (high[0] - low[0] or 1) * (_WIDTH - 1))
         line = round((y - low[1]) / (high[1] - low[1] or 1) * (_HEIGHT - 1))
         canvas[_HEIGHT - 1 - line][column] = "*" if on_front else "."
-    top, bottom = f"{10 ** high[1]:.0f}", f"{10 ** low[1]:.0f}"
+    top, bottom = f"{10 ** high[1]:.3g}", f"{10 ** low[1]:.3g}"
     margin = max(len(top), len(bottom))
     labels = [top, *[""] * (_HEIGHT - 2), bottom]
     drawn = [f"{label:>{margin}} |{''.join(cells).rstrip()}" for label, cells in zip(labels, canvas, strict=True)]

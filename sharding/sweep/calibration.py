@@ -19,7 +19,7 @@ def read_calibration(path: Path) -> Efficiencies:
     try:
         read: Any = yaml.safe_load(path.read_text("utf-8"))
         made = {name: Efficiency.from_dict(read[name]) for name in ("low", "best", "high")}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise SweepError(
             f"--calibration {path}: expected low, best and high with figures of {', '.join(Efficiency().as_dict())} "
             f"({error}); `distaff sweep calibrate` writes such a file"

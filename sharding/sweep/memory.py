@@ -39,9 +39,23 @@ def memory_bytes(
     for number in range(MOST_WINDOWS):
         per_row = per_row + decode[f"cached{number}"] * np.minimum(decode[f"cached{number}_length"] + page, positions)
     cache = per_row * cached * cache_bytes
-    return held + cache + temporary_bytes(prefill, tokens if phase != "decode" else rows)
+    decoding = temporary_bytes(decode, rows, rows)
+    return (
+        held
+        + cache
+        + (decoding if phase == "decode" else np.maximum(decoding, temporary_bytes(prefill, tokens, prompts)))
+    )
 
 
-def temporary_bytes(of: Columns, tokens: Floats) -> Floats:
-    """What a step holds beside its arguments: the widest activations, twice (an operation's inputs and outputs)."""
-    return 2.0 * 2.0 * of["widest"] * tokens
+_LOGITS = 2.5
+_FIXED = 1.6e6
+"""Copies of the logits of a decode step, and bytes beside them: fitted to programs of the TPU compiler (tests/sharding/
+sweep/test_memory.py has them)."""
+_WIDEST = 2.0
+"""Copies of the widest activations: an operation's inputs and outputs. Not fitted: in decode they are nothing."""
+
+
+def temporary_bytes(of: Columns, tokens: Floats, rows: Floats) -> Floats:
+    """What a step holds beside its arguments: logits of the rows that draw, of the whole vocabulary in fp32, and the
+    widest activations."""
+    return _FIXED + _LOGITS * 4.0 * of["vocab"] * rows + _WIDEST * 2.0 * of["widest"] * tokens

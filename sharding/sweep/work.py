@@ -80,6 +80,7 @@ class DeviceWork:
         replicas: copies of the model that share a batch.
         coupled: tokens of all replicas go through the same feed-forward layers.
         widest: numbers for each token of the largest intermediate activation.
+        vocab: logits of a row, as sampling looks at them: of the whole vocabulary.
     """
 
     linear: float
@@ -97,6 +98,7 @@ class DeviceWork:
     replicas: int
     coupled: bool
     widest: float
+    vocab: int
     layers: int
 
 
@@ -153,6 +155,7 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool,
         replicas=layout.replicas,
         coupled=layout.coupled,
         widest=_widest(config, layout, placement) / own,
+        vocab=config.vocab_size,
         layers=config.num_layers,
     )
 

@@ -98,6 +98,12 @@ def test_bad_input_is_said_with_exit_code_2(
     assert says in capsys.readouterr().err
 
 
+def test_calibration_takes_points_or_a_model(distaff: Run, capsys: Capture) -> None:
+    for arguments in ((), ("--points", "a.yaml", "--model", TINY)):
+        assert distaff("sweep", "calibrate", *arguments) == 2
+        assert "fits to --points FILE, or to what --model takes" in capsys.readouterr().err
+
+
 def test_a_model_is_a_family_with_numbers_or_a_file(tmp_path: Path) -> None:
     config = model_config(TINY, offline=True)
     assert (config.num_layers, config.layers[0].attention.head_dim, config.tied) == (2, 64, False)

@@ -11,7 +11,7 @@ from .asked import V5E, request
 
 
 def test_a_row_is_explained_by_changing_one_thing() -> None:
-    asked = request(phase="decode")
+    asked = request(phase="decode", axes=("data", "tensor"))
     layout = parse_layout("tensor=4", num_devices=4)
     row = one(only(asked, rows_of(score(asked), [0])[0], layout, V5E), layout, V5E)
     changes = {each["change"]: each for each in counterfactuals(asked, row, layout, V5E)}

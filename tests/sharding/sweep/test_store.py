@@ -11,7 +11,7 @@ from .asked import request
 def test_a_sweep_is_kept_in_a_folder(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 
-    found = plan(request())
+    found = plan(request(axes=("data", "tensor")))
     written = save(found, tmp_path)
     assert [path.name for path in written] == ["sweep.json", "rows.csv", "rows.parquet"]
     again = load(tmp_path)
