@@ -220,10 +220,12 @@ def test_a_killed_server_is_unavailable_until_another_takes_its_port() -> None:
                     await collect(call)
                 assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
             assert await made.wait() == -signal.SIGKILL
-            async with process(port=port) as (_, _, again):
+            async with process(port=port) as (second, _, again):
                 assert again == port
                 answer = await inference.GenerateUnary(request(tokens=5), wait_for_ready=True, timeout=20)
                 assert len(answer.choices[0].token_ids) == 5
+                second.terminate()
+                assert await second.wait() == 0
 
     run(check(), 90)
 
