@@ -20,7 +20,7 @@ from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_r
 from .jit import check_jit, processor
 from .packing import PackedInt8, PackedMatrix, is_packed, pack_tree
 
-_SHORT = {"float32": "f32", "bfloat16": "bf16"}
+_SHORT: dict[str, matmul.Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
 _COMPILER_OPTIONS = {

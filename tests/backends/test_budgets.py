@@ -23,6 +23,8 @@ SLOW = {
     "T4096 bf16",
     "T4096 bf16 page128",
     "R512 E128 I2048 O768 bf16",
+    "B64 ctx128 of8192 page128 bf16",
+    "R512 D4096 bf16",
 }
 """Shapes that CI compiles for every generation; `scripts/test --soak` compiles all that have a budget."""
 

@@ -20,7 +20,7 @@ from distaff.backends.errors import UnsupportedError
 from distaff.backends.kernel_work import KernelWork
 from distaff.backends.tpu import cases, decode_kernel
 from distaff.backends.tpu.cache import ScaledPages
-from distaff.backends.tpu.decode import DecodeBlocks, check_decode, decode_attention
+from distaff.backends.tpu.decode import DecodeBlocks, check_decode, decode_attention, decode_shape
 from distaff.backends.tpu.decode_copies import Copies
 from distaff.backends.tpu.decode_work import decode_work
 
@@ -317,19 +317,48 @@ def test_its_model_of_its_work_counts_what_it_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [{"context": 1024}, {"context": 128, "longest": 8192}], ids=str)
-def test_its_model_counts_what_it_does_on_a_shape_of_the_report(shape: dict[str, int], counts: Counter[str]) -> None:
+def test_its_model_counts_what_it_does_on_a_shape_of_the_report(shape: dict[str, Any], counts: Counter[str]) -> None:
     """What `distaff bench kernels` is told of 64 rows, with the table's blocks."""
     case = cases.decode(generation="v6e", batch=64, page=16, **shape)
-    *arrays, _, index = case.abstract_args
-    zeros, index = [jnp.zeros(x.shape, x.dtype) for x in arrays], jax.tree.map(jnp.asarray, index)
-    results = decode_attention(*zeros, jnp.int32(0), index, AttentionSpec(0.1), generation="v6e", interpret=True)
+    q, k, v, cache = (jnp.zeros(x.shape, x.dtype) for x in case.abstract_args[:4])
+    index = jax.tree.map(jnp.asarray, case.abstract_args[-1])
+    spec = AttentionSpec(0.1)
+    results = decode_attention(q, k, v, cache, jnp.int32(0), index, spec, generation="v6e", interpret=True)
     jax.block_until_ready(results)
     jax.effects_barrier()
     assert isinstance(case.work, KernelWork)
     compare(counts, case.work)
 
 
-GOOD = dict(num_heads=32, num_kv_heads=8, head_dim=128, page_size=16, kv_dtype="bfloat16", generation="v6e")
+@pytest.mark.parametrize(
+    ("generation", "change", "block", "short"),
+    [
+        ("v6e", {}, 1024, 256),
+        ("tpu7x", {}, 2048, 512),
+        ("v4", {"page_size": 16}, 512, 128),
+        ("v6e", {"page_size": 256}, 1024, 0),
+        ("v6e", {"table_width": 3}, 512, 0),
+        ("tpu7x", {"page_size": 16}, 1024, 0),
+        ("v6e", {"max_decode_len": 2}, 1024, 0),
+        ("v6e", {"num_heads": 32, "num_kv_heads": 32}, 1024, 0),
+        ("v6e", {"window": 128}, 256, 0),
+        ("v6e", {"window": 900}, 1024, 256),
+        ("v6e", {"token_scales": True, "kv_dtype": "int8"}, 1024, 256),
+        ("tpu7x", {"token_scales": True, "kv_dtype": "int8"}, 2048, 0),
+    ],
+)
+def test_blocks_are_no_longer_than_rows_and_short_where_that_gains(
+    generation: str, change: dict[str, Any], block: int, short: int
+) -> None:
+    asked: dict[str, Any] = GOOD | {"page_size": 128, "generation": generation, "table_width": 64} | change
+    shape = decode_shape(**asked)
+    assert (shape.block, shape.short) == (block, short)
+    assert [each.block for each in shape.passes] == ([block, short] if short else [block])
+
+
+GOOD: dict[str, Any] = dict(
+    num_heads=32, num_kv_heads=8, head_dim=128, page_size=16, kv_dtype="bfloat16", generation="v6e"
+)
 
 
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e", "tpu7x"])

@@ -121,15 +121,13 @@ def test_a_shape_of_the_report(name: str, seen: Counter[str]) -> None:
     """What `distaff bench kernels` is told of 4096 tokens, with the table's blocks."""
     shape = {"page": 128} if name == "prefill" else {}
     case = getattr(cases, name)(generation="v6e", length=4096, **shape)
-    q, k, v, *rest = case.abstract_args
-    arrays = [jnp.zeros(x.shape, x.dtype) for x in (q, k, v)]
+    q, k, v, *pages = (jnp.zeros(x.shape, x.dtype) for x in case.abstract_args[:4])
     spec = AttentionSpec(0.125)
     if name == "flash":
-        results = flash_attention(*arrays, spec, generation="v6e", interpret=True)
+        results = flash_attention(q, k, v, spec, generation="v6e", interpret=True)
     else:
-        cache, _, index = rest
-        pages, index = jnp.zeros(cache.shape, cache.dtype), jax.tree.map(jnp.asarray, index)
-        results = prefill_attention(*arrays, pages, jnp.int32(0), index, spec, generation="v6e", interpret=True)
+        index = jax.tree.map(jnp.asarray, case.abstract_args[-1])
+        results = prefill_attention(q, k, v, pages[0], jnp.int32(0), index, spec, generation="v6e", interpret=True)
     jax.block_until_ready(results)
     jax.effects_barrier()
     assert isinstance(case.work, KernelWork)
