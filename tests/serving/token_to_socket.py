@@ -202,5 +202,6 @@ def _serve(path: str, streams: int, step_seconds: float) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         sys.exit(_serve(sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
-    kinds = (int, float, float, int)
-    print(json.dumps(measure(*(kind(value) for kind, value in zip(kinds, sys.argv[1:], strict=False)))))
+    given = [float(value) for value in sys.argv[1:]]
+    streams, step_seconds, seconds, idle = given + [32, 0.03, 10.0, 0][len(given) :]
+    print(json.dumps(measure(int(streams), step_seconds, seconds, int(idle))))

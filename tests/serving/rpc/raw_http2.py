@@ -27,16 +27,17 @@ def header_block(headers: dict[str, str]) -> bytes:
     return block
 
 
-def call(stream: int, method: str, message: bytes, *, compressed: int = 0, **more: str) -> bytes:
+def call(
+    stream: int, method: str, message: bytes, *, compressed: int = 0, content_type: str = "application/grpc"
+) -> bytes:
     """The frames of a unary request; `compressed` is what it says of its message."""
     headers = {
         ":method": "POST",
         ":scheme": "http",
         ":path": method,
         ":authority": "localhost",
-        "content-type": "application/grpc",
+        "content-type": content_type,
         "te": "trailers",
-        **more,
     }
     opened = frame(HEADERS, END_HEADERS, stream, header_block(headers))
     return opened + frame(DATA, END_STREAM, stream, struct.pack(">BI", compressed, len(message)) + message)

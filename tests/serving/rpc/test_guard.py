@@ -40,7 +40,7 @@ def test_malformed_messages_are_invalid_arguments() -> None:
             assert (await refusal(raw(reached, "/distaff.v1.Inference/Nothing", b""))).code == "UNIMPLEMENTED"
             port = reached.server.port
             for sent in (
-                raw_http2.call(1, UNARY, b"", **{"content-type": "text/plain"}),
+                raw_http2.call(1, UNARY, b"", content_type="text/plain"),
                 raw_http2.call(1, UNARY, b"a" * 10)[:-4],
                 raw_http2.call(1, UNARY, b"a" * 10, compressed=1),
                 b"GET / HTTP/1.1\r\n\r\n",
