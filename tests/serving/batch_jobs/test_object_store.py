@@ -10,12 +10,16 @@ from typing import Any
 import fsspec
 import pytest
 
-from distaff.serving.batch_jobs.errors import JobLockedError, JobStoppedError
+from distaff.serving.batch_jobs.answers import Answers
+from distaff.serving.batch_jobs.errors import JobLockedError, JobStoppedError, LineError
 from distaff.serving.batch_jobs.lease import Lease, create
+from distaff.serving.batch_jobs.line import Line
 from distaff.serving.batch_jobs.local_store import LocalStore
 from distaff.serving.batch_jobs.object_store import ObjectStore
 from distaff.serving.batch_jobs.records import Record
 from distaff.serving.batch_jobs.segments import Segments
+from distaff.serving.batch_jobs.writer import Writer
+from distaff.serving.http.spelling import Spelling
 
 from .conftest import Bench, Killed
 
@@ -126,6 +130,26 @@ def test_a_journal_that_is_deleted_in_part_belongs_to_a_job_that_is_complete(
     outcome = bench.run(sixty, store_in(folder), resume=True)
     assert not outcome.fresh and fs.cat_file(store.output) == whole
     assert store.found() == ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.manifest.json"]
+
+
+def test_what_was_answered_waits_for_no_more_when_the_job_is_about_to_stop(folder: str) -> None:
+    """A step may take longer than a machine has left, and nobody else puts the segment onto the store."""
+    segments, asked = Segments(memory(), folder, segment_seconds=1000.0), [False]
+    segments.begin({"job": 1})
+    writer = Writer(segments, Answers("m", Spelling(None)), lambda: asked[0])
+    writer.refuse(Line(1, "in:1", "a", "", {}, b""), LineError("code", "message"))
+
+    def there(seconds: float) -> int:
+        until = time.monotonic() + seconds
+        while len(found := memory().glob(f"{folder}/segment-*")) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        return len(found)
+
+    assert there(0.7) == 1
+    asked[0] = True
+    assert there(10.0) == 2
+    writer.close()
+    segments.remove()
 
 
 def test_a_lease_is_made_once() -> None:

@@ -1,6 +1,6 @@
 """A job on the fake engine in a process of its own, to be killed: python -m tests.serving.batch_jobs.victim IN OUT [S].
 
-Each step takes S seconds. Exits as `distaff batch` does.
+Each step takes S seconds, and is told on stdout. Exits as `distaff batch` does.
 """
 
 import sys
@@ -14,15 +14,18 @@ from .conftest import Bench
 
 
 def main(source: str, output: str, seconds: str = "0.02", grace: str = "4.5") -> int:
-    stuck = float(seconds)
+
+    def step() -> None:
+        print("step", flush=True)
+        time.sleep(float(seconds))
+
     with StopSignals(float(grace)) as signals:
-        print("ready", flush=True)
         try:
             outcome = Bench().run(
                 source,
                 open_store(output),
                 resume=True,
-                on_step=lambda: time.sleep(stuck),
+                on_step=step,
                 stopping=lambda: signals.asked,
             )
         except DistaffError as error:
