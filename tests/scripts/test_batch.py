@@ -162,7 +162,7 @@ def test_without_ray_its_runner_says_what_to_install(distaff: Run, here: Path, c
     assert "pip install 'distaff[ray]'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # each process compiles every program
 def test_one_model_on_two_hosts(distaff: Run, tiny_model: Path, here: Path, capsys: Capture) -> None:
     """Stopped together in time, whatever each is at; one process alone goes on, and the answers are the same."""
     bodies = [{"prompt": f"number {index}", "max_tokens": 20, "temperature": 0} for index in range(300)]
