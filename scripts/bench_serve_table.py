@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .bench_tables import goodput, percentiles
+
 
 def print_report(report: Mapping[str, Any]) -> None:
     """A table for people: one column for each rate."""
@@ -29,14 +31,11 @@ def print_report(report: Mapping[str, Any]) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def _percentiles(name: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda report: " / ".join(f"{report[name][share]:.1f}" for share in ("p50", "p90", "p99"))
-
-
-def _goodput(report: Mapping[str, Any]) -> str:
-    if "goodput" not in report:
-        return ""
-    return f"{report['goodput']['requests_per_s']:.2f} requests/s ({report['goodput']['share']:.0%})"
+def _generator(report: Mapping[str, Any]) -> str:
+    own = report["generator"]
+    late = own["loop_late_ms"]
+    share = f"{own['cpu_share']:.0%} of a core, {own['cpu_us_per_message']:.0f} us a message"
+    return f"{share}, late by {late['p50']:.1f} / {late['p99']:.1f} ms"
 
 
 _ROWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
@@ -47,11 +46,12 @@ _ROWS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "output tokens/s": lambda report: f"{report['output_tokens_per_s']:.1f}",
     "all tokens/s": lambda report: f"{report['total_tokens_per_s']:.1f}",
     "at once (mean, most)": lambda report: f"{report['concurrency']['mean']:.1f}, {report['concurrency']['max']}",
-    "goodput": _goodput,
-    "TTFT p50 / p90 / p99, ms": _percentiles("ttft_ms"),
-    "TPOT p50 / p90 / p99, ms": _percentiles("tpot_ms"),
-    "ITL p50 / p90 / p99, ms": _percentiles("itl_ms"),
-    "e2el p50 / p90 / p99, ms": _percentiles("e2el_ms"),
-    "sent late p50 / p90 / p99, ms": _percentiles("late_ms"),
+    "goodput": goodput,
+    "TTFT p50 / p90 / p99, ms": percentiles("ttft_ms"),
+    "TPOT p50 / p90 / p99, ms": percentiles("tpot_ms"),
+    "ITL p50 / p90 / p99, ms": percentiles("itl_ms"),
+    "e2el p50 / p90 / p99, ms": percentiles("e2el_ms"),
+    "sent late p50 / p90 / p99, ms": percentiles("late_ms"),
+    "the generator itself": _generator,
     "prompt tokens cached": lambda report: f"{report['cached_tokens'] / max(1, report['prompt_tokens']):.0%}",
 }

@@ -31,7 +31,8 @@ def print_reports(reports: Sequence[Report]) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def _percentiles(name: str) -> Callable[[Report], str]:
+def percentiles(name: str) -> Callable[[Report], str]:
+    """A row of p50, p90 and p99 of one figure."""
     return lambda report: " / ".join(f"{report[name][share]:.1f}" for share in ("p50", "p90", "p99"))
 
 
@@ -48,7 +49,8 @@ def _phase(name: str) -> Callable[[Report], str]:
     return shown
 
 
-def _goodput(report: Report) -> str:
+def goodput(report: Report) -> str:
+    """A row of the requests that kept the limits, where there were any."""
     if "goodput" not in report:
         return ""
     return f"{report['goodput']['requests_per_s']:.2f} requests/s ({report['goodput']['share']:.0%})"
@@ -74,11 +76,11 @@ _ROWS: Mapping[str, Callable[[Report], str]] = {
     "requests/s": lambda report: f"{report['requests_per_s']:.2f}",
     "elapsed": lambda report: f"{report['elapsed_s']:.2f} s",
     "processor time": _processor,
-    "goodput": _goodput,
+    "goodput": goodput,
     "failed": lambda report: str(report["failed"] or ""),
-    "TTFT p50 / p90 / p99, ms": _percentiles("ttft_ms"),
-    "TPOT p50 / p90 / p99, ms": _percentiles("tpot_ms"),
-    "ITL p50 / p90 / p99, ms": _percentiles("itl_ms"),
+    "TTFT p50 / p90 / p99, ms": percentiles("ttft_ms"),
+    "TPOT p50 / p90 / p99, ms": percentiles("tpot_ms"),
+    "ITL p50 / p90 / p99, ms": percentiles("itl_ms"),
     "steps with prompts": _phase("prefill"),
     "steps of decode": _phase("decode"),
     "host gap": lambda report: f"{report['host_gap_ms_per_step']:.2f} ms a step",

@@ -51,7 +51,7 @@ class Terminal:
         from rich.console import Console
 
         self._conversation, self._model, self._target = conversation, model, target
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._read = read or input
         self._running = True
         self._commands: Mapping[str, Callable[[str], None]] = {
@@ -81,7 +81,7 @@ class Terminal:
     def _take(self, line: str) -> None:
         name, _, rest = line.partition(" ")
         if not name.startswith("/"):
-            self._say(line)
+            self._show(lambda write: self._conversation.say(line, write))
         elif name in self._commands:
             self._commands[name](rest.strip())
         else:
@@ -99,16 +99,16 @@ class Terminal:
             if line.strip():
                 yield line
 
-    def _say(self, text: str) -> None:
+    def _show(self, ask: "Callable[[Callable[[str], None]], Result]") -> None:
+        """Shows an answer as it comes, and what it took."""
         stream = TextStream()
-        try:
-            result = self._conversation.say(text, stream.write)
-        except KeyboardInterrupt:
-            stream.finish()
-            self._note("[stopped]")
-        else:
-            stream.finish()
-            self._note(statistics(result))
+        note = "[stopped]"
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                note = statistics(ask(stream.write))
+            finally:
+                stream.finish()
+        self._note(note)
 
     def _system(self, text: str) -> None:
         self._conversation.reset()
@@ -120,13 +120,7 @@ class Terminal:
         self._note("a new conversation")
 
     def _retry(self, _: str) -> None:
-        turns = self._conversation.turns
-        asked = next((number for number in reversed(range(len(turns))) if turns[number]["role"] == "user"), None)
-        if asked is None:
-            raise UsageError("nothing was asked yet")
-        question = turns[asked]["content"]
-        del turns[asked:]
-        self._say(question)
+        self._show(self._conversation.retry)
 
     def _set(self, text: str) -> None:
         name, equals, value = text.partition("=")

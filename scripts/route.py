@@ -2,68 +2,38 @@
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..backends.errors import UsageError
-from .client_options import SERVER, TokenFile, read_token
+from .client_options import Ca, TokenFile, read_token
 from .options import Debug
 from .reporting import reporting
-
-LISTEN = "Where it listens"
+from .server_options import Grace, ListenHost, ListenPort, TlsCert, TlsClientCa, TlsKey, tls_files
 
 
 def route(
     targets: Annotated[
         list[str], typer.Argument(help="The servers: HOST:PORT or grpcs://HOST:PORT.", metavar="TARGET...")
     ],
-    host: Annotated[
-        str, typer.Option("--host", help="The address to listen on.", rich_help_panel=LISTEN)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535, rich_help_panel=LISTEN)
-    ] = 50050,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-cert", help="Listen with TLS: the certificate (PEM).", metavar="FILE", rich_help_panel=LISTEN
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="Its key (PEM).", metavar="FILE", rich_help_panel=LISTEN)
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-client-ca",
-            help="Clients need a certificate that these signed (PEM).",
-            metavar="FILE",
-            rich_help_panel=LISTEN,
-        ),
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--ca",
-            help="Certificates to trust in servers (PEM) instead of the system's; asks for TLS.",
-            metavar="FILE",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    host: ListenHost = "127.0.0.1",
+    port: ListenPort = 50050,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     token_file: TokenFile = None,
-    grace: Annotated[
-        float, typer.Option("--grace", help="Seconds that running calls get at the end.", metavar="X", min=0)
-    ] = 30.0,
+    ca: Ca = None,
+    grace: Grace = 30.0,
     debug: Debug = False,
 ) -> None:
     """Front several servers with one gRPC address.
 
     Every call goes to the server that will probably begin its answer first: the one with the shortest queue, unless
     another has computed the beginning of the prompt already. A server that is away or draining gets nothing. Until the
-    first event has come, a call that fails on one server goes to another. All gRPC protocols pass, clients' tokens and
-    deadlines with them; Cancel reaches every server; a batch goes to one server as a whole.
+    first event has come, a call that fails on one server goes to another, if nothing can be done twice by that. All
+    gRPC protocols pass, clients' tokens and deadlines with them; Cancel reaches every server; the items of a batch are
+    spread. Admin and BatchJobs are each server's own, and are refused.
 
     One line on stdout says when it listens; stderr tells which servers come and go. SIGTERM lets running calls end; a
     second one does not wait.
@@ -82,21 +52,14 @@ def route(
         from ..serving.client.target import Target
         from ..serving.route.run import run_router
         from ..serving.rpc.settings import RpcSettings
-        from ..serving.rpc.tls import TlsFiles
 
         if len(set(targets)) < len(targets):
             raise UsageError(f"a server is named twice among {', '.join(targets)}")
-        if tls_cert is None or tls_key is None:
-            if tls_cert or tls_key or tls_client_ca:
-                raise UsageError("TLS needs both --tls-cert and --tls-key")
-            tls = None
-        else:
-            tls = TlsFiles(tls_cert, tls_key, tls_client_ca)
         token = read_token(token_file)
         code = run_router(
             [Target(target, token, ca) for target in targets],
             RpcSettings(host=host, port=port),
-            tls=tls,
+            tls=tls_files(tls_cert, tls_key, tls_client_ca),
             grace=grace,
             on_ready=lambda taken: _ready(host, taken, len(targets)),
         )

@@ -27,15 +27,13 @@ from .options import (
 from .progress import ProgressDisplay
 from .reporting import reporting
 from .sampling_options import given
+from .server_options import LIFE, LISTEN, WHO, Grace, ListenHost, ListenPort, TlsCert, TlsClientCa, TlsKey, tls_files
 from .startup import prepare_layout, print_remarks
 
 if TYPE_CHECKING:
     from ..serving.serve import Ports
 
-LISTEN = "Where it listens"
-WHO = "Who may call"
 LIMITS = "How much it takes"
-LIFE = "Its life"
 
 
 def serve(
@@ -45,12 +43,8 @@ def serve(
             "--model", "-m", help="A name (see 'distaff models'), a folder, a .gguf file, an Orbax folder or a hub id."
         ),
     ],
-    host: Annotated[
-        str, typer.Option("--host", help="The address to listen on; 0.0.0.0 is all of them.", rich_help_panel=LISTEN)
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", help="For gRPC; 0 takes a free one.", min=0, max=65535, rich_help_panel=LISTEN)
-    ] = 50051,
+    host: ListenHost = "127.0.0.1",
+    port: ListenPort = 50051,
     http_port: Annotated[
         int,
         typer.Option(
@@ -83,22 +77,9 @@ def serve(
         bool,
         typer.Option("--channelz", help="Tell clients about connections, for debugging.", rich_help_panel=LISTEN),
     ] = False,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", help="gRPC with TLS: the certificate (PEM).", metavar="FILE", rich_help_panel=WHO),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", help="Its key (PEM).", metavar="FILE", rich_help_panel=WHO)
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--tls-client-ca",
-            help="Clients need a certificate that these signed (PEM).",
-            metavar="FILE",
-            rich_help_panel=WHO,
-        ),
-    ] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     http_tls: Annotated[
         bool, typer.Option("--http-tls", help="HTTP with TLS too, as gRPC has it.", rich_help_panel=WHO)
     ] = False,
@@ -145,12 +126,7 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = 30.0,
-    grace: Annotated[
-        float,
-        typer.Option(
-            "--grace", help="Seconds that running requests get at the end.", metavar="X", min=0, rich_help_panel=LIFE
-        ),
-    ] = 30.0,
+    grace: Grace = 30.0,
     notice: Annotated[
         float,
         typer.Option(
@@ -233,11 +209,8 @@ def serve(
       distaff serve -m smollm2-135m-instruct --replicas 2 --devices 2
     """
     with reporting(debug):
-        if (tls_cert is None) != (tls_key is None):
-            raise UsageError("--tls-cert and --tls-key belong together: give both")
-        if tls_client_ca is not None and tls_cert is None:
-            raise UsageError("--tls-client-ca needs --tls-cert and --tls-key")
-        if http_tls and (tls_cert is None or no_http):
+        tls = tls_files(tls_cert, tls_key, tls_client_ca)
+        if http_tls and (tls is None or no_http):
             raise UsageError("--http-tls needs --tls-cert and --tls-key, and the HTTP port")
         if admin and token_file is not None:
             raise UsageError("--admin is for servers without --token-file: mark a token with admin: true instead")
@@ -250,7 +223,6 @@ def serve(
         from ..serving.llm import LLM
         from ..serving.rpc.settings import RpcSettings
         from ..serving.serve import ServeSettings, card_of, run_server
-        from ..serving.tls_files import TlsFiles
 
         rpc = RpcSettings(
             host=host,
@@ -262,7 +234,7 @@ def serve(
             rpc=rpc,
             http_host=host,
             http_port=None if no_http else http_port,
-            tls=None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key, tls_client_ca),
+            tls=tls,
             http_tls=http_tls,
             tokens=token_file,
             open_admin=admin,

@@ -1,10 +1,12 @@
 """Which requests were answered in time to be worth something."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 from ..backends.errors import InvalidParameterError
+from .percentiles import rate_per_s
 
 
 @runtime_checkable
@@ -73,6 +75,12 @@ class Goodput:
             limit is None or seconds * 1e3 <= limit
             for limit, seconds in ((self.ttft, times.ttft), (self.tpot, times.tpot), (self.e2el, times.latency))
         )
+
+    def report(self, requests: Collection[Timed], seconds: float) -> dict[str, float | None]:
+        """The limits, and how many requests of a run of so many seconds kept them."""
+        kept = sum(map(self.keeps, requests))
+        share = kept / len(requests) if requests else 0.0
+        return {**self.to_dict(), "requests_per_s": rate_per_s(kept, seconds), "share": share}
 
     def to_dict(self) -> dict[str, float | None]:
         """The limits as reports state them."""

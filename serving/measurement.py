@@ -1,6 +1,5 @@
 """Times of requests, and what they say: percentiles, goodput, and how close the engine came to the machine's limits."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +12,9 @@ from ..models.costs import Steps, work_of
 from .goodput import Goodput
 from .limits import MachineLimits
 from .metrics import Metrics, shares
-from .percentiles import percentiles_ms
+from .percentiles import rate_per_s
 from .results import FinishReason, TokenEvent
+from .times import Times, times_report
 from .types import Request
 
 _IDLE_SECONDS = 0.0005  # between looks at an engine that waits for its batch to fill
@@ -24,7 +24,7 @@ _COUNTERS = ("prefix_query_tokens", "prefix_hit_tokens", "preemptions", "compile
 
 
 @dataclass
-class RequestTimes:
+class RequestTimes(Times):
     """When one request's tokens could be read, in seconds from the moment that all were submitted."""
 
     prompt_tokens: int
@@ -33,19 +33,16 @@ class RequestTimes:
     finish_reason: FinishReason | None = None
 
     @property
-    def ttft(self) -> float:
-        """Seconds to the first token; infinite if none came."""
-        return self.tokens[0] - self.submitted if self.tokens else math.inf
+    def start(self) -> float:
+        return self.submitted
 
     @property
-    def tpot(self) -> float:
-        """Mean seconds for each token after the first; 0 if there is at most one."""
-        return (self.tokens[-1] - self.tokens[0]) / (len(self.tokens) - 1) if len(self.tokens) > 1 else 0.0
+    def moments(self) -> list[float]:
+        return self.tokens
 
     @property
-    def latency(self) -> float:
-        """Seconds to the last token; infinite if none came."""
-        return self.tokens[-1] - self.submitted if self.tokens else math.inf
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     @property
     def succeeded(self) -> bool:
@@ -138,7 +135,7 @@ def report(
     *,
     config: ModelConfig,
     limits: MachineLimits,
-    weight_bytes: int,
+    weight_bytes: float,
     kv_bytes: int,
     goodput: Goodput | None = None,
 ) -> dict[str, Any]:
@@ -159,27 +156,23 @@ def report(
     steps = sum(phase["steps"] for phase in phases.values())
     device = sum(phase["seconds"] for phase in phases.values())
     counted = {**counters, "max_batch": chosen.after["max_batch"]}
-    gaps = [b - a for times in ended for a, b in zip(times.tokens, times.tokens[1:], strict=False)]
     value: dict[str, Any] = {
         "requests": len(requests),
         "prompt_tokens": sum(times.prompt_tokens for times in requests),
         "output_tokens": chosen.output_tokens,
         "elapsed_s": elapsed,
         "cpu_s": chosen.cpu_seconds,
-        "output_tokens_per_s": _rate(chosen.output_tokens, elapsed),
-        "total_tokens_per_s": _rate(
+        "output_tokens_per_s": rate_per_s(chosen.output_tokens, elapsed),
+        "total_tokens_per_s": rate_per_s(
             chosen.output_tokens + sum(times.prompt_tokens for times in requests if times.tokens), elapsed
         ),
-        "requests_per_s": _rate(len(ended), elapsed),
+        "requests_per_s": rate_per_s(len(ended), elapsed),
         "rounds": [
-            {"elapsed_s": each.elapsed, "output_tokens_per_s": _rate(each.output_tokens, each.elapsed)}
+            {"elapsed_s": each.elapsed, "output_tokens_per_s": rate_per_s(each.output_tokens, each.elapsed)}
             for each in rounds
         ],
         "failed": len(requests) - len(ended),
-        "ttft_ms": percentiles_ms([times.ttft for times in ended]),
-        "tpot_ms": percentiles_ms([times.tpot for times in ended if len(times.tokens) > 1]),
-        "itl_ms": percentiles_ms(gaps),
-        "request_ms": percentiles_ms([times.latency for times in ended if times.tokens]),
+        **times_report(ended),
         **{
             name: _phase_report(phase, config, limits, weight_bytes=weight_bytes, kv_bytes=kv_bytes)
             for name, phase in phases.items()
@@ -190,17 +183,12 @@ def report(
         **counters,
     }
     if goodput is not None:
-        kept = sum(map(goodput.keeps, requests))
-        value["goodput"] = {
-            **goodput.to_dict(),
-            "requests_per_s": _rate(kept, elapsed),
-            "share": kept / len(requests),
-        }
+        value["goodput"] = goodput.report(requests, elapsed)
     return value
 
 
 def _phase_report(
-    phase: Mapping[str, Any], config: ModelConfig, limits: MachineLimits, *, weight_bytes: int, kv_bytes: int
+    phase: Mapping[str, Any], config: ModelConfig, limits: MachineLimits, *, weight_bytes: float, kv_bytes: int
 ) -> dict[str, Any]:
     """Rates of one phase while the device was at work on it, and which limit of the machine is the nearer one."""
     work = work_of(
@@ -215,12 +203,8 @@ def _phase_report(
         "steps": phase["steps"],
         "tokens": phase["tokens"],
         "prompt_tokens": phase["prompt_tokens"],
-        "tokens_per_s": _rate(phase["tokens"], seconds),
-        "mfu": _rate(work.flops, seconds) / limits.flops_per_s,
-        "mbu": _rate(work.bytes, seconds) / limits.bytes_per_s,
+        "tokens_per_s": rate_per_s(phase["tokens"], seconds),
+        "mfu": rate_per_s(work.flops, seconds) / limits.flops_per_s,
+        "mbu": rate_per_s(work.bytes, seconds) / limits.bytes_per_s,
         "bound": limits.bound(work.flops, work.bytes) if phase["steps"] else None,
     }
-
-
-def _rate(count: float, seconds: float) -> float:
-    return count / seconds if seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Percentiles of times, as reports state them."""
+"""Percentiles of times and rates, as reports state them."""
 
 from collections.abc import Sequence
 
@@ -14,3 +14,8 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
         return dict.fromkeys([*names, "mean"], 0.0)
     values = np.asarray(seconds) * 1e3
     return {**dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True)), "mean": float(values.mean())}
+
+
+def rate_per_s(count: float, seconds: float) -> float:
+    """So many a second; 0 where no time went by."""
+    return count / seconds if seconds > 0 else 0.0

@@ -18,14 +18,16 @@ from .errors import (
 )
 from .results import Admitted, Choice, Delta, Embedding, Event, Finished, Load, Model, Result, Score, Timings
 from .retry import RetryPolicy
-from .stream import AsyncEventStream, EventStream
+from .stream import AsyncBatchStream, AsyncEventStream, BatchStream, EventStream
 from .target import Target
 
 __all__ = [
     "Admitted",
+    "AsyncBatchStream",
     "AsyncClient",
     "AsyncEventStream",
     "AuthenticationError",
+    "BatchStream",
     "CancelledError",
     "Choice",
     "Client",

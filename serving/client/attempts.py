@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import grpc
 
-from .errors import error_of
+from .errors import ServerError, error_of
 from .retry import RetryPolicy
 
 
@@ -23,11 +23,16 @@ class Attempts:
         self._policy, self._target, self._clock = policy, target, clock
         self._end = None if timeout is None else clock() + timeout
         self._tries = 0
+        self._lost = False
 
     def begin(self) -> float | None:
         """Begins a try; returns the seconds that it may take."""
         self._tries += 1
         return self._remaining()
+
+    def error_of(self, failure: grpc.RpcError) -> ServerError:
+        """What a failure is to the caller."""
+        return error_of(failure, self._target)
 
     def wait_after(self, failure: grpc.RpcError) -> float:
         """Seconds to wait before the next try.
@@ -35,10 +40,11 @@ class Attempts:
         Raises:
             ServerError: there is none.
         """
-        error = error_of(failure, self._target)
-        wait = self._policy.wait(error, self._tries, self._remaining())
+        error = self.error_of(failure)
+        wait = self._policy.wait(error, self._tries, self._remaining(), lost=self._lost)
         if wait is None:
             raise error from failure
+        self._lost |= error.is_lost
         return wait
 
     def _remaining(self) -> float | None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from ..logprobs import TokenLogprob
 from ..results import Usage
+from .errors import ServerError
+from .reading import Item
 from .results import Admitted, Choice, Delta, Event, Finished, Result, Timings
 
 
@@ -59,3 +61,23 @@ class Collector:
             None if ended is None else ended.stopped_by,
             tuple(self._logprobs.get(index, ())),
         )
+
+
+class BatchCollector:
+    """Adds what comes for the items of a batch up, whose keys are their numbers."""
+
+    def __init__(self, count: int) -> None:
+        self._collectors = [Collector() for _ in range(count)]
+        self._errors: dict[int, ServerError] = {}
+
+    def add(self, item: Item) -> None:
+        """Takes the next event of an item, or its failure."""
+        key, event = item
+        if isinstance(event, ServerError):
+            self._errors[int(key)] = event
+        else:
+            self._collectors[int(key)].add(event)
+
+    def results(self) -> list[Result | ServerError]:
+        """Each item's answer, or what failed, in order."""
+        return [self._errors.get(number) or each.result() for number, each in enumerate(self._collectors)]

@@ -40,18 +40,33 @@ class Conversation:
         """
         self.turns.append({"role": "user", "content": text})
         said: list[str] = []
-        stream = self._client.generate_stream(self.messages, **self.sampling)
         try:
-            for piece in stream.text():
-                said.append(piece)
-                on_text(piece)
-            return stream.result()
+            with self._client.generate_stream(self.messages, **self.sampling) as stream:
+                for piece in stream.text():
+                    said.append(piece)
+                    on_text(piece)
+                return stream.result()
         finally:
-            stream.close()
             if said:
                 self.turns.append({"role": "assistant", "content": "".join(said)})
             else:
                 self.turns.pop()
+
+    def retry(self, on_text: Callable[[str], None]) -> Result:
+        """Asks the last question once more; what was said stays where that brings nothing.
+
+        Raises:
+            UsageError: nothing was asked yet.
+        """
+        asked = next((at for at in reversed(range(len(self.turns))) if self.turns[at]["role"] == "user"), None)
+        if asked is None:
+            raise UsageError("nothing was asked yet")
+        said, self.turns = self.turns[asked:], self.turns[:asked]
+        try:
+            return self.say(said[0]["content"], on_text)
+        finally:
+            if len(self.turns) == asked:
+                self.turns += said
 
     def reset(self) -> None:
         """Forgets what was said, but not the system message."""

@@ -28,6 +28,22 @@ class ServerError(DistaffError):
         self.field = field
         self.retry_after = retry_after
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same call may be served later, or by another server: this one is away, goes down, or is full and
+        says when to come back."""
+        return isinstance(self, UnavailableError) or (isinstance(self, OverloadedError) and self.is_refusal)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server says when to come back, and so has done nothing of the call."""
+        return self.retry_after is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server could not be reached, or broke down amid the call: who knows how far it came."""
+        return self.code == "UNAVAILABLE" and not self.is_refusal
+
 
 class InvalidRequestError(ServerError):
     """Something of the request cannot be honoured; the same request will fail again."""
@@ -58,7 +74,7 @@ class OverloadedError(ServerError):
 
 
 class UnavailableError(ServerError):
-    """No server answers there, or it is shutting down."""
+    """No server answers there, or it is shutting down (ABORTED: it was, before the answer was complete)."""
 
 
 class DeadlineError(ServerError):
@@ -89,6 +105,7 @@ _TYPES: dict[str, type[ServerError]] = {
     "PERMISSION_DENIED": ForbiddenError,
     "RESOURCE_EXHAUSTED": OverloadedError,
     "UNAVAILABLE": UnavailableError,
+    "ABORTED": UnavailableError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "CANCELLED": CancelledError,
     "UNIMPLEMENTED": UnsupportedCallError,

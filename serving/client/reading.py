@@ -10,6 +10,9 @@ from ..rpc.protos.distaff.v1 import admin_pb2, generation_pb2, inference_pb2, mo
 from .errors import ServerError, typed
 from .results import Admitted, Choice, Delta, Embedding, Event, Finished, Load, Model, Result, Score, Timings
 
+type Item = tuple[str, Event | ServerError]
+"""What came for one item of a batch, with its key: its events, or what failed."""
+
 _REASON = "FINISH_REASON_"
 
 
@@ -42,14 +45,14 @@ def event_of(message: generation_pb2.GenerateEvent) -> Event | None:
     return None
 
 
-def item_of(message: inference_pb2.BatchItemEvent) -> Event | ServerError | None:
-    """What one event of a batch says of its item."""
+def item_of(message: inference_pb2.BatchItemEvent) -> Item | None:
+    """None for a kind of event that is newer than this client."""
     if message.WhichOneof("outcome") == "error":
         error = message.error
-        return typed(
-            error.message, code=error.code, field=error.field or None, retry_after=error.retry_after_seconds or None
-        )
-    return event_of(message.event)
+        retry_after = error.retry_after_seconds or None
+        return message.key, typed(error.message, code=error.code, field=error.field or None, retry_after=retry_after)
+    event = event_of(message.event)
+    return None if event is None else (message.key, event)
 
 
 def result_of(message: generation_pb2.GenerateResult) -> Result:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...backends.errors import InvalidParameterError
-from .errors import OverloadedError, ServerError, UnavailableError
+from .errors import DuplicateRequestError, ServerError
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,24 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise InvalidParameterError("attempts", self.attempts, "at least 1")
+        if not 0 <= self.first <= self.longest < float("inf"):
+            given = f"{self.first} and {self.longest}"
+            raise InvalidParameterError("first and longest", given, "seconds with 0 <= first <= longest")
 
-    def wait(self, error: ServerError, tries: int, remaining: float | None) -> float | None:
+    def wait(self, error: ServerError, tries: int, remaining: float | None, *, lost: bool = False) -> float | None:
         """Seconds to wait after the failure of the last of `tries` tries, None to give up.
 
         Args:
             remaining: seconds left of the caller's time, None for any.
+            lost: an earlier try may have reached the server, which may not know yet that nobody waits for its answer:
+                a request by this name that runs there is probably our own.
         """
-        worth = isinstance(error, UnavailableError) or (
-            isinstance(error, OverloadedError) and error.retry_after is not None
-        )
-        if not worth or tries >= self.attempts:
+        ours = lost and isinstance(error, DuplicateRequestError)
+        if not (error.is_passing or ours) or tries >= self.attempts:
             return None
         least = error.retry_after or 0.0
         backoff = min(self.first * 2 ** (tries - 1), self.longest)
-        seconds = max(least, backoff) * (1 + 0.25 * self.random())
+        seconds = min(max(least, backoff) * (1 + 0.25 * self.random()), self.longest)
         if least > self.longest or (remaining is not None and seconds >= remaining):
             return None
         return seconds

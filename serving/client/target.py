@@ -90,11 +90,12 @@ class Target:
             return grpc.secure_channel(self.place, self.credentials(), self.options)
         return grpc.insecure_channel(self.place, self.options)
 
-    def aio_channel(self) -> grpc.aio.Channel:
-        """A channel for the running event loop."""
+    def aio_channel(self, *more: tuple[str, Any]) -> grpc.aio.Channel:
+        """A channel for the running event loop, with further options."""
+        options = [*self.options, *more]
         if self.secure:
-            return grpc.aio.secure_channel(self.place, self.credentials(), self.options)
-        return grpc.aio.insecure_channel(self.place, self.options)
+            return grpc.aio.secure_channel(self.place, self.credentials(), options)
+        return grpc.aio.insecure_channel(self.place, options)
 
 
 def _read(path: str | Path | None) -> bytes | None:

@@ -8,8 +8,6 @@ from typing import Protocol
 from .record import Record
 from .trace import Ask
 
-_SPIN_SECONDS = 0.001  # sleeping is no finer than this
-
 Clock = Callable[[], float]
 
 
@@ -98,4 +96,4 @@ def _clock() -> Clock:
 
 async def _until(moment: float, clock: Clock) -> None:
     while (left := moment - clock()) > 0:
-        await asyncio.sleep(left if left > _SPIN_SECONDS else 0)
+        await asyncio.sleep(left)

@@ -1,6 +1,8 @@
 """Requests over gRPC, in the native protocol."""
 
+import itertools
 import secrets
+from typing import Any
 
 import grpc
 from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
@@ -12,7 +14,9 @@ from ..client.target import Target
 from ..rpc.protos.distaff.v1 import models_pb2
 from .generator import Clock
 from .record import Record
-from .trace import Ask
+from .trace import Ask, message_of
+
+_OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)  # channels to one address share one by default
 
 
 class GrpcTransport:
@@ -22,46 +26,58 @@ class GrpcTransport:
 
     Args:
         model: what requests name; "" names none.
-        options: of every request, as Client.generate takes them.
+        chat: prompts are messages of a user.
+        connections: requests go over each in turn.
     """
 
-    def __init__(self, target: Target, *, model: str = "", options: dict[str, object] | None = None) -> None:
-        self._target = target
-        # Prompts of one run are not found computed by the next.
-        self._options = {
-            "ignore_eos": True,
-            "temperature": 0.0,
-            "model": model or None,
-            "cache_salt": secrets.token_hex(8),
-        }
-        self._options |= options or {}
-        self._channel = target.aio_channel()
-        self._stubs = Stubs(self._channel)
+    def __init__(self, target: Target, *, model: str = "", chat: bool = False, connections: int = 1) -> None:
+        self._target, self._chat = target, chat
+        self._named = model or None
+        self._channels = [target.aio_channel(_OWN_CONNECTION) for _ in range(connections)]
+        self._stubs = itertools.cycle([Stubs(channel) for channel in self._channels])
         self.model = model
         self.vocab_size: int | None = None
+        self.begin_run()
 
     async def __aenter__(self) -> "GrpcTransport":
         try:
-            answer = await self._stubs.models.GetModel(
-                models_pb2.GetModelRequest(name=self.model), metadata=self._target.metadata, wait_for_ready=False
-            )
+            answers = [  # each connects now, and not amid the load
+                await next(self._stubs).models.GetModel(
+                    models_pb2.GetModelRequest(name=self.model), metadata=self._target.metadata
+                )
+                for _ in self._channels
+            ]
         except grpc.aio.AioRpcError as failure:
+            await self.__aexit__()
             raise error_of(failure, self._target.place) from failure
-        self.model, self.vocab_size = answer.model.name, answer.model.vocab_size
+        self.model, self.vocab_size = answers[0].model.name, answers[0].model.vocab_size
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
+
+    def begin_run(self) -> None:
+        """Requests from now on do not find computed what earlier ones have asked."""
+        self._salt = secrets.token_hex(8)
 
     async def send(self, ask: Ask, record: Record, clock: Clock) -> None:
         """One request; what comes goes into `record`."""
-        request = generate_request(ask.prompt, {**self._options, "max_tokens": ask.max_tokens})
-        call = self._stubs.inference.Generate(request, metadata=self._target.metadata)
+        options: dict[str, Any] = {
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "max_tokens": ask.max_tokens,
+            "model": self._named,
+            "cache_salt": self._salt,
+        }
+        request = generate_request([message_of(ask)] if self._chat else ask.prompt, options)
+        call = next(self._stubs).inference.Generate(request, metadata=self._target.metadata)
         try:
             while (event := await call.read()) is not EOF:
                 kind = event.WhichOneof("event")
                 if kind == "delta":
-                    record.arrivals.append((clock(), len(event.delta.token_ids) or 1))
+                    if event.delta.token_ids:
+                        record.arrivals.append((clock(), len(event.delta.token_ids)))
                 elif kind == "admitted":
                     record.prompt_tokens = event.admitted.prompt_tokens
                     record.cached_tokens = event.admitted.cached_prompt_tokens

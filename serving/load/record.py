@@ -1,12 +1,12 @@
 """What happened to one request, and when."""
 
-import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+
+from ..times import Times
 
 
 @dataclass
-class Record:
+class Record(Times):
     """Moments in seconds from the start of the run.
 
     Attributes:
@@ -32,27 +32,14 @@ class Record:
         return self.error is None and bool(self.arrivals)
 
     @property
-    def tokens(self) -> int:
-        """Tokens that came: the server's own count, or else those of the messages."""
+    def start(self) -> float:
+        return self.sent
+
+    @property
+    def moments(self) -> list[float]:
+        return [moment for moment, _ in self.arrivals]
+
+    @property
+    def num_tokens(self) -> int:
+        """The server's own count, or else that of the messages."""
         return self.output_tokens or sum(count for _, count in self.arrivals)
-
-    @property
-    def ttft(self) -> float:
-        """Seconds from sending to the first token; infinite if none came."""
-        return self.arrivals[0][0] - self.sent if self.arrivals else math.inf
-
-    @property
-    def latency(self) -> float:
-        """Seconds from sending to the last token; infinite if none came."""
-        return self.arrivals[-1][0] - self.sent if self.arrivals else math.inf
-
-    @property
-    def tpot(self) -> float:
-        """Mean seconds for each token after the first; 0 if there is at most one."""
-        return (self.latency - self.ttft) / (self.tokens - 1) if self.tokens > 1 and self.arrivals else 0.0
-
-    @property
-    def gaps(self) -> list[float]:
-        """Seconds from each message with tokens to the next."""
-        moments = [moment for moment, _ in self.arrivals]
-        return [after - before for before, after in pairwise(moments)]

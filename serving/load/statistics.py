@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..goodput import Goodput
-from ..percentiles import percentiles_ms
+from ..percentiles import percentiles_ms, rate_per_s
+from ..times import times_report
 from .record import Record
 
 
@@ -25,7 +26,7 @@ def summary(records: Sequence[Record], *, goodput: Goodput | None = None) -> dic
     """The figures of one run, as JSON knows them."""
     ended = [record for record in records if record.succeeded]
     duration = duration_of(records)
-    output_tokens = sum(record.tokens for record in records)
+    output_tokens = sum(record.num_tokens for record in records)
     prompt_tokens = sum(record.prompt_tokens for record in records)
     value: dict[str, Any] = {
         "requests": len(records),
@@ -35,26 +36,18 @@ def summary(records: Sequence[Record], *, goodput: Goodput | None = None) -> dic
         "cached_tokens": sum(record.cached_tokens for record in records),
         "output_tokens": output_tokens,
         "duration_s": duration,
-        "requests_per_s": _rate(len(ended), duration),
-        "output_tokens_per_s": _rate(output_tokens, duration),
-        "total_tokens_per_s": _rate(output_tokens + prompt_tokens, duration),
+        "requests_per_s": rate_per_s(len(ended), duration),
+        "output_tokens_per_s": rate_per_s(output_tokens, duration),
+        "total_tokens_per_s": rate_per_s(output_tokens + prompt_tokens, duration),
         "concurrency": {
-            "mean": _rate(sum(record.ended - record.sent for record in records), duration),
+            "mean": rate_per_s(sum(record.ended - record.sent for record in records), duration),
             "max": most_at_once(records),
         },
-        "ttft_ms": percentiles_ms([record.ttft for record in ended]),
-        "tpot_ms": percentiles_ms([record.tpot for record in ended if record.tokens > 1]),
-        "itl_ms": percentiles_ms([gap for record in ended for gap in record.gaps]),
-        "e2el_ms": percentiles_ms([record.latency for record in ended]),
+        **times_report(ended),
         "late_ms": percentiles_ms([record.sent - record.due for record in records]),
     }
     if goodput is not None:
-        kept = sum(map(goodput.keeps, records))
-        value["goodput"] = {
-            **goodput.to_dict(),
-            "requests_per_s": _rate(kept, duration),
-            "share": kept / len(records) if records else 0.0,
-        }
+        value["goodput"] = goodput.report(records, duration)
     return value
 
 
@@ -74,7 +67,3 @@ def most_at_once(records: Sequence[Record]) -> int:
         running += change
         most = max(most, running)
     return most
-
-
-def _rate(count: float, seconds: float) -> float:
-    return count / seconds if seconds > 0 else 0.0

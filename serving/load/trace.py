@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.errors import UsageError
+from .words import WORDS, spelled
 
 _EXPECTED = '{"at": seconds, "prompt": text or token ids, "max_tokens": N} or {"at", "prompt_len", "output_len"}'
 _BLOCK = 512  # tokens that one hash of a trace stands for
@@ -27,12 +28,27 @@ class Ask:
     at: float = 0.0
 
 
-def read_trace(path: Path, *, vocab_size: int | None, seed: int) -> tuple[Ask, ...]:
+def message_of(ask: Ask) -> dict[str, str]:
+    """A prompt as a user's message.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    if not isinstance(ask.prompt, str):
+        raise UsageError("a conversation is made of texts, and this prompt is token ids: leave --chat out")
+    return {"role": "user", "content": ask.prompt}
+
+
+def read_trace(path: Path, *, vocab_size: int | None, as_text: bool = False, seed: int) -> tuple[Ask, ...]:
     """Requests from JSON lines, in the order of their moments.
 
     A line holds a prompt, or only lengths: then its tokens are drawn from `seed`. The names of the public traces
     (`timestamp` in milliseconds, `input_length`, `output_length`, `hash_ids`: equal hashes are equal blocks of 512
     tokens) are understood as well.
+
+    Args:
+        vocab_size: token ids are drawn below it; None: nobody knows.
+        as_text: draw words instead of token ids.
 
     Raises:
         UsageError: names the line that is no request, or says that there is none.
@@ -41,10 +57,8 @@ def read_trace(path: Path, *, vocab_size: int | None, seed: int) -> tuple[Ask, .
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--trace {path}: cannot be read ({error}); give a file of JSON lines") from error
-    source = random.Random(seed)
-    asks = [
-        _ask(line, f"{path}:{number}", vocab_size, source, seed) for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    draw = _Draw(len(WORDS) if as_text else vocab_size, as_text, seed, random.Random(seed))
+    asks = [_ask(line, f"{path}:{number}", draw) for number, line in enumerate(lines, 1) if line.strip()]
     if not asks:
         raise UsageError(f"--trace {path}: holds no request; expected lines of {_EXPECTED}")
     first = min(ask.at for ask in asks)
@@ -52,7 +66,17 @@ def read_trace(path: Path, *, vocab_size: int | None, seed: int) -> tuple[Ask, .
     return tuple(sorted(moved, key=lambda ask: ask.at))
 
 
-def _ask(line: str, where: str, vocab_size: int | None, source: random.Random, seed: int) -> Ask:
+@dataclass(frozen=True)
+class _Draw:
+    """How prompts are drawn of which the length alone is known."""
+
+    vocab_size: int | None
+    as_text: bool
+    seed: int
+    source: random.Random
+
+
+def _ask(line: str, where: str, draw: _Draw) -> Ask:
     try:
         value: Any = json.loads(line)
     except ValueError as error:
@@ -65,7 +89,7 @@ def _ask(line: str, where: str, vocab_size: int | None, source: random.Random, s
         raise UsageError(f"{where}: expected {_EXPECTED}, found {line.strip()[:80]}")
     prompt = value.get("prompt")
     if prompt is None:
-        prompt = _drawn(value, where, vocab_size, source, seed)
+        prompt = _drawn(value, where, draw)
     if isinstance(prompt, list) and prompt and all(map(_is_whole, prompt)):
         prompt = tuple(prompt)
     if not prompt or not isinstance(prompt, str | tuple):
@@ -73,21 +97,19 @@ def _ask(line: str, where: str, vocab_size: int | None, source: random.Random, s
     return Ask(prompt, max(1, max_tokens), float(at))
 
 
-def _drawn(
-    value: Mapping[str, Any], where: str, vocab_size: int | None, source: random.Random, seed: int
-) -> tuple[int, ...]:
-    """Tokens of the length that a line states; what has the same hash gets the same ones."""
-    length = _first(value, "prompt_len", "input_length")
+def _drawn(value: Mapping[str, Any], where: str, draw: _Draw) -> str | tuple[int, ...]:
+    """A prompt of the length that a line states; what has the same hash gets the same tokens."""
+    length, size = _first(value, "prompt_len", "input_length"), draw.vocab_size
     if not _is_whole(length) or length < 1:
         raise UsageError(f"{where}: expected {_EXPECTED}")
-    if vocab_size is None:
+    if size is None:
         raise UsageError(f"{where}: states a length, and the server did not say how many tokens it knows: --vocab-size")
     tokens: list[int] = []
     for block in value.get("hash_ids") or ():
-        of_block = random.Random(f"{seed} {block}")
-        tokens += [of_block.randrange(vocab_size) for _ in range(_BLOCK)]
-    tokens += [source.randrange(vocab_size) for _ in range(length - len(tokens))]
-    return tuple(tokens[:length])
+        of_block = random.Random(f"{draw.seed} {block}")
+        tokens += [of_block.randrange(size) for _ in range(_BLOCK)]
+    tokens += [draw.source.randrange(size) for _ in range(length - len(tokens))]
+    return spelled(tokens[:length]) if draw.as_text else tuple(tokens[:length])
 
 
 def _first(value: Mapping[str, Any], *names: str) -> Any:

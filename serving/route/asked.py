@@ -1,16 +1,30 @@
-"""The beginning of a prompt, out of a request's bytes: what two requests have to share for one to help the other."""
+"""What the router reads of a request: its name, and the beginning of its prompt."""
 
 from dataclasses import dataclass
+from functools import cached_property
+
+from .prefix_map import BYTES_PER_TOKEN, blocks_of
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What of a request decides which server knows its beginning.
-
+class Asked:
+    """
     Attributes:
         beginning: the prompt: a text's UTF-8, or four bytes for each token id. Empty where there is none to know.
         salt: prefixes are shared among requests of the same salt only.
+        id: the request's own name; empty where the server makes one.
     """
 
     beginning: bytes = b""
     salt: bytes = b""
+    id: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """About how many the prompt has."""
+        return len(self.beginning) // BYTES_PER_TOKEN
+
+    @cached_property
+    def blocks(self) -> tuple[bytes, ...]:
+        """What two prompts with the same beginning have in common."""
+        return tuple(blocks_of(self.beginning, self.salt))

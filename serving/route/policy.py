@@ -23,6 +23,7 @@ class Standing:
         in_flight: requests that this router has sent and that have not ended.
         others_waiting, others_running: requests of other clients, as far as the server's last report tells.
         turn: when it was last chosen; of equals the one that waited longest is next.
+        max_batch: texts that it computes at once.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Standing:
     others_waiting: int = 0
     others_running: int = 0
     turn: int = 0
+    max_batch: int = 32
 
     def report(self, waiting: int, running: int, ours: int) -> None:
         """Enters what the server says of all its clients.

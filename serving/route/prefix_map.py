@@ -1,7 +1,7 @@
 """Which server has probably computed the beginning of a prompt: it was sent there, not long ago."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 
 BLOCK_BYTES = 64
@@ -12,8 +12,16 @@ BYTES_PER_TOKEN = 4
 _MOST_BLOCKS = 2048  # of one prompt; what two prompts share beyond 32,768 tokens counts as not shared
 
 
+def blocks_of(prompt: bytes, salt: bytes = b"") -> Iterator[bytes]:
+    """Hashes of the whole blocks of a prompt, each of everything up to its end."""
+    digest = blake2b(salt, digest_size=12).digest()
+    for start in range(0, min(len(prompt), _MOST_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1, BLOCK_BYTES):
+        digest = blake2b(prompt[start : start + BLOCK_BYTES], digest_size=12, key=digest).digest()
+        yield digest
+
+
 class PrefixMap:
-    """Remembers the beginnings of prompts by hashes of their blocks, each hash with that of the block before.
+    """Remembers the beginnings of prompts by their blocks (blocks_of).
 
     Args:
         max_blocks: so many are remembered; those that were not used for longest go first.
@@ -26,11 +34,11 @@ class PrefixMap:
     def __len__(self) -> int:
         return len(self._servers)
 
-    def matches(self, prompt: bytes, salt: bytes = b"") -> Mapping[str, int]:
-        """Tokens at the beginning of `prompt` that each server has seen; those that know nothing of it are left out."""
+    def matches(self, blocks: Iterable[bytes]) -> Mapping[str, int]:
+        """Tokens at the beginning of a prompt that each server has seen; those that know nothing of it are left out."""
         found: dict[str, int] = {}
         candidates: set[str] | None = None
-        for number, block in enumerate(_chain(prompt, salt), 1):
+        for number, block in enumerate(blocks, 1):
             servers = self._servers.get(block)
             if servers is None:
                 break
@@ -42,9 +50,9 @@ class PrefixMap:
                 found[server] = number * BLOCK_BYTES // BYTES_PER_TOKEN
         return found
 
-    def remember(self, server: str, prompt: bytes, salt: bytes = b"") -> None:
-        """The prompt was sent to `server`."""
-        for block in _chain(prompt, salt):
+    def remember(self, server: str, blocks: Iterable[bytes]) -> None:
+        """A prompt was sent to `server`."""
+        for block in blocks:
             self._servers.setdefault(block, {})[server] = None
             self._servers.move_to_end(block)
         while len(self._servers) > self._max_blocks:
@@ -57,11 +65,3 @@ class PrefixMap:
             del servers[server]
             if not servers:
                 del self._servers[block]
-
-
-def _chain(prompt: bytes, salt: bytes) -> Iterator[bytes]:
-    """Hashes of the whole blocks of a prompt, each of everything up to its end."""
-    digest = blake2b(salt, digest_size=12).digest()
-    for start in range(0, min(len(prompt), _MOST_BLOCKS * BLOCK_BYTES) - BLOCK_BYTES + 1, BLOCK_BYTES):
-        digest = blake2b(prompt[start : start + BLOCK_BYTES], digest_size=12, key=digest).digest()
-        yield digest

@@ -1,58 +1,39 @@
 """Hands calls through, whatever their method: bytes in, bytes out.
 
-1. The first message is read; where it holds a prompt that the router knows to read, its beginning counts.
-2. The policy ranks the servers; the best one gets the call, with the client's metadata and the rest of its time.
-3. Until the first answer has come, another server may take over. After it a failure is the client's.
-4. Answers, metadata and the status go back as they came.
+1. The first message is read; where the router knows to read it, its name and the beginning of its prompt count.
+2. A server answers (Dispatcher), with the client's metadata and the rest of its time; a GenerateBatch is answered by
+   all of them (Splitter).
+3. Answers, metadata and the status go back as they came.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
-from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
 
-from .policy import ranked
-from .prefix_map import BYTES_PER_TOKEN, PrefixMap
-from .prompts import Prompt
-from .refusal import is_lost, is_worth_another, refuse
+from .dispatch import Dispatcher, Metadata, Passing
+from .names import Names, TakenError, caller_of
+from .protocol import Protocol
+from .refusal import Context, NobodyServesError, end_as, end_with, refuse
 from .replay import Replay
-from .upstream import Upstream
-
-_DROPPED = ("user-agent", "te", "content-type", "host")
-
-Reader = Callable[[bytes], Prompt]
-
-type Context = Any
-"""A grpc.aio.ServicerContext; the real one is no subclass of it."""
+from .splitter import Splitter
 
 
 class Proxy(grpc.GenericRpcHandler):
     """Takes every method that nobody before it took.
 
     Args:
-        upstreams: the servers.
-        readers: how to find the prompt in a request, for each method that has one.
-        everywhere: methods whose calls go to all servers; each joins their answers into one.
+        dispatcher: brings calls to the servers.
+        protocol: what is known of methods.
+        splitters: answer the methods whose requests are split among the servers.
     """
 
-    def __init__(
-        self,
-        upstreams: Sequence[Upstream],
-        *,
-        readers: Mapping[str, Reader],
-        everywhere: Mapping[str, Callable[[Sequence[bytes]], bytes]],
-        prefixes: PrefixMap,
-    ) -> None:
-        self._upstreams = {upstream.name: upstream for upstream in upstreams}
-        self._readers, self._everywhere = readers, everywhere
-        self._prefixes = prefixes
-        self._turn = 0
+    def __init__(self, dispatcher: Dispatcher, protocol: Protocol, splitters: Mapping[str, Splitter]) -> None:
+        self._dispatcher, self._protocol, self._splitters = dispatcher, protocol, splitters
+        self._names = Names()
         self.draining = False
-        self.failovers = 0
-        """Calls that another server took over."""
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -69,14 +50,20 @@ class Proxy(grpc.GenericRpcHandler):
         async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
             if self.draining:
                 await refuse(context, "the router is shutting down")
+            refusal = self._protocol.refusal(method)
+            if refusal is not None:
+                await end_with(context, "UNIMPLEMENTED", refusal)
             replay = Replay(requests)
             self._running += 1
             self._idle.clear()
             try:
-                if method in self._everywhere:
-                    await self._ask_all(method, replay, context)
-                else:
-                    await self._forward(method, replay, context)
+                await self._answer(method, replay, context)
+            except grpc.aio.AioRpcError as error:
+                await end_as(context, error)
+            except NobodyServesError as error:
+                await refuse(context, str(error))
+            except TakenError as error:
+                await end_with(context, "ALREADY_EXISTS", str(error), field="request_id")
             finally:
                 replay.close()
                 self._running -= 1
@@ -85,120 +72,28 @@ class Proxy(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(handle)  # on the wire all four kinds of method are one
 
-    async def _forward(self, method: str, replay: Replay, context: Context) -> None:
-        first = await replay.message(0)
-        prompt = self._readers.get(method, _no_prompt)(first or b"")
-        failure: grpc.aio.AioRpcError | None = None
-        tried: set[str] = set()
-        while (upstream := self._choose(prompt, tried)) is not None:
-            if tried:
-                self.failovers += 1
-            tried.add(upstream.name)
-            failure = await self._attempt(upstream, method, prompt, replay, context)
-            if failure is None:
-                return
-            if is_lost(failure):
-                upstream.lost()
-            if not replay.whole:
-                break
-        if failure is None or is_lost(failure):
-            await refuse(context, f"none of the {len(self._upstreams)} servers behind this router serves now")
-        else:
-            await _end(context, failure)
-
-    def _choose(self, prompt: Prompt, tried: set[str]) -> Upstream | None:
-        standings = [upstream.standing for upstream in self._upstreams.values() if upstream.name not in tried]
-        known = self._prefixes.matches(prompt.beginning, prompt.salt) if prompt.beginning else {}
-        best = ranked(standings, len(prompt.beginning) // BYTES_PER_TOKEN, known)
-        return self._upstreams[best[0].name] if best else None
-
-    async def _attempt(
-        self, upstream: Upstream, method: str, prompt: Prompt, replay: Replay, context: Context
-    ) -> grpc.aio.AioRpcError | None:
-        """Lets one server answer. Returns its failure if another one may still try; ends the call otherwise."""
-        standing = upstream.standing
-        tokens = len(prompt.beginning) // BYTES_PER_TOKEN
-        known = self._prefixes.matches(prompt.beginning, prompt.salt).get(upstream.name, 0) if tokens else 0
-        pending = max(0, tokens - known)
-        if tokens:
-            self._prefixes.remember(upstream.name, prompt.beginning, prompt.salt)
-        self._turn += 1
-        upstream.requests += 1
-        standing.turn = self._turn
-        standing.in_flight += 1
-        standing.pending_tokens += pending
-        call: Any = upstream.channel.stream_stream(method)(
-            timeout=context.time_remaining(), metadata=_metadata(context.invocation_metadata())
-        )
-        sending = asyncio.create_task(_send(call, replay))
-        begun = False
-        try:
-            while (answer := await call.read()) is not EOF:
-                if not begun:
-                    begun = True
-                    replay.keep_no_longer()
-                    standing.pending_tokens -= pending
-                    pending = 0
-                    await context.send_initial_metadata(await call.initial_metadata())
-                await context.write(answer)
-            context.set_trailing_metadata(await call.trailing_metadata())
-            return None
-        except grpc.aio.AioRpcError as error:
-            if not begun and is_worth_another(error):
-                return error
-            if is_lost(error):
-                upstream.lost()
-            await _end(context, error)
-            return None
-        finally:
-            sending.cancel()
-            call.cancel()
-            standing.in_flight -= 1
-            standing.pending_tokens -= pending
-
-    async def _ask_all(self, method: str, replay: Replay, context: Context) -> None:
-        """One message to every server that can be reached, one answer made of theirs."""
-        message = await replay.message(0) or b""
-        calls = [
-            upstream.channel.unary_unary(method)(
-                message, timeout=context.time_remaining(), metadata=_metadata(context.invocation_metadata())
-            )
-            for upstream in self._upstreams.values()
-            if upstream.standing.ready
-        ]
-        answers: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
-        given = [answer for answer in answers if isinstance(answer, bytes)]
-        if given:
-            await context.write(self._everywhere[method](given))
+    async def _answer(self, method: str, replay: Replay, context: Context) -> None:
+        first = await replay.message(0) or b""
+        metadata: Metadata = tuple(context.invocation_metadata() or ())
+        if method in self._protocol.everywhere:
+            answers = await self._dispatcher.ask_all(method, first, metadata, context.time_remaining())
+            await context.write(self._protocol.everywhere[method](answers))
             return
-        for answer in answers:
-            if isinstance(answer, grpc.aio.AioRpcError) and not is_lost(answer):
-                await _end(context, answer)
-        await refuse(context, f"none of the {len(self._upstreams)} servers behind this router serves now")
-
-
-def _no_prompt(_: bytes) -> Prompt:
-    return Prompt()
-
-
-async def _send(call: Any, replay: Replay) -> None:
-    number = 0
-    try:
-        while (message := await replay.message(number)) is not None:
-            await call.write(message)
-            number += 1
-        await call.done_writing()
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass  # the reading side has the status
-
-
-async def _end(context: Context, error: grpc.aio.AioRpcError) -> None:
-    """The client gets the server's status, its details and trailing metadata."""
-    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
-
-
-def _metadata(given: Iterable[tuple[str, str | bytes]] | None) -> tuple[tuple[str, str | bytes], ...]:
-    """Of what the client sent, all that does not belong to its connection."""
-    return tuple(
-        (name, value) for name, value in given or () if name not in _DROPPED and not name.startswith(("grpc-", ":"))
-    )
+        splitter = self._splitters.get(method)
+        items = None if splitter is None else splitter.items_of(first)
+        if splitter is not None and items is not None:
+            await splitter.answer(items, metadata, context, self._names)
+            return
+        asked = self._protocol.read(method, first)
+        passing = Passing(
+            method,
+            asked,
+            self._protocol.is_repeatable(method),
+            replay,
+            metadata,
+            left=context.time_remaining,
+            on_begin=context.send_initial_metadata,
+            write=context.write,
+        )
+        with self._names.hold(caller_of(metadata), asked.id):
+            context.set_trailing_metadata(await self._dispatcher.run(passing))

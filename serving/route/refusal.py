@@ -1,35 +1,36 @@
-"""Which failures another server may make good, and the router's own refusals."""
+"""How the router ends calls: with a server's own status, or with one of its own."""
 
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
-from ..client.errors import details_of
+from ..rpc.details import detailed_status
 
 RETRY_SECONDS = 1.0
 """When to ask again, if no server is there."""
 
-
-def is_worth_another(error: grpc.aio.AioRpcError) -> bool:
-    """Whether another server may answer where this one did not: it is away, going away, or full for now."""
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return True
-    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and details_of(error.trailing_metadata())[1] is not None
+type Context = Any
+"""A grpc.aio.ServicerContext; the real one is no subclass of it."""
 
 
-def is_lost(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the server could not be reached, or broke down; one that goes away in order says when to come back."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and details_of(error.trailing_metadata())[1] is None
+class NobodyServesError(Exception):
+    """No server can take a call now."""
+
+    def __init__(self, servers: int) -> None:
+        super().__init__(f"none of the {servers} servers behind this router serves now")
 
 
-async def refuse(context: Any, message: str) -> None:
+async def refuse(context: Context, message: str) -> None:
     """Ends a call with UNAVAILABLE and the time to come back."""
-    retry, packed = error_details_pb2.RetryInfo(), any_pb2.Any()
-    retry.retry_delay.CopyFrom(duration_pb2.Duration(seconds=int(RETRY_SECONDS)))
-    packed.Pack(retry)
-    status = status_pb2.Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message=message, details=[packed])
-    await context.abort(
-        grpc.StatusCode.UNAVAILABLE, message, (("grpc-status-details-bin", status.SerializeToString()),)
-    )
+    await end_with(context, "UNAVAILABLE", message, retry_after=RETRY_SECONDS)
+
+
+async def end_with(context: Context, code: str, message: str, **details: Any) -> None:
+    """Ends a call with a status of the router's own."""
+    await context.abort_with_status(rpc_status.to_status(detailed_status(code, message, **details)))
+
+
+async def end_as(context: Context, error: grpc.aio.AioRpcError) -> None:
+    """Ends a call as a server did: with its status, its details and trailing metadata."""
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))

@@ -3,21 +3,26 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ...backends.errors import DistaffError
 from ..client.target import Target
+from ..rpc.health import HealthService
 from ..rpc.settings import RpcSettings
-from ..rpc.tls import TlsFiles, server_credentials
+from ..rpc.tls import server_credentials
+from ..tls_files import TlsFiles
+from .dispatch import Dispatcher
 from .prefix_map import PrefixMap
-from .proxy import Proxy, Reader
+from .protocol import Protocol
+from .proxy import Proxy
+from .splitter import Splitter
 from .upstream import Poll, Upstream
 
-_HEALTH_SECONDS = 1.0  # a watcher that does not read keeps nobody from shutting down
-_FORCED = 128 + signal.SIGTERM
+_KILLED = 128
+"""Exit codes of a process that a signal ended are so much above its number."""
 
 
 class Router:
@@ -26,8 +31,8 @@ class Router:
     Args:
         targets: the servers.
         settings, tls: where it listens, and how.
-        readers: how to find the prompt in a request, for each method that has one.
-        everywhere: methods whose calls go to all servers; each joins their answers into one.
+        protocol: what is known of methods.
+        split: methods whose requests are batches, which are split among the servers.
         poll: asks a server how busy it is.
         services: names that its health knows, besides "".
 
@@ -41,8 +46,8 @@ class Router:
         *,
         settings: RpcSettings | None = None,
         tls: TlsFiles | None = None,
-        readers: Mapping[str, Reader],
-        everywhere: Mapping[str, Callable[[Sequence[bytes]], bytes]],
+        protocol: Protocol,
+        split: Sequence[str] = (),
         poll: Poll | None = None,
         services: Sequence[str] = (),
     ) -> None:
@@ -51,16 +56,17 @@ class Router:
         self._tls = tls
         self.prefixes = PrefixMap()
         self.upstreams = [
-            Upstream(target, poll=poll, on_return=self._returned, on_change=self._changed) for target in targets
+            Upstream(target, poll=poll, on_return=self._returned, on_change=lambda _: self.health.tell())
+            for target in targets
         ]
-        self.proxy = Proxy(self.upstreams, readers=readers, everywhere=everywhere, prefixes=self.prefixes)
-        self._services = ("", *services)
+        dispatcher = Dispatcher(self.upstreams, self.prefixes)
+        self.proxy = Proxy(dispatcher, protocol, dict.fromkeys(split, Splitter(dispatcher)))
+        self.health = HealthService(lambda: self.ready, services)
         self._server = grpc.aio.server(options=self.settings.arguments())
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  # not in its stubs
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Router":
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.health.add_to(self._server)
         self._server.add_generic_rpc_handlers((self.proxy,))
         address = self.settings.address
         try:
@@ -70,7 +76,6 @@ class Router:
                 self.port = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
             raise DistaffError(f"cannot listen on {address}: is it taken? Port 0 takes a free one") from error
-        await self._tell_health()
         await self._server.start()
         for upstream in self.upstreams:
             self._spawn(upstream.watch())
@@ -80,6 +85,8 @@ class Router:
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.health.leave()
         await self._server.stop(None)
         for upstream in self.upstreams:
             await upstream.close()
@@ -87,8 +94,7 @@ class Router:
     async def drain(self, grace: float) -> None:
         """Takes no calls any more, and gives those that run `grace` seconds."""
         self.proxy.draining = True
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._health.enter_graceful_shutdown(), _HEALTH_SECONDS)
+        self.health.leave()
         await self.proxy.idle(grace)
 
     @property
@@ -99,16 +105,8 @@ class Router:
     def _returned(self, upstream: Upstream) -> None:
         self.prefixes.forget(upstream.name)
 
-    def _changed(self, _: Upstream) -> None:
-        self._spawn(self._tell_health())
-
-    async def _tell_health(self) -> None:
-        known = health_pb2.HealthCheckResponse
-        for service in self._services:
-            await self._health.set(service, known.SERVING if self.ready else known.NOT_SERVING)
-
-    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -117,15 +115,17 @@ async def serve(router: Router, *, grace: float, on_ready: Callable[[int], None]
     """Runs a router until SIGTERM or SIGINT: then it drains. A second signal ends it at once.
 
     Returns:
-        The exit code: 0 after draining, 143 after a second signal.
+        The exit code: 0 after draining; a second signal's number and 128.
     """
     loop, asked, forced = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    signals: list[int] = []
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
+        signals.append(number)
         (forced if asked.is_set() else asked).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     async with router:
         on_ready(router.port)
         await asked.wait()
@@ -136,4 +136,4 @@ async def serve(router: Router, *, grace: float, on_ready: Callable[[int], None]
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-    return _FORCED if forced.is_set() else 0
+    return _KILLED + signals[1] if forced.is_set() else 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ..client.target import Target
 from ..rpc.settings import RpcSettings
-from ..rpc.tls import TlsFiles
+from ..tls_files import TlsFiles
 from . import native
 from .router import Router, serve
 
@@ -18,7 +18,7 @@ def run_router(
     grace: float,
     on_ready: Callable[[int], None],
 ) -> int:
-    """Returns the exit code: 0 after draining, 143 after a second signal.
+    """Returns the exit code: 0 after draining; a second signal's number and 128.
 
     Args:
         grace: seconds that running calls get.
@@ -37,8 +37,8 @@ def router_of(targets: Sequence[Target], settings: RpcSettings, *, tls: TlsFiles
         targets,
         settings=settings,
         tls=tls,
-        readers=native.READERS,
-        everywhere=native.EVERYWHERE,
+        protocol=native.PROTOCOL,
+        split=(native.BATCH,),
         poll=native.ask_load,
         services=native.SERVICES,
     )

@@ -42,8 +42,6 @@ class Upstream:
         self.target = target
         self.standing = Standing(target.place, ready=False)
         self.channel = target.aio_channel()
-        self.requests = 0
-        """Calls that were sent there."""
         self._poll = poll
         self._on_return, self._on_change = on_return, on_change
         self._stub: Any = health_pb2_grpc.HealthStub(self.channel)
@@ -93,6 +91,7 @@ class Upstream:
                 try:
                     await self._poll(self)
                 except grpc.aio.AioRpcError as error:
+                    self.standing.report(0, 0, 0)  # what it said before holds no longer
                     if error.code() in _SILENT:
                         return  # what this router sent there is all that it will know
             await asyncio.sleep(_LOAD_SECONDS)
@@ -101,6 +100,7 @@ class Upstream:
         """It cannot be reached: nothing is sent there until its health, asked anew, says otherwise."""
         self._was_away = True
         self._doubted.set()
+        self.standing.report(0, 0, 0)
         self._set(False)
 
     async def close(self) -> None:

@@ -3,12 +3,11 @@
 import logging
 from typing import Any, NoReturn
 
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from ..front import Status, status_of
+from .details import detailed_status
 
 type Context = Any
 """A grpc.aio.ServicerContext; the real one is no subclass of it."""
@@ -33,19 +32,4 @@ async def abort(context: Context, error: BaseException) -> NoReturn:
 
 def detailed(status: Status) -> status_pb2.Status:
     """A status with google.rpc.BadRequest or google.rpc.RetryInfo, where either helps."""
-    details: list[any_pb2.Any] = []
-    if status.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=status.field, description=status.message)
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
-    if status.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(status.retry_after * 1e9))
-        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code: Any = grpc.StatusCode[status.grpc].value[0]
-    return status_pb2.Status(code=code, message=status.message, details=details)
-
-
-def _packed(message: Any) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
+    return detailed_status(status.grpc, status.message, field=status.field, retry_after=status.retry_after)

@@ -5,15 +5,12 @@ too: one watcher that does not read would keep the server from going down.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
-
-from ..front import Front, State
-from .failures import Context
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Health"].full_name
 MAX_WATCHERS = 1000
@@ -22,19 +19,18 @@ type ServingStatus = Any
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """SERVING while the front takes calls, for the server as a whole ("") and for each service.
+    """SERVING while calls are taken, for the server as a whole ("") and for each service.
 
     Args:
-        front: whose state it tells.
+        serving: whether calls are taken; whoever knows that it has changed calls `tell`.
         services: full names of those that have a health; more may be added.
     """
 
-    def __init__(self, front: Front, services: Iterable[str]) -> None:
-        self._front = front
+    def __init__(self, serving: Callable[[], bool], services: Iterable[str]) -> None:
+        self._serving = serving
         self.services = {"", *services}
         self._leaving = False
         self._changes: set[asyncio.Event] = set()
-        front.on_state(lambda state: self._tell())
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Lets a server answer for it."""
@@ -43,22 +39,22 @@ class HealthService(health_pb2_grpc.HealthServicer):
     def leave(self) -> None:
         """NOT_SERVING from now on, and watchers are let go: the server goes down."""
         self._leaving = True
-        self._tell()
+        self.tell()
 
     def status(self, service: str) -> ServingStatus:
         """Of one service."""
         if service not in self.services:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
-        serving = self._front.state is State.READY and not self._leaving
+        serving = self._serving() and not self._leaving
         return pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING
 
-    async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
+    async def Check(self, request: pb.HealthCheckRequest, context: Any) -> pb.HealthCheckResponse:
         status = self.status(request.service)
         if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service[:100]!r}")
         return pb.HealthCheckResponse(status=status)
 
-    async def Watch(self, request: pb.HealthCheckRequest, context: Context) -> None:
+    async def Watch(self, request: pb.HealthCheckRequest, context: Any) -> None:
         """The status now, and each time it is another one. A service that is not known may become so."""
         if len(self._changes) >= MAX_WATCHERS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {MAX_WATCHERS} watchers already")
@@ -78,6 +74,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         finally:
             self._changes.discard(changed)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Watchers look again."""
         for changed in self._changes:
             changed.set()

@@ -10,14 +10,15 @@ from grpc_channelz.v1 import channelz
 from grpc_reflection.v1alpha import reflection
 
 from ...backends.errors import DistaffError
-from ..front import Front
+from ..front import Front, State
 from ..telemetry.orca import LoadReport
+from ..tls_files import TlsFiles
 from . import admin, health
 from .guard import Authenticate, Guard
 from .profiler import Profiler
 from .services import Service, services
 from .settings import RpcSettings
-from .tls import TlsFiles, server_credentials
+from .tls import server_credentials
 
 _LAST_SECONDS = 1.0
 """For answers that are on their way when the server stops."""
@@ -59,7 +60,8 @@ class RpcServer:
         profiler = Profiler(profile_dir)
         served = services(front, profiler)
         self._names = [*served, admin.SERVICE]
-        self.health = health.HealthService(front, self._names)
+        self.health = health.HealthService(lambda: front.state is State.READY, self._names)
+        front.on_state(lambda _: self.health.tell())
         self.guard = Guard(
             authenticate,
             open_admin=open_admin,

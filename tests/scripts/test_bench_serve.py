@@ -27,10 +27,29 @@ def test_a_closed_and_an_open_loop(distaff: Run, capsys: Capture) -> None:
     assert (value["loop"], value["protocol"], value["model"], value["requests"]) == ("closed", "grpc", "fake", 6)
     assert value["concurrency"]["max"] == 2 and value["goodput"]["share"] == 1.0 and value["output_tokens"] == 12
     assert len(servicer.requests) == 7 and {len(each.token_ids.ids) for each in servicer.requests} == {3}
+    assert value["generator"]["cpu_s"] > 0 and value["connections"] == 1
     assert ran(distaff, servicer, *SMALL, "--rate", "100") == 0
     table = capsys.readouterr().out
-    for word in ("fake at 127.0.0.1", "TTFT", "output tokens/s", "sent late"):
+    for word in ("fake at 127.0.0.1", "TTFT", "output tokens/s", "sent late", "the generator itself"):
         assert word in table
+
+
+def test_a_chat_over_several_connections(distaff: Run, capsys: Capture) -> None:
+    servicer = Scripted(ANSWER)
+    options = ("--chat", "--connections", "3", "--concurrency", "1", "--shared-prefix", "4")
+    assert ran(distaff, servicer, *SMALL, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["chat"] is True
+    texts = [request.chat.messages[0].content.split() for request in servicer.requests[1:]]
+    assert {len(text) for text in texts} == {7} and len({tuple(text[:4]) for text in texts}) == 1
+    assert len({tuple(text) for text in texts}) == 6 and len(set(servicer.peers)) == 3
+
+
+def test_a_generator_without_time_is_found_out(distaff: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distaff.serving.load.overhead.BUSY_SHARE", 0.0)
+    assert ran(distaff, Scripted(ANSWER), *SMALL, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["generator"]["limits"] is True
+    assert "the load generator took" in err and "times may be its own" in err
 
 
 def test_a_trace(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
@@ -81,10 +100,17 @@ def test_pictures(distaff: Run, capsys: Capture, tmp_path: Path) -> None:
         (["--concurrency", "2", "--rate", "3"], "give one of them"),
         (["--sweep", "1:4", "--rate", "3"], "--sweep finds the rate"),
         (["--sweep", "4:1"], "LOW:HIGH in requests a second"),
-        (["--arrivals", "uniform"], "gamma:SHAPE"),
+        (["--rate", "1", "--arrivals", "uniform"], "gamma:SHAPE"),
         (["--prompt-len", "x"], "LOW:HIGH"),
         (["--goodput", "itl:3"], "ttft:MS"),
         (["--token-file", "/nowhere/token"], "cannot be read"),
+        (["--arrivals", "even"], "--arrivals has no effect without --rate"),
+        (["--drain", "0"], "--drain has no effect in a closed loop"),
+        (["--trace", "x", "--rate", "1", "--requests", "3"], "--requests has no effect with --trace"),
+        (["--sweep", "1:4", "--requests", "3"], "--requests has no effect with --sweep"),
+        (["--share", "0.5"], "--share has no effect without --sweep"),
+        (["--chat", "--vocab-size", "9"], "--vocab-size has no effect with --chat"),
+        (["--target", "http://127.0.0.1:1", "--connections", "2"], "--connections has no effect over HTTP"),
         (["--target", "nowhere"], "HOST:PORT"),
     ],
 )

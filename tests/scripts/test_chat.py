@@ -108,9 +108,9 @@ def test_a_talk(capsys: Capture) -> None:
     conversation = talked(servicer, "one", "", "two \\", "more", "/quit", "three")
     assert [each["content"] for each in conversation.turns] == ["one", "Hello", "two \nmore", "Hello"]
     assert asked(servicer)[1] == [("user", "one"), ("assistant", "Hello"), ("user", "two \nmore")]
-    out = capsys.readouterr().out
-    assert out.startswith("fake at here") and out.count("Hello\n") == 2
-    assert out.count("[5 (1 cached) + 2 tokens; first token after 0.00 s]") == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("fake at here") and out == "Hello\nHello\n"
+    assert err.count("[5 (1 cached) + 2 tokens; first token after 0.00 s]") == 2
 
 
 def test_commands(tmp_path: Path, capsys: Capture) -> None:
@@ -131,15 +131,15 @@ def test_commands(tmp_path: Path, capsys: Capture) -> None:
     ]
     assert [each.sampling.top_k for each in servicer.requests] == [0, 0, 3, 3, 0, 0]
     assert servicer.requests[2].sampling.ignore_eos and conversation.sampling == {"ignore_eos": True}
-    assert "there is no /nothing" in capsys.readouterr().out
+    assert "there is no /nothing" in capsys.readouterr().err
 
 
 def test_an_error_ends_nothing(capsys: Capture) -> None:
     servicer = Scripted([Refusal("UNAVAILABLE")], [admitted(), delta("Hal", 1), Refusal("INTERNAL")], ANSWER)
     conversation = talked(servicer, "/retry", "/save", "/set x", "one", "two", "three")
     assert [each["content"] for each in conversation.turns] == ["two", "Hal", "three", "Hello"]
-    out = capsys.readouterr().out
-    assert out.count("error: ") == 5 and "nothing was asked yet" in out
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 5 and "nothing was asked yet" in err
 
 
 def test_an_answer_is_stopped_and_kept_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -150,4 +150,17 @@ def test_an_answer_is_stopped_and_kept_as_far_as_it_came(monkeypatch: pytest.Mon
     servicer = Scripted([admitted(), delta("Hal", 1), 5.0], ANSWER)
     conversation = talked(servicer, "one", KeyboardInterrupt)
     assert [each["content"] for each in conversation.turns] == ["one", "Hal"]
-    assert "[stopped]" in capsys.readouterr().out
+    assert "[stopped]" in capsys.readouterr().err
+
+
+def test_a_retry_that_brings_nothing_loses_nothing(capsys: Capture) -> None:
+    servicer = Scripted(ANSWER, [Refusal("UNAVAILABLE")], [admitted(), delta("Bye", 1), finished("EOS")])
+    conversation = talked(servicer, "one", "/retry", "/retry")
+    assert [each["content"] for each in conversation.turns] == ["one", "Bye"]
+    assert len({tuple(messages) for messages in asked(servicer)}) == 1
+
+
+def test_a_parameter_that_there_is_not_leaves_the_conversation_as_it_was(capsys: Capture) -> None:
+    conversation = talked(Scripted(ANSWER), "/set colour=red", "one", "/set colour=", "two")
+    assert [each["content"] for each in conversation.turns] == ["two", "Hello"]
+    assert "unknown option colour" in capsys.readouterr().err

@@ -47,3 +47,11 @@ def test_what_keeps_the_limits_and_comes_to_its_end_counts() -> None:
     assert not limits.keeps(Times(0.5, 0.05, 1.0, succeeded=False)) and not limits.keeps(Times())
     assert Goodput().keeps(Times(9.0, 99.0, 99.0))
     assert limits.to_dict() == {"ttft_ms": 1000, "tpot_ms": 100, "e2el_ms": 3000}
+
+
+def test_a_run_is_summed_up() -> None:
+    requests = [Times(1.0, 0.1, 3.0), Times(2.0, 0.1, 3.0), Times(succeeded=False)]
+    value = Goodput(ttft=1500).report(requests, 4.0)
+    assert (value["requests_per_s"], value["share"]) == (0.25, pytest.approx(1 / 3))
+    assert (value["ttft_ms"], value["tpot_ms"]) == (1500, None)
+    assert Goodput().report([], 0.0)["share"] == 0.0

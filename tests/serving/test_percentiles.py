@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distaff.serving.percentiles import percentiles_ms
+from distaff.serving.percentiles import percentiles_ms, rate_per_s
 
 
 def test_percentiles_are_numpys() -> None:
@@ -13,3 +13,7 @@ def test_percentiles_are_numpys() -> None:
         assert shown[name] == pytest.approx(np.percentile(values, share) * 1e3)
     assert shown["mean"] == pytest.approx(values.mean() * 1e3)
     assert set(percentiles_ms([]).values()) == {0.0}
+
+
+def test_rates() -> None:
+    assert rate_per_s(3, 2.0) == 1.5 and rate_per_s(3, 0.0) == 0.0

@@ -72,7 +72,7 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
     """Each call plays the next script, the last one for ever: messages to send, seconds to wait, or a Refusal.
 
     Attributes:
-        requests: what came, in order; `metadata` and `times`, what came with each.
+        requests: what came, in order; `metadata`, `times` and `peers`, what came with each, and from where.
         cancelled: calls that their client left.
     """
 
@@ -81,12 +81,14 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
         self.times: list[float | None] = []
+        self.peers: list[str] = []
         self.cancelled = 0
 
     async def _play(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         self.times.append(context.time_remaining())
+        self.peers.append(context.peer())
         script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
         try:
             for step in script:
@@ -114,7 +116,8 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
     GenerateUnary = Score = Embed = Cancel = _one
 
     async def GetModel(self, request: Any, context: Any) -> Any:
-        return models_pb2.GetModelResponse(model=models_pb2.Model(name=request.name or "fake", vocab_size=100))
+        model = models_pb2.Model(name=request.name or "fake", vocab_size=100, has_chat_template=True)
+        return models_pb2.GetModelResponse(model=model)
 
 
 @asynccontextmanager

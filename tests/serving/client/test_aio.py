@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -66,11 +66,10 @@ def test_it_tries_again_what_is_safe_and_nothing_else() -> None:
     assert asked(servicer, lambda client: client.generate("p")).text == "x" and len(servicer.requests) == 2
     servicer = Scripted([Refusal("RESOURCE_EXHAUSTED", retry_after=0.01)], ANSWER)
     assert asked(servicer, stream) == "Hello" and len(servicer.requests) == 2
-    for script, kind in (([admitted(), Refusal("UNAVAILABLE")], UnavailableError),):
-        servicer = Scripted(script, ANSWER)
-        with pytest.raises(kind):
-            asked(servicer, stream)
-        assert len(servicer.requests) == 1
+    servicer = Scripted([admitted(), Refusal("UNAVAILABLE")], ANSWER)
+    with pytest.raises(UnavailableError):
+        asked(servicer, stream)
+    assert len(servicer.requests) == 1
     with pytest.raises(InvalidRequestError) as raised:
         asked(Scripted([Refusal("INVALID_ARGUMENT", field="top_p")]), lambda client: client.generate("p"))
     assert raised.value.field == "top_p"
@@ -104,5 +103,39 @@ def test_leaving_a_stream_and_cancelling_a_task_end_the_request() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await gone(2)
+        left = client.generate_stream("p")
+        await anext(left)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(left.result(), 0.1)
+        assert [event async for event in left] == []  # not a CancelledError, which would mean this task
+        await gone(3)
+
+    asked(servicer, work)
+
+
+def test_closing_by_another_task_ends_the_iteration() -> None:
+    async def work(client: AsyncClient) -> None:
+        stream = client.generate_stream("p")
+        texts = asyncio.create_task(_all(stream.text()))
+        await asyncio.sleep(0.2)
+        stream.close()
+        assert await texts == ["a"]
+
+    asked(Scripted([admitted(), delta("a", 1), 30.0]), work)
+
+
+async def _all(texts: AsyncIterator[str]) -> list[str]:
+    return [text async for text in texts]
+
+
+def test_leaving_a_batch_cancels_it() -> None:
+    servicer = Scripted([inference_pb2.BatchItemEvent(key="a", event=admitted()), 30.0])
+
+    async def work(client: AsyncClient) -> None:
+        async with client.batch_stream([("a", "p", {})]) as stream:
+            assert (await anext(stream))[0] == "a"
+        async with asyncio.timeout(10):
+            while not servicer.cancelled:
+                await asyncio.sleep(0.01)
 
     asked(servicer, work)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from distaff.serving.client import (
     Client,
     DeadlineError,
     Delta,
+    DuplicateRequestError,
     Finished,
     InvalidRequestError,
     OverloadedError,
@@ -159,6 +161,7 @@ def test_what_the_protocol_cannot_carry_is_refused_before_it_is_sent(
         (Refusal("UNAUTHENTICATED"), AuthenticationError),
         (Refusal("UNIMPLEMENTED"), UnsupportedCallError),
         (Refusal("RESOURCE_EXHAUSTED"), OverloadedError),
+        (Refusal("ALREADY_EXISTS", field="request_id"), DuplicateRequestError),
     ],
 )
 def test_errors_have_types_and_name_the_field(refusal: Refusal, kind: type[ServerError]) -> None:
@@ -169,7 +172,9 @@ def test_errors_have_types_and_name_the_field(refusal: Refusal, kind: type[Serve
     assert len(servicer.requests) == 1, "it was tried again in vain"
 
 
-@pytest.mark.parametrize("refusal", [Refusal("UNAVAILABLE"), Refusal("RESOURCE_EXHAUSTED", retry_after=0.05)])
+@pytest.mark.parametrize(
+    "refusal", [Refusal("UNAVAILABLE"), Refusal("RESOURCE_EXHAUSTED", retry_after=0.05), Refusal("ABORTED")]
+)
 def test_a_call_that_brought_nothing_is_tried_again(refusal: Refusal) -> None:
     unary = generation_pb2.GenerateResult(choices=[generation_pb2.Choice(text="x")])
     began = time.monotonic()
@@ -182,6 +187,15 @@ def test_a_call_that_brought_nothing_is_tried_again(refusal: Refusal) -> None:
     with pytest.raises((UnavailableError, OverloadedError)):
         asked(servicer, lambda client: client.generate("p"), retry=RetryPolicy(attempts=3, first=0.01))
     assert len(servicer.requests) == 3
+
+
+def test_a_name_that_an_own_lost_try_still_has_is_waited_for() -> None:
+    unary = generation_pb2.GenerateResult(choices=[generation_pb2.Choice(text="x")])
+    servicer = Scripted([Refusal("UNAVAILABLE")], [Refusal("ALREADY_EXISTS")], [unary])
+    assert asked(servicer, lambda client: client.generate("p", request_id="r")).text == "x"
+    servicer = Scripted([Refusal("UNAVAILABLE", retry_after=0.01)], [Refusal("ALREADY_EXISTS")])
+    with pytest.raises(DuplicateRequestError):  # that server has not taken it
+        asked(servicer, lambda client: client.generate("p", request_id="r"))
 
 
 def test_a_call_that_has_begun_is_not() -> None:
@@ -225,12 +239,48 @@ def test_leaving_a_stream_cancels_the_request() -> None:
             assert next(stream.text()) == "a"
         with pytest.raises(StopIteration):
             next(stream)
-        end = time.monotonic() + 10
-        while not servicer.cancelled and time.monotonic() < end:
-            time.sleep(0.01)
+        _until(lambda: servicer.cancelled == 1)
 
     asked(servicer, work)
-    assert servicer.cancelled == 1
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+def test_leaving_a_batch_cancels_it() -> None:
+    servicer = Scripted([inference_pb2.BatchItemEvent(key="a", event=admitted()), 30.0])
+
+    def work(client: Client) -> None:
+        with client.batch_stream([("a", "p", {})]) as stream:
+            assert next(stream)[0] == "a"
+        _until(lambda: servicer.cancelled == 1)
+
+    asked(servicer, work)
+
+
+def test_closing_from_another_thread_ends_the_iteration() -> None:
+    def work(client: Client) -> list[str]:
+        stream = client.generate_stream("p")
+        threading.Timer(0.2, stream.close).start()
+        return list(stream.text())
+
+    assert asked(Scripted([admitted(), delta("a", 1), 30.0]), work) == ["a"]
+
+
+def test_a_stream_that_failed_stays_at_its_end() -> None:
+    servicer = Scripted([Refusal("INVALID_ARGUMENT")])
+
+    def work(client: Client) -> list[Any]:
+        stream = client.generate_stream("p")
+        with pytest.raises(InvalidRequestError):
+            next(stream)
+        return list(stream)
+
+    assert asked(servicer, work) == [] and len(servicer.requests) == 1
 
 
 def test_a_batch_keeps_its_order_and_its_failures_apart() -> None:

@@ -1,10 +1,12 @@
 """Load over gRPC, against a server whose delays are known."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from distaff.backends.errors import UsageError
 from distaff.serving.client import Target, UnavailableError
 from distaff.serving.load.generator import run_closed
 from distaff.serving.load.grpc_transport import GrpcTransport
@@ -31,7 +33,7 @@ def measured(servicer: Scripted, asks: list[Ask], **options: Any) -> tuple[list[
 
 def test_known_delays_are_measured_and_tokens_counted() -> None:
     servicer = Scripted([admitted(cached=3), FIRST, delta("a", 1), GAP, delta("bc", 2, 3), GAP, finished(tokens=3)])
-    records, transport = measured(servicer, [Ask("prompt", 3), Ask((5, 6), 7)], options={"priority": 2})
+    records, transport = measured(servicer, [Ask("prompt", 3), Ask((5, 6), 7)])
     value = summary(records)
     assert value["failed"] == 0 and value["output_tokens"] == 6
     assert (value["prompt_tokens"], value["cached_tokens"]) == (10, 6)
@@ -41,16 +43,48 @@ def test_known_delays_are_measured_and_tokens_counted() -> None:
     assert all(record.ended >= record.arrivals[-1][0] + GAP for record in records)
     texts, ids = sorted(servicer.requests, key=lambda request: request.WhichOneof("prompt") != "text")
     assert (texts.text, list(ids.token_ids.ids)) == ("prompt", [5, 6])
-    assert (texts.sampling.max_tokens, ids.sampling.max_tokens, ids.sampling.ignore_eos, ids.priority) == (
-        3,
-        7,
-        True,
-        2,
-    )
+    assert (texts.sampling.max_tokens, ids.sampling.max_tokens, ids.sampling.ignore_eos) == (3, 7, True)
     assert (transport.model, transport.vocab_size) == ("fake", 100)
-    again = Scripted([admitted(), delta("a", 1), finished(tokens=1)])
-    measured(again, [Ask("prompt", 3)])
-    assert texts.cache.salt == ids.cache.salt != again.requests[0].cache.salt, "a run may find another's prompts"
+    assert texts.cache.salt == ids.cache.salt != ""
+
+
+ONE = [admitted(), delta("a", 1), finished(tokens=1)]
+
+
+def test_a_run_does_not_find_what_another_has_asked() -> None:
+    servicer = Scripted(ONE)
+
+    async def whole() -> None:
+        async with served(servicer) as port, GrpcTransport(Target(f"127.0.0.1:{port}")) as transport:
+            for _ in range(2):
+                transport.begin_run()
+                await run_closed(transport, [Ask("x", 1)] * 2, 1)
+
+    asyncio.run(whole())
+    salts = [request.cache.salt for request in servicer.requests]
+    assert salts[0] == salts[1] != salts[2] == salts[3]
+
+
+def test_messages_without_tokens_are_no_arrivals() -> None:
+    records, _ = measured(Scripted([admitted(), delta("a", 1), delta("b"), finished(tokens=1)]), [Ask("x", 1)])
+    assert len(records[0].arrivals) == 1
+
+
+def test_requests_go_over_each_connection_in_turn() -> None:
+    servicer = Scripted(ONE)
+    measured(servicer, [Ask("x", 1)] * 9, connections=3)
+    assert sorted(Counter(servicer.peers).values()) == [3, 3, 3]
+    measured(single := Scripted(ONE), [Ask("x", 1)] * 9)
+    assert len(set(single.peers)) == 1
+
+
+def test_a_prompt_may_be_a_message() -> None:
+    servicer = Scripted(ONE)
+    measured(servicer, [Ask("hello", 1)], chat=True)
+    assert [(each.role, each.content) for each in servicer.requests[0].chat.messages] == [("user", "hello")]
+    with pytest.raises(ExceptionGroup) as raised:
+        measured(servicer, [Ask((1, 2), 1)], chat=True)
+    assert raised.group_contains(UsageError, match="--chat")
 
 
 def test_refusals_are_counted_and_not_tried_again() -> None:

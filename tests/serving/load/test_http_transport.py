@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,16 +81,38 @@ def measured(site: Site, asks: list[Ask], **options: Any) -> list[Record]:
 def test_known_delays_are_measured_and_tokens_counted() -> None:
     site = Site([*FINE, DONE])
     asks = [Ask("prompt", 2), Ask((5, 6), 2)]
-    records = measured(site, asks, token="t", body={"top_p": 0.5})
+    records = measured(site, asks, token="t")
     value = summary(records)
     assert (value["failed"], value["prompt_tokens"], value["cached_tokens"], value["output_tokens"]) == (0, 10, 8, 4)
     assert FIRST <= value["ttft_ms"]["p50"] / 1e3 < FIRST + SLACK
     assert GAP <= value["itl_ms"]["p50"] / 1e3 < GAP + SLACK
     body = site.bodies[1]
-    assert (body["model"], body["prompt"], body["max_tokens"], body["top_p"]) == ("m", [5, 6], 2, 0.5)
+    assert (body["model"], body["prompt"], body["max_tokens"]) == ("m", [5, 6], 2)
     assert body["stream"] and body["stream_options"] == {"include_usage": True} and body["ignore_eos"]
     assert body["cache_salt"] == site.bodies[0]["cache_salt"] != ""
     assert "authorization: bearer t" in site.headers[0]
+
+
+def part(role: str | None = None, content: str | None = None, reason: str | None = None) -> str:
+    delta = {name: value for name, value in (("role", role), ("content", content)) if value is not None}
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}]})}\n\n"
+
+
+def test_a_chat() -> None:
+    usage = f"data: {json.dumps({'choices': [], 'usage': USAGE})}\n\n"
+    site = Site(
+        [part("assistant", ""), FIRST, part(content="a"), GAP, part(content=""), part(reason="stop"), usage, DONE]
+    )
+    (record,) = measured(site, [Ask("hello", 2)], chat=True)
+    assert record.error is None and [count for _, count in record.arrivals] == [1, 1]
+    assert FIRST <= record.ttft < FIRST + SLACK and GAP <= record.gaps[0] < GAP + SLACK
+    assert site.bodies[0]["messages"] == [{"role": "user", "content": "hello"}] and "prompt" not in site.bodies[0]
+    assert site.headers[0].startswith("post /v1/chat/completions ")
+
+
+def test_certificates_to_trust_must_be_there() -> None:
+    with pytest.raises(UsageError, match="ca.pem: cannot be read"):
+        HttpTransport("https://127.0.0.1:1", ca=Path("/nowhere/ca.pem"))
 
 
 def test_failures_are_told_apart() -> None:

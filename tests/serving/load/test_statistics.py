@@ -70,7 +70,7 @@ def test_goodput_is_requests_in_time_by_the_duration() -> None:
 
 def test_messages_of_several_tokens() -> None:
     record = Record(0.0, 1.0, [(2.0, 3), (4.0, 2)], 4.5)
-    assert (record.tokens, record.ttft, record.latency, record.tpot, record.gaps) == (5, 1.0, 3.0, 0.5, [2.0])
+    assert (record.num_tokens, record.ttft, record.latency, record.tpot, record.gaps) == (5, 1.0, 3.0, 0.5, [2.0])
     assert Record(0.0, 1.0, [(2.0, 1), (4.0, 1)], output_tokens=5).tpot == 0.5
 
 

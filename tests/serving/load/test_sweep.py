@@ -9,7 +9,7 @@ import pytest
 from distaff.serving.goodput import Goodput
 from distaff.serving.load.record import Record
 from distaff.serving.load.statistics import summary
-from distaff.serving.load.sweep import Plan, find_knee
+from distaff.serving.load.sweep import Measured, Plan, find_knee
 
 
 class Queue:
@@ -19,13 +19,13 @@ class Queue:
         self.service = service
         self.rates: list[float] = []
 
-    async def measure(self, rate: float, goodput: Goodput | None) -> dict[str, Any]:
+    async def measure(self, rate: float) -> Measured:
         self.rates.append(rate)
         records, free = list[Record](), 0.0
         for at in np.arange(400) / rate:
             free = max(free, float(at)) + self.service
             records.append(Record(float(at), float(at), [(free, 1)], free))
-        return summary(records, goodput=goodput)
+        return lambda goodput: summary(records, goodput=goodput)
 
 
 def knee(capacity: float, goodput: Goodput | None, plan: Plan) -> tuple[dict[str, Any], Queue]:
@@ -35,10 +35,11 @@ def knee(capacity: float, goodput: Goodput | None, plan: Plan) -> tuple[dict[str
 
 @pytest.mark.parametrize("goodput", [Goodput(ttft=300), None])
 def test_the_knee_is_the_capacity(goodput: Goodput | None) -> None:
-    found, _ = knee(11.0, goodput, Plan(first=1.0, refinements=4))
+    found, queue = knee(11.0, goodput, Plan(first=1.0, refinements=4))
     assert 10.0 <= found["knee"] <= 11.0 and not found["reached_most"]
     rates = [point["rate"] for point in found["points"]]
     assert rates == sorted(rates) and {1.0, 2.0, 4.0, 8.0, 16.0} <= set(rates) and len(rates) == 9
+    assert sorted(queue.rates) == rates, "a rate was sent twice"
     assert all(point["kept"] == (point["rate"] <= 11.0) for point in found["points"])
     assert found["limits"]["ttft_ms"] == pytest.approx(300 if goodput else 5 * 1000 / 11)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from distaff.backends.errors import UsageError
-from distaff.serving.load.trace import Ask, read_trace
+from distaff.serving.load.trace import Ask, message_of, read_trace
+from distaff.serving.load.words import WORDS
 
 
 def written(folder: Path, *lines: str) -> Path:
@@ -37,6 +38,18 @@ def test_the_names_of_public_traces(tmp_path: Path) -> None:
     first, second = read_trace(written(tmp_path, *map(json.dumps, lines)), vocab_size=1000, seed=0)
     assert (first.at, second.at, len(first.prompt), len(second.prompt)) == (0.0, 2.0, 700, 600)
     assert first.prompt[:512] == second.prompt[:512] and first.prompt[512:600] != second.prompt[512:600]
+
+
+def test_drawn_prompts_may_be_words(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, '{"at": 0, "prompt_len": 40, "output_len": 7}', '{"at": 1, "prompt": [5], "max_tokens": 1}'
+    )
+    drawn, given = read_trace(path, vocab_size=None, as_text=True, seed=1)
+    message = message_of(drawn)
+    assert message["role"] == "user" and len(message["content"].split()) == 40
+    assert set(message["content"].split()) <= set(WORDS)
+    with pytest.raises(UsageError, match="leave --chat out"):
+        message_of(given)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 METHOD = "/test.Echo/Say"
+ONCE = "/test.Echo/Once"
+"""A method whose calls may not be made twice."""
 
 
 class Echo(grpc.GenericRpcHandler):

@@ -5,13 +5,13 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.serving.route.prefix_map import BLOCK_BYTES, BYTES_PER_TOKEN, PrefixMap
+from distaff.serving.route.prefix_map import BLOCK_BYTES, BYTES_PER_TOKEN, PrefixMap, blocks_of
 
 TOKENS = BLOCK_BYTES // BYTES_PER_TOKEN
 
 
-def prompt(*blocks: int) -> bytes:
-    return b"".join(bytes([block]) * BLOCK_BYTES for block in blocks)
+def prompt(*blocks: int, rest: bytes = b"", salt: bytes = b"") -> tuple[bytes, ...]:
+    return tuple(blocks_of(b"".join(bytes([block]) * BLOCK_BYTES for block in blocks) + rest, salt))
 
 
 def test_the_longest_beginning_counts() -> None:
@@ -19,15 +19,15 @@ def test_the_longest_beginning_counts() -> None:
     known.remember("a", prompt(1, 2, 3))
     known.remember("b", prompt(1, 2))
     assert known.matches(prompt(1, 2, 3, 4)) == {"a": 3 * TOKENS, "b": 2 * TOKENS}
-    assert known.matches(prompt(1, 2) + b"half") == {"a": 2 * TOKENS, "b": 2 * TOKENS}
-    assert known.matches(prompt(2, 3)) == {} == known.matches(b"short")
+    assert known.matches(prompt(1, 2, rest=b"half")) == {"a": 2 * TOKENS, "b": 2 * TOKENS}
+    assert known.matches(prompt(2, 3)) == {} == known.matches(prompt(rest=b"short"))
     assert known.matches(prompt(1, 3, 3)) == {"a": TOKENS, "b": TOKENS}  # a block counts behind its own prefix only
 
 
 def test_salts_keep_prompts_apart() -> None:
     known = PrefixMap()
-    known.remember("a", prompt(1), b"salt")
-    assert known.matches(prompt(1)) == {} and known.matches(prompt(1), b"salt") == {"a": TOKENS}
+    known.remember("a", prompt(1, salt=b"salt"))
+    assert known.matches(prompt(1)) == {} and known.matches(prompt(1, salt=b"salt")) == {"a": TOKENS}
 
 
 def test_a_server_that_was_started_anew_knows_nothing() -> None:
@@ -68,6 +68,6 @@ def test_it_is_the_longest_common_prefix_of_what_was_sent(
 
 
 def test_long_prompts_cost_a_bounded_time() -> None:
-    known, long = PrefixMap(), random.Random(0).randbytes(10_000_000)
+    known, long = PrefixMap(), tuple(blocks_of(random.Random(0).randbytes(10_000_000)))
     known.remember("a", long)
     assert len(known) <= 2048 and known.matches(long)["a"] == 2048 * TOKENS

@@ -12,19 +12,33 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from distaff.serving.client.errors import details_of
 from distaff.serving.client.target import Target
-from distaff.serving.route.prompts import Prompt
+from distaff.serving.route.asked import Asked
+from distaff.serving.route.protocol import Protocol
 from distaff.serving.route.router import Router
 from distaff.serving.rpc.settings import RpcSettings
 
-from .echo import METHOD, Echo
+from .echo import METHOD, ONCE, Echo
 
-READERS = {METHOD: lambda message: Prompt(message)}
 type Scene = tuple[Router, list[Echo], Any]
 
 
 def joined(answers: object) -> bytes:
     assert isinstance(answers, list)
     return b"+".join(sorted(answers))
+
+
+def asked(message: bytes) -> Asked:
+    """A message that is "ID=PROMPT", or a prompt."""
+    name, equals, prompt = message.partition(b"=")
+    return Asked(prompt, id=name.decode()) if equals else Asked(message)
+
+
+PROTOCOL = Protocol(
+    readers={METHOD: asked},
+    everywhere={"/test.Echo/All": joined},
+    repeatable=(METHOD, "/test.Echo/All"),
+    refused={"/test.Echo/Own": "ask the server itself"},
+)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -41,8 +55,7 @@ async def scene(count: int = 2) -> AsyncIterator[Scene]:
         router = Router(
             [Target(echo.target) for echo in echoes],
             settings=RpcSettings(port=0),
-            readers=READERS,
-            everywhere={"/test.Echo/All": joined},
+            protocol=PROTOCOL,
         )
         await stack.enter_async_context(router)
         await until(lambda: all(upstream.standing.ready for upstream in router.upstreams))
@@ -122,14 +135,63 @@ def test_a_status_passes_with_its_details() -> None:
 )
 def test_another_server_takes_over_before_the_first_answer(code: grpc.StatusCode, retry_after: int | None) -> None:
     async def play(cast: Scene) -> None:
-        router, echoes, channel = cast
+        _, echoes, channel = cast
         echoes[0].refuse, echoes[0].retry_after = code, retry_after
         answers = [await say(channel, b"m%d" % number) for number in range(4)]
         assert answers == [b"b:m%d" % number for number in range(4)]
-        assert router.proxy.failovers == len(echoes[0].got) >= 1
+        assert len(echoes[0].got) >= 1
         echoes[1].refuse, echoes[1].retry_after = code, retry_after
         error = await failure(say(channel))
         assert error.code() is code and details_of(error.trailing_metadata())[1] == (retry_after or 1)
+
+    run(play)
+
+
+def test_what_may_not_be_sent_twice_goes_elsewhere_only_if_the_server_did_nothing() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        echoes[0].refuse, echoes[0].retry_after = grpc.StatusCode.UNAVAILABLE, 1
+        assert [await say(channel, method=ONCE) for _ in range(2)] == [b"b:x"] * 2
+        assert len(echoes[0].got) >= 1
+        for echo in echoes:
+            echo.refuse, echo.retry_after, echo.got = grpc.StatusCode.UNAVAILABLE, None, []
+        error = await failure(say(channel, method=ONCE))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE and details_of(error.trailing_metadata())[1] is None
+        assert sum(len(echo.got) for echo in echoes) == 1, "it may have been done twice"
+
+    run(play)
+
+
+def test_methods_of_one_server_alone_are_not_routed() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        error = await failure(say(channel, method="/test.Echo/Own"))
+        assert (error.code(), error.details()) == (grpc.StatusCode.UNIMPLEMENTED, "ask the server itself")
+        assert not any(echo.got for echo in echoes)
+
+    run(play)
+
+
+def test_a_name_is_taken_while_its_request_runs_wherever_that_is() -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        for echo in echoes:
+            echo.gap, echo.copies = 0.05, 1000
+        running = channel.unary_stream(METHOD)(b"mine=x")
+        await running.read()
+        for _ in range(2):
+            error = await failure(say(channel, b"mine=y"))
+            assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+            assert details_of(error.trailing_metadata())[0] == "request_id"
+        assert sum(len(echo.got) for echo in echoes) == 1
+        for echo in echoes:
+            echo.copies = 1
+        assert (await say(channel, b"other=y"))[1:] == b":other=y"
+        other = (("authorization", "Bearer another"),)
+        assert await channel.unary_unary(METHOD)(b"mine=y", metadata=other)  # names are each caller's own
+        running.cancel()
+        await until(lambda: any(echo.cancelled for echo in echoes))
+        assert (await say(channel, b"mine=z"))[1:] == b":mine=z"
 
     run(play)
 

@@ -8,21 +8,29 @@ from typing import Any
 
 import pytest
 
-from distaff.serving.client import AsyncClient, Result, RetryPolicy, Target, UnavailableError
+from distaff.serving.client import (
+    AsyncClient,
+    DuplicateRequestError,
+    RetryPolicy,
+    Target,
+    UnavailableError,
+    UnsupportedCallError,
+)
 from distaff.serving.route.router import Router
 from distaff.serving.route.run import router_of
 from distaff.serving.rpc.settings import RpcSettings
 
 from ..rpc.native import Native, native
+from .wire import Wire
 
 SAMPLING: dict[str, Any] = {"max_tokens": 6, "seed": 0, "ignore_eos": True}
 
 
 class Scene:
-    """Two servers, the router before them, a client of it."""
+    """Two servers, the wires to them, the router before them, a client of it."""
 
-    def __init__(self, router: Router, servers: list[Native], client: AsyncClient) -> None:
-        self.router, self.servers, self.client = router, servers, client
+    def __init__(self, router: Router, servers: list[Native], wires: list[Wire], client: AsyncClient) -> None:
+        self.router, self.servers, self.wires, self.client = router, servers, wires, client
 
     def started(self) -> list[int]:
         """Requests that each server's engine began."""
@@ -36,21 +44,24 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene(**given: Any) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
-        options: dict[str, Any] = {"server": lambda served: {"open_admin": True}}
+        options: dict[str, Any] = {"server": lambda served: {"open_admin": True}, **given}
         servers = [await stack.enter_async_context(native(**options)) for _ in range(2)]
-        router = router_of([Target(server.target) for server in servers], RpcSettings(port=0))
+        wires = [await stack.enter_async_context(Wire(server.target)) for server in servers]
+        router = router_of([Target(wire.target) for wire in wires], RpcSettings(port=0))
         await stack.enter_async_context(router)
         client = AsyncClient(f"127.0.0.1:{router.port}", retry=RetryPolicy(attempts=1))
-        played = Scene(router, servers, await stack.enter_async_context(client))
+        played = Scene(router, servers, wires, await stack.enter_async_context(client))
         await played.until(lambda: all(upstream.standing.ready for upstream in router.upstreams))
         yield played
 
 
-def play(work: Callable[[Scene], Awaitable[None]]) -> None:
+def play(work: Callable[[Scene], Awaitable[None]], **options: Any) -> None:
+    """`options` are those of the servers."""
+
     async def whole() -> None:
-        async with asyncio.timeout(60), scene() as played:
+        async with asyncio.timeout(60), scene(**options) as played:
             await work(played)
 
     asyncio.run(whole())
@@ -65,8 +76,6 @@ def test_tokens_are_the_engines_and_both_servers_work() -> None:
         assert min(played.started()) >= 3
         streamed = await played.client.generate_stream(prompts[0], **SAMPLING).result()
         assert streamed.token_ids == results[0].token_ids
-        batch = await played.client.batch(prompts, **SAMPLING)
-        assert [each.token_ids for each in batch if isinstance(each, Result)] == [each.token_ids for each in results]
         assert (await played.client.model()).name == "fake" and await played.client.tokenize("ab")
         assert await played.client.healthy() and await played.client.healthy("distaff.v1.Inference")
 
@@ -127,19 +136,36 @@ def test_cancelling_finds_the_request_wherever_it_runs() -> None:
     play(work)
 
 
+def test_names_are_unique_among_servers_and_each_server_is_administered_itself() -> None:
+    async def work(played: Scene) -> None:
+        for server in played.servers:
+            server.served.programs.step_seconds = 0.01
+        async with played.client.generate_stream("hello", max_tokens=100, request_id="mine") as stream:
+            await anext(stream)
+            for prompt in ("one", "two"):
+                with pytest.raises(DuplicateRequestError) as raised:
+                    await played.client.generate(prompt, request_id="mine")
+                assert raised.value.field == "request_id"
+        with pytest.raises(UnsupportedCallError, match="ask the server itself"):
+            await played.client.drain()
+        assert all(server.served.front.state.name == "READY" for server in played.servers)
+
+    play(work)
+
+
 def test_a_server_that_dies_is_not_missed_and_nobody_there_is_said() -> None:
     async def work(played: Scene) -> None:
         played.servers[0].served.programs.step_seconds = 0.02
         stream = played.client.generate_stream("hello", max_tokens=100, ignore_eos=True)
         await anext(stream)
-        broken = played.servers[played.started().index(1)]
-        other = played.servers[1 - played.servers.index(broken)]
-        await broken.server._server.stop(0)
+        broken = played.started().index(1)
+        other = played.servers[1 - broken]
+        played.wires[broken].cut()
         with pytest.raises(UnavailableError):
             await stream.result()  # it had begun: nobody takes over
         answers = [await played.client.generate(f"p{number}", **SAMPLING) for number in range(4)]
         assert [list(each.token_ids) for each in answers] == [other.served.answer(f"p{n}", 6) for n in range(4)]
-        await other.server._server.stop(0)
+        played.wires[1 - broken].cut()
         with pytest.raises(UnavailableError) as raised:
             await played.client.generate("hello", **SAMPLING)
         assert raised.value.retry_after == 1.0 and not await played.client.healthy()
