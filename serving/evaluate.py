@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +90,20 @@ class Forward:
         return logits
 
 
+@runtime_checkable
+class Scores(Protocol):
+    """What scores the places of a window; Forward does."""
+
+    @property
+    def window(self) -> int: ...
+
+    def __call__(self, tokens: Sequence[int]) -> Float[Array, "T V"]: ...
+
+
 def evaluate(
-    model: Forward,
+    model: Scores,
     ids: Sequence[int],
-    reference: Forward | None = None,
+    reference: Scores | None = None,
     *,
     bos: int | None = None,
     on_window: Callable[[int, int], None] = lambda done, total: None,

@@ -17,7 +17,7 @@ from ..config import LayerConfig, MlpConfig, ModelConfig
 from .calibrate import Inputs, Key
 
 type Flat = dict[str, Float[np.ndarray, "..."]]
-type Choose = Callable[[Sequence[Float[np.ndarray, "N K"]], Inputs], Float[np.ndarray, "K"]]
+type Choose = Callable[[Sequence[Float[np.ndarray, "_ K"]], Inputs], Float[np.ndarray, "K"]]
 """The scales s of inputs that several matrices share."""
 
 _LEAST = 1e-5
@@ -105,7 +105,7 @@ def smooth(flat: Flat, config: ModelConfig, inputs: Mapping[Key, Inputs], choose
 def smoothquant(strength: float = 0.5) -> Choose:
     """Scales that share the difficulty between activations and weights."""
 
-    def choose(matrices: Sequence[Float[np.ndarray, "N K"]], seen: Inputs) -> Float[np.ndarray, "K"]:
+    def choose(matrices: Sequence[Float[np.ndarray, "_ K"]], seen: Inputs) -> Float[np.ndarray, "K"]:
         largest = np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0)
         scales = np.maximum(seen.largest, _LEAST) ** strength / np.maximum(largest, _LEAST) ** (1 - strength)
         return np.maximum(scales, _LEAST)
@@ -116,7 +116,7 @@ def smoothquant(strength: float = 0.5) -> Choose:
 def awq(rounded: Callable[[Float[np.ndarray, "N K"]], Float[np.ndarray, "N K"]], steps: int = 20) -> Choose:
     """Scales after which `rounded` changes the outputs least."""
 
-    def choose(matrices: Sequence[Float[np.ndarray, "N K"]], seen: Inputs) -> Float[np.ndarray, "K"]:
+    def choose(matrices: Sequence[Float[np.ndarray, "_ K"]], seen: Inputs) -> Float[np.ndarray, "K"]:
         size = np.sqrt(np.maximum(np.diag(seen.products) / max(seen.tokens, 1), _LEAST**2))
         best, least = np.ones(len(size), np.float32), np.inf
         for step in range(steps):

@@ -36,8 +36,8 @@ def test_a_rounded_checkpoint_runs_and_says_what_it_is(
 
 @pytest.mark.slow
 def test_limits_are_kept(distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
-    made = tmp_path / "int4"
-    given = f"--scheme int4:4 {FEW} --max-kl 1e-9".split()
+    made = tmp_path / "fp8"
+    given = f"--scheme fp8 {FEW} --max-kl 1e-9".split()
     assert distaff("compress", "quantize", str(tiny_model), str(made), *given) == 1
     assert "allowed are 1e-09" in capsys.readouterr().err and not made.exists()
     assert distaff("eval", str(tiny_model), "--quantize", "int8", *FEW.split(), "--max-ppl-increase", "0.5") == 0
@@ -52,7 +52,7 @@ def test_limits_are_kept(distaff: Run, tiny_model: Path, tmp_path: Path, capsys:
         ("compress quantize MODEL DST --scheme int4:64", "expected groups that divide the 32 inputs"),
         ("compress quantize MODEL DST --method gptq --scheme fp8", "gptq is for whole numbers"),
         ("compress quantize MODEL DST --method awq --scheme int4:4 --calibration EMPTY", "expected a file with text"),
-        ("compress quantize MODEL DST --method gptq --scheme int4:4 --calibration SHORT", "a text of at least 256"),
+        ("compress quantize MODEL DST --method gptq --scheme int8 --calibration SHORT", "a text of at least 256"),
         ("eval MODEL --max-kl 1", "need something to compare with: give --against REF"),
         ("eval MODEL --text SHORT", "text is '3 tokens', expected at least 64 tokens"),
         ("eval MODEL --kv-dtype int3", "kv_dtype is 'int3', expected one of"),

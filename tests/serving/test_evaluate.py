@@ -39,7 +39,7 @@ def test_figures_are_those_of_the_formulas(bos: int | None) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, 100).tolist()
     ours, theirs = (rng.normal(size=(VOCABULARY, VOCABULARY), scale=2).astype(np.float32) for _ in range(2))
-    found = evaluate(Table(ours), ids, Table(theirs), bos=bos)  # pyright: ignore[reportArgumentType]
+    found = evaluate(Table(ours), ids, Table(theirs), bos=bos)
     pieces = list(windows(ids, 32, bos))
     before = np.concatenate([piece[:-1] for piece in pieces])
     after = np.concatenate([piece[1:] for piece in pieces])
@@ -57,9 +57,10 @@ def test_figures_are_those_of_the_formulas(bos: int | None) -> None:
 def test_a_short_text_is_refused() -> None:
     table = Table(np.zeros((VOCABULARY, VOCABULARY), np.float32))
     with pytest.raises(InvalidParameterError, match="text is '63 tokens', expected at least 64"):
-        evaluate(table, [1] * 63)  # pyright: ignore[reportArgumentType]
+        evaluate(table, [1] * 63)
 
 
+@pytest.mark.slow
 def test_a_model_does_not_differ_from_itself_and_a_rounded_one_does() -> None:
     golden, backend = Golden(GOLDEN / "llama31"), select_backend("cpu")
     ids = (golden.tokens * 3)[:100]

@@ -19,21 +19,23 @@ from distaff.models.decoder import flatten
 from ...golden.harness import GOLDEN, Golden
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4:4", "fp8"])
 @pytest.mark.parametrize(
-    "case", ["llama31", pytest.param("phi3", marks=pytest.mark.slow), pytest.param("qwen3_moe", marks=pytest.mark.slow)]
+    "scheme", ["int8", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8-weight", "int4:4", "fp8"))]
+)
+@pytest.mark.parametrize(
+    "case", ["gemma2", pytest.param("phi3", marks=pytest.mark.slow), pytest.param("qwen3_moe", marks=pytest.mark.slow)]
 )
 def test_what_is_written_is_read_back(case: str, scheme: str, tmp_path: Path) -> None:
     golden = Golden(GOLDEN / case)
     found = replace(parse_scheme(scheme), tables=None)
-    if case != "llama31" and scheme == "int4:4":
+    if (case, scheme) in (("phi3", "int4:4"), ("qwen3_moe", "int4:4"), ("qwen3_moe", "int8-weight")):
         pytest.skip("its rows do not fill words")
     source = open_checkpoint(golden.folder)
     check_writable(found, golden.config)
     weights = source.load_weights(golden.config, dtype=jnp.float32, made=quantizer(found, golden.config))
     write_quantized(weights, found, tmp_path, config=golden.config, source=source, told={"scheme": scheme})
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["distaff"] == {"scheme": scheme} and config["dtype"] == "float32"
+    assert config["distaff"] == {"scheme": scheme} and config.get("dtype", config.get("torch_dtype")) == "float32"
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert "lm_head" in config["quantization_config"]["ignore"] or golden.config.tied
     kept = flatten(open_checkpoint(tmp_path).load_weights(golden.config, dtype=jnp.float32, keep=True))
@@ -51,7 +53,7 @@ def test_what_is_written_is_read_back(case: str, scheme: str, tmp_path: Path) ->
 
 def test_four_bits_are_packed_as_the_format_says(tmp_path: Path) -> None:
     """Eight numbers in a word, the first in its lowest bits, each with 8 added."""
-    golden = Golden(GOLDEN / "llama31")
+    golden = Golden(GOLDEN / "gemma2")
     found = replace(parse_scheme("int4:4"), tables=None)
     source = open_checkpoint(golden.folder)
     weights = source.load_weights(golden.config, dtype=jnp.float32, made=quantizer(found, golden.config))
@@ -59,16 +61,15 @@ def test_four_bits_are_packed_as_the_format_says(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "model.safetensors")
     base = "model.layers.1.mlp.gate_proj.weight"
     packed, scale, shape = (stored[f"{base}_{part}"] for part in ("packed", "scale", "shape"))
-    assert shape.tolist() == [44, 32] and packed.shape == (44, 4) and scale.shape == (44, 8)
-    weight = np.asarray(golden.weights()["segments"]["0"]["layers"]["0"]["mlp"]["gate"]["weight"])[1]
-    for row, column in ((0, 0), (3, 9), (43, 31)):
+    assert shape.tolist() == [40, 32] and packed.shape == (40, 4) and scale.shape == (40, 8)
+    leaf = "segments.0.layers.1.mlp.gate.weight"  # layers with a window and without take turns
+    weight = np.asarray(flatten(golden.weights())[leaf])[0]
+    for row, column in ((0, 0), (3, 9), (39, 31)):
         number = (int(packed.view(np.uint32)[row, column // 8]) >> (4 * (column % 8)) & 15) - 8
-        assert number == np.clip(np.rint(weight[row, column] / scale[row, column // 4]), -8, 7)
+        assert abs(number - weight[row, column] / scale[row, column // 4]) < 0.5 + 1e-4
 
 
 def test_families_of_an_order_of_their_own_are_refused() -> None:
     golden = Golden(GOLDEN / "gpt_oss")
-    with pytest.raises(
-        UnsupportedError, match=r"scheme int8: family gpt_oss stores model\.layers\..*gate_up_proj in an"
-    ):
+    with pytest.raises(UnsupportedError, match=r"scheme int8: family gpt_oss stores .*mlp\.experts\..* in an order"):
         check_writable(parse_scheme("int8"), golden.config)

@@ -16,7 +16,7 @@ from ...golden.harness import GOLDEN, Golden, Text
 GATED = ("llama31", "gemma2", "qwen3", "opt", "phi3")
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "gemma2" else pytest.mark.slow) for c in GATED])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) for c in GATED])
 def test_a_smoothed_model_computes_the_same(case: str) -> None:
     """Norms with an offset, biases of norms and of matrices, windows, plain and gated layers."""
     golden = Golden(GOLDEN / case)
@@ -31,6 +31,7 @@ def test_a_smoothed_model_computes_the_same(case: str) -> None:
     np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_inputs_are_what_a_matrix_is_multiplied_with() -> None:
     """The first projection's are the normalised embeddings, which are worked out here by hand."""
     golden = Golden(GOLDEN / "llama31")
@@ -76,6 +77,7 @@ def test_awq_chooses_the_best_of_its_grid() -> None:
     assert own < 0.7 * errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scheme"), [("gptq", "int4:4"), ("awq", "int4:4"), ("smoothquant", "int8"), ("gptq", "int8")]
 )
