@@ -186,16 +186,17 @@ def compiled(config: ModelConfig, layout: Layout, topology: str, shape: StepShap
     assert case.in_specs is not None
     part = NamedSharding(mesh, cast(PartitionSpec, case.in_specs[1]))
     caches = {part.shard_shape(leaf.shape) for leaf in jax.tree.leaves(case.abstract_args[1])}
-    copied = [
-        tuple(map(int, dims.split(",")))
+    made = [
+        (each.operation, tuple(map(int, dims.split(","))))
         for instructions in module.computations.values()
         for each in instructions
         for _, dims in ARRAY.findall(each.result)
-        if each.operation == "copy" and dims
+        if dims
     ]
+    assert caches <= {shape for _, shape in made}
     return Compiled(
         compiled_totals(collectives(module, runs)),
-        sum(shape in caches for shape in copied),
+        sum(operation == "copy" and shape in caches for operation, shape in made),
         memory.argument_size_in_bytes,
         others // layout.replicas,
         memory.temp_size_in_bytes,
