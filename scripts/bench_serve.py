@@ -151,8 +151,9 @@ def _warn(report: Mapping[str, Any]) -> None:
     for point in report.get("points", [report]):
         if point["generator"]["limits"]:
             at = f" at {point['rate']:g} requests a second" if "rate" in point else ""
-            share = point["generator"]["cpu_share"]
-            typer.echo(f"the load generator took {share:.0%} of a core{at}: times may be its own", err=True)
+            own = point["generator"]
+            took = f"{own['cpu_share']:.0%} of a core and was {own['loop_late_ms']['p90']:.1f} ms late (p90)"
+            typer.echo(f"the load generator took {took}{at}: times may be its own", err=True)
 
 
 def _tell(paths: list[Path]) -> None:

@@ -9,7 +9,8 @@ from ..percentiles import percentiles_ms
 
 _EVERY_SECONDS = 0.01
 BUSY_SHARE = 0.8
-"""Of a core: above it messages wait for the generator, and their times are its own."""
+LATE_MS = 10.0
+"""Of a core, and of its loop at p90: above either messages wait for the generator, and their times are its own."""
 
 
 class Overhead:
@@ -41,12 +42,13 @@ class Overhead:
             messages: that came with tokens meanwhile.
         """
         share = self._cpu / self._wall if self._wall else 0.0
+        late = percentiles_ms(self._late)
         return {
             "cpu_s": self._cpu,
             "cpu_share": share,
             "cpu_us_per_message": self._cpu / messages * 1e6 if messages else 0.0,
-            "loop_late_ms": percentiles_ms(self._late),
-            "limits": share > BUSY_SHARE,
+            "loop_late_ms": late,
+            "limits": share > BUSY_SHARE or late["p90"] > LATE_MS,
         }
 
     async def _watch(self) -> None:
