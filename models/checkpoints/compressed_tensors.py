@@ -155,7 +155,7 @@ def _bits(config: Mapping[str, Any], where: Location) -> int:
     groups = config.get("config_groups")
     every = groups.values() if isinstance(groups, dict) else ()
     weights = [group.get("weights") for group in every if isinstance(group, dict)]
-    bits = {entry.get("num_bits") for entry in weights if isinstance(entry, dict)}
+    bits: set[Any] = {entry.get("num_bits") for entry in weights if isinstance(entry, dict)}
     if len(bits) != 1 or not bits <= {4, 8}:
         raise UnsupportedQuantizationError(
             f"{where}: quantization_config.config_groups: found weights of {sorted(map(str, bits))} bits, expected 4 "

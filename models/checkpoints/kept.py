@@ -109,8 +109,9 @@ class Keeper:
         found: dict[str, CompressedLinear] = {}
         for name in {piece.name for piece in pieces_of(spec, source)}:
             linear = self.tensors.linears.get(name)
-            plain = isinstance(linear, CompressedLinear) and not linear.zeros and not linear.places
-            if not plain or len(linear.scale_shape) != 2:
+            if not isinstance(linear, CompressedLinear) or linear.zeros or linear.places:
+                return None
+            if len(linear.scale_shape) != 2:
                 return None
             if linear.packed and (linear.shape[1] % (32 // linear.packed) or spec.shape[-1] % (8 // linear.packed)):
                 return None  # words that are not filled, or bytes between two axes

@@ -23,19 +23,19 @@ def gptq(
         group: inputs that share a scale; None: all.
     """
     work, size = weight.astype(np.float32).copy(), weight.shape[1]
-    group, bound = group or size, BOUNDS[kind]
+    length, bound = group or size, BOUNDS[kind]
     factor = _factor(products)
     work[:, np.diag(products) == 0] = 0  # never used
     values = np.empty(work.shape, np.int8)
-    scales = np.empty((len(work), size // group), np.float32)
+    scales = np.empty((len(work), size // length), np.float32)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
         errors = np.empty((len(work), last - first), np.float32)
         for column in range(first, last):
-            if column % group == 0:
-                largest = np.abs(work[:, column : column + group]).max(axis=1)
-                scales[:, column // group] = np.where(largest > 0, largest, 1) / np.float32(bound)
-            scale = scales[:, column // group]
+            if column % length == 0:
+                largest = np.abs(work[:, column : column + length]).max(axis=1)
+                scales[:, column // length] = np.where(largest > 0, largest, 1) / np.float32(bound)
+            scale = scales[:, column // length]
             number = np.clip(np.rint(work[:, column] / scale), -bound - 0.5, bound - 0.5)
             values[:, column] = number
             error = (work[:, column] - number * scale) / factor[column, column]

@@ -50,10 +50,9 @@ class Quantizer:
         if not spec.contracted or not _KEPT.isdisjoint(spec.axes):
             return None
         outer = spec.shape[: len(spec.shape) - spec.contracted]
-        if "vocab" in spec.axes and self.scheme.tables is None:
-            return None
         if "vocab" in spec.axes:
-            return self.scheme.tables, (*outer, 1), self.scheme.activations
+            kind = self.scheme.tables
+            return None if kind is None else (kind, (*outer, 1), self.scheme.activations)
         return self.scheme.kind, (*outer, *self._groups(spec)), self.scheme.activations
 
     def _groups(self, spec: WeightSpec) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Engines with rounded weights and an 8-bit cache: batching, chunks, prefix hits and preemption change nothing."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ def test_an_llm_rounds_as_it_is_told(backend: str) -> None:
         ({"kv_dtype": "int4"}, "kv_dtype is 'int4', expected one of float32, bfloat16, int8, fp8"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(options: dict[str, str], message: str) -> None:
+def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidParameterError, match=message):
         LLM(GOLDEN / "llama31", **options)
 
@@ -105,4 +107,4 @@ def test_leaves_are_rounded_as_they_are_loaded() -> None:
 
     weights = open_checkpoint(golden.folder).load_weights(golden.config, dtype=jnp.float32, made=counted)
     rounded = [isinstance(leaf, Quantized) for leaf in flatten(weights).values()]
-    assert [leaf.is_deleted() for leaf in alive] == rounded and any(rounded)  # pyright: ignore[reportAttributeAccessIssue]
+    assert [leaf.is_deleted() for leaf in alive] == rounded and any(rounded)
