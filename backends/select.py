@@ -33,7 +33,25 @@ def _cpu() -> Backend:
     return CpuBackend()
 
 
-CANDIDATES: dict[str, Callable[[], Backend]] = {"tpu": _tpu, "gpu": _gpu, "cpu": _cpu, "reference": ReferenceBackend}
+def _torch(device: str) -> Callable[[], Backend]:
+    def build() -> Backend:
+        from .torch.installed import check_torch
+
+        check_torch(device)
+        from .torch.backend import TorchBackend
+
+        return TorchBackend(name=f"torch:{device}", device=device)
+
+    return build
+
+
+CANDIDATES: dict[str, Callable[[], Backend]] = {
+    "tpu": _tpu,
+    "gpu": _gpu,
+    "cpu": _cpu,
+    "reference": ReferenceBackend,
+    **{f"torch:{device}": _torch(device) for device in ("cpu", "xla", "hpu")},
+}
 """Constructors in the order that `auto` tries them; each raises UnsupportedError with its reason to decline."""
 
 

@@ -50,7 +50,7 @@ Backend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="What computes: auto, tpu, gpu, cpu or reference.",
+        help="What computes: auto, tpu, gpu, cpu, reference, torch:cpu, torch:xla or torch:hpu.",
         metavar="NAME",
         rich_help_panel=ENGINE,
     ),

@@ -1,0 +1,131 @@
+"""The backend of torch devices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+from ..base import CacheGroup, Capabilities, MemoryInfo, Program, PyTree
+from ..errors import UnsupportedError
+from ..reference import ReferenceBackend
+from ..shared_pages import SharedPages
+from .array import DeviceArray, to_tensor
+from .drivers import Driver, driver_for
+from .graph import lower
+from .lowered import Target
+from .program import TorchProgram
+
+_SMALL = (1, 8, 16, 32, 64)
+_MAX_BUCKETS = 8
+
+
+@dataclass(frozen=True)
+class TorchBackend(ReferenceBackend):
+    """What is traced is the reference's; what runs is the torch.fx graph that the trace becomes.
+
+    Args:
+        device: cpu, xla or hpu.
+    """
+
+    name: str = "torch:cpu"
+    device: str = "cpu"
+    page_size: int = 16
+    capabilities: Capabilities = Capabilities(
+        dtypes=("float32", "bfloat16"),
+        kv_dtypes=("float32", "bfloat16"),
+        custom_masks=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises:
+        UnsupportedError: torch, or what reaches the device, is missing.
+        """
+        _ = self.driver
+
+    @property
+    def driver(self) -> Driver:
+        """What reaches the device."""
+        return driver_for(self.device)
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        made = self.driver.describe()
+        return {
+            "ragged_attention": f"{made}: scaled_dot_product_attention over gathered pages",
+            "dense_attention": made,
+            "linear": f"{made}: linear",
+            "grouped_linear": f"{made}: linear for each group",
+            "embed": f"{made}: index",
+        }
+
+    def prepare_params(self, params: PyTree) -> PyTree:
+        """On the device; arrays of JAX on the host are handed over without a copy where the device is the host.
+
+        Raises:
+            UnsupportedError: the weights are being traced: a layout spreads them over JAX's devices.
+        """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
+            raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")
+        return self.put(params)
+
+    def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
+        # numpy's zeros take no memory before they are written, and no program of JAX makes them.
+        shape = (group.num_layers, num_pages, page_size, 2, group.num_kv_heads, group.head_dim)
+        return np.zeros(shape, jax.numpy.dtype(dtype))
+
+    def shared_pages(self) -> SharedPages | None:
+        return None
+
+    def compile(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
+    ) -> Program:
+        """Raises:
+        UnsupportedError: names the primitives that have no rule, and where they were written.
+        """
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tuple(abstract_args))
+        traced = jax.jit(step).trace(*shapes)
+        donated = _leaves_of(shapes, donate)
+        target = Target(self.driver.device, self.driver.reads_values)
+        lowered = lower(traced.lojax.jaxpr, target, given=donated)
+        return TorchProgram(
+            self.driver.compile(lowered.module),
+            lowered.module,
+            shapes,
+            traced.out_info,
+            donated=frozenset(donated),
+            device=self.driver.device,
+            finish=self.driver.finish,
+        )
+
+    def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
+        device = self.driver.device
+        return jax.tree.map(lambda leaf: DeviceArray(to_tensor(leaf, device), leaf.dtype), tree)
+
+    def get(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(np.asarray, tree)
+
+    def memory(self) -> MemoryInfo:
+        return self.driver.memory() or super().memory()
+
+    def buckets(self, max_tokens: int) -> tuple[int, ...]:
+        """Fine steps where decoding is, coarser ones above."""
+        small = [size for size in _SMALL if size < max_tokens]
+        if len(small) < len(_SMALL):
+            return (*small, max_tokens)
+        for growth in (2, 4, 8, 16, 32, 64):
+            large = [_SMALL[-1] * growth]
+            while large[-1] < max_tokens:
+                large.append(large[-1] * growth)
+            if len(small) + len(large) <= _MAX_BUCKETS:
+                break
+        return (*small, *large[:-1], max_tokens)
+
+
+def _leaves_of(args: Sequence[PyTree], chosen: Sequence[int]) -> list[int]:
+    """The numbers of the leaves of some arguments, among those of all."""
+    counts = [len(jax.tree.leaves(arg)) for arg in args]
+    return [place for arg in chosen for place in range(sum(counts[:arg]), sum(counts[: arg + 1]))]

@@ -1,0 +1,51 @@
+"""A program as a torch.fx graph, and what those who build parts of it ask of the builder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from .names import Module, Value
+from .ownership import Ownership
+from .straight import Atom, Straight
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a graph is built for: torch's name of the device, and whether the host can look at its numbers for free."""
+
+    device: str = "cpu"
+    reads_values: bool = True
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program as a module that takes and gives tensors.
+
+    `writes` are the inputs that it writes into; `views` tell of each result the inputs whose memory it may look at.
+    `alone` are the results whose memory is the program's, and no other result's.
+    """
+
+    module: Module
+    program: Straight
+    writes: frozenset[int]
+    views: tuple[frozenset[int], ...]
+    alone: frozenset[int]
+
+
+@runtime_checkable
+class GraphBuilder(Protocol):
+    """What builds one graph.
+
+    `bodies` are the programs inside its operations, by number; `known` says what may be written.
+    """
+
+    program: Straight
+    target: Target
+    bodies: dict[int, Any]
+    known: Ownership
+
+    def value(self, atom: Atom) -> Value: ...
+
+    def fresh(self, value: Value) -> Value: ...
+
+    def call_module(self, module: Module, values: Sequence[Value]) -> Any: ...

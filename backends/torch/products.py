@@ -1,0 +1,57 @@
+"""Matrix products."""
+
+import math
+
+from .names import Value, torch
+from .rules import Equation, Rule, is_float
+
+
+def _dot_general(eqn: Equation, x: Value, y: Value) -> Value:
+    (x_sum, y_sum), (x_batch, y_batch) = eqn.params["dimension_numbers"]
+    x_free = [axis for axis in range(len(eqn.ins[0].shape)) if axis not in (*x_sum, *x_batch)]
+    y_free = [axis for axis in range(len(eqn.ins[1].shape)) if axis not in (*y_sum, *y_batch)]
+    x, y = (_in_type(eqn, number, value) for number, value in enumerate((x, y)))
+    batch, summed = _sizes(eqn, 0, x_batch), _sizes(eqn, 0, x_sum)
+    rows, columns = _sizes(eqn, 0, x_free), _sizes(eqn, 1, y_free)
+    left = x.permute((*x_batch, *x_free, *x_sum)).reshape(*batch, math.prod(rows), math.prod(summed))
+    right = y.permute((*y_batch, *y_free, *y_sum)).reshape(*batch, math.prod(columns), math.prod(summed))
+    product = torch.matmul(left, right.transpose(-1, -2)) if batch else torch.nn.functional.linear(left, right)
+    return product.to(eqn.dtype()).reshape(eqn.out.shape)
+
+
+def _in_type(eqn: Equation, number: int, value: Value) -> Value:
+    """An operand in the type in which it is multiplied: the result's, where that is the finer one."""
+    given, wanted = eqn.dtype(eqn.ins[number]), eqn.dtype()
+    if given == wanted:
+        return value
+    return value.to(wanted) if is_float(eqn.out) or wanted.itemsize >= given.itemsize else value
+
+
+def _sizes(eqn: Equation, number: int, axes: tuple[int, ...] | list[int]) -> list[int]:
+    return [eqn.ins[number].shape[axis] for axis in axes]
+
+
+def _ragged_dot(eqn: Equation, x: Value, weight: Value, sizes: Value) -> Value:
+    """Groups of rows by one matrix each; rows behind the last group are 0."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (x_sum, w_sum), batch = numbers.dot_dimension_numbers
+    plain = tuple(x_sum) == (1,) and not batch[0] and tuple(numbers.lhs_ragged_dimensions) == (0,)
+    if not plain or tuple(numbers.rhs_group_dimensions) != (0,) or len(eqn.ins[1].shape) != 3:
+        return NotImplemented
+    weight = weight if tuple(w_sum) == (2,) else weight.transpose(1, 2)
+    return eqn.call(grouped, x, weight, sizes, eqn.dtype())
+
+
+def grouped(x: Value, weight: Value, sizes: Value, dtype: Value) -> Value:
+    """Rows of x [R, I], in groups of `sizes` [E], times weight [E, O, I]; reads the sizes on the host."""
+    out = x.new_zeros((x.shape[0], weight.shape[1]), dtype=dtype)
+    first = 0
+    for expert, size in enumerate(sizes.tolist()):
+        if size:
+            rows = x[first : first + size].to(dtype)
+            out[first : first + size] = torch.nn.functional.linear(rows, weight[expert].to(dtype))
+        first += size
+    return out
+
+
+RULES: dict[str, Rule] = {"dot_general": Rule(_dot_general, fresh=False), "ragged_dot_general": Rule(_ragged_dot)}

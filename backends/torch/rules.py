@@ -1,0 +1,101 @@
+"""What a rule is: torch code for one primitive, run once, when the graph is built.
+
+Values are fx proxies, so that what torch is told to do is recorded; what depends on constants alone is a real tensor
+and is computed there and then.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .dtypes import is_carried, scalar, torch_dtype
+from .names import DType, Value, torch
+from .straight import Aval, Op
+
+
+@dataclass(frozen=True)
+class Equation:
+    """An operation as its rule sees it.
+
+    `ins` and `outs` are shapes and types; `device` is where constants are made; `may_write` are the inputs whose memory
+    the rule may use for its result; `call(function, *values)` records a call of a function of ours as one node.
+    """
+
+    op: Op
+    ins: tuple[Aval, ...]
+    outs: tuple[Aval, ...]
+    device: str
+    call: Callable[..., Value]
+    may_write: frozenset[int] = frozenset()
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return self.op.params
+
+    @property
+    def out(self) -> Aval:
+        return self.outs[0]
+
+    def dtype(self, aval: Aval | None = None) -> DType:
+        """The torch type that carries an aval, the first result's by default."""
+        return torch_dtype((aval or self.out).dtype)
+
+    def constant(self, value: Any, aval: Aval) -> Value:
+        """A number as a tensor without axes."""
+        return torch.tensor(value, dtype=torch_dtype(aval.dtype), device=self.device)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`emit(equation, *values)` gives the result, or a tuple of the results.
+
+    `scalars`: literals come as Python numbers where another operand is a tensor. `fresh`: results share no memory with
+    the operands. `keys`: it deals with random keys itself.
+    """
+
+    emit: Callable[..., Any]
+    scalars: bool = False
+    fresh: bool = True
+    keys: bool = False
+
+
+def literal(value: Any, aval: Aval) -> bool | int | float:
+    """A literal as a Python number."""
+    return scalar(value, aval.dtype)
+
+
+def flip(x: Value, aval: Aval) -> Value:
+    """Bits of an unsigned number such that signed comparison orders them; anything else as it is."""
+    if not is_carried(aval.dtype):
+        return x
+    lowest = -(2 ** (8 * _size(aval) - 1))
+    return x ^ lowest
+
+
+def widen(x: Value, aval: Aval) -> Value:
+    """A whole number as int64, unsigned ones by their value."""
+    if isinstance(x, int):
+        return x % 2 ** (8 * _size(aval)) if is_carried(aval.dtype) else x
+    wide = x.to(torch.int64)
+    return wide & (2 ** (8 * _size(aval)) - 1) if is_carried(aval.dtype) else wide
+
+
+def bits_of(aval: Aval) -> int:
+    """The width of a whole number."""
+    return 8 * _size(aval)
+
+
+def is_unsigned(aval: Aval) -> bool:
+    return str(aval.dtype).startswith("uint")
+
+
+def is_float(aval: Aval) -> bool:
+    return "float" in str(aval.dtype)
+
+
+def is_bool(aval: Aval) -> bool:
+    return str(aval.dtype) == "bool"
+
+
+def _size(aval: Aval) -> int:
+    return torch_dtype(aval.dtype).itemsize

@@ -1,0 +1,69 @@
+"""A stand-in for habana_frameworks on the host: counts what is asked of it, and captures graphs by shape."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from distaff.backends.torch.names import torch
+
+
+@dataclass
+class FakeHabana:
+    """What was asked: `events` in their order, graphs `captured` and `replayed`."""
+
+    available: bool = True
+    events: list[str] = field(default_factory=list)
+    captured: int = 0
+    replayed: int = 0
+
+    def is_available(self) -> bool:
+        return self.available
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return 60 * 2**30, 96 * 2**30
+
+    def mark_step(self) -> None:
+        self.events.append("mark_step")
+
+    def wrap_in_hpu_graph(self, module: Any, *, disable_tensor_cache: bool) -> Any:
+        assert disable_tensor_cache
+        self.events.append("wrap")
+        return _Captured(module, self)
+
+
+class _Captured(torch.nn.Module):
+    def __init__(self, module: Any, fake: FakeHabana) -> None:
+        super().__init__()
+        self.module, self.fake, self.shapes = module, fake, set[Any]()
+
+    def forward(self, *args: Any) -> Any:
+        shapes = tuple((tuple(arg.shape), arg.dtype) for arg in args)
+        if shapes in self.shapes:
+            self.fake.replayed += 1
+        else:
+            self.shapes.add(shapes)
+            self.fake.captured += 1
+        return self.module(*args)
+
+
+@contextmanager
+def installed(fake: FakeHabana) -> Iterator[None]:
+    """While it lasts, habana_frameworks can be imported and is the fake."""
+    parts = {
+        name: ModuleType(name)
+        for name in ("habana_frameworks", "habana_frameworks.torch", "habana_frameworks.torch.core")
+    }
+    for name, module in parts.items():
+        module.__spec__ = ModuleSpec(name, None)
+    parts["habana_frameworks.torch"].hpu = fake  # pyright: ignore[reportAttributeAccessIssue]
+    parts["habana_frameworks.torch.core"].mark_step = fake.mark_step  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules.update(parts)
+    try:
+        yield
+    finally:
+        for name in parts:
+            del sys.modules[name]

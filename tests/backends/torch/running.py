@@ -1,0 +1,45 @@
+"""Runs a function of JAX by its torch graph and by JAX, and compares."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import numpy as np
+
+from distaff.backends.torch.array import DeviceArray, to_tensor
+from distaff.backends.torch.graph import lower
+from distaff.backends.torch.lowered import Lowered, Target
+from distaff.backends.torch.names import torch
+
+EAGER = Target()
+
+
+def lowered(function: Callable[..., Any], *args: Any, given: Collection[int] = ()) -> Lowered:
+    return lower(jax.jit(function).trace(*args).lojax.jaxpr, Target(), given=given)
+
+
+def on_torch(function: Callable[..., Any], *args: Any, target: Target = EAGER) -> Any:
+    """What the torch graph gives, as numpy arrays."""
+    traced = jax.jit(function).trace(*args)
+    with torch.inference_mode():
+        results = lower(traced.lojax.jaxpr, target).module(*(to_tensor(leaf, "cpu") for leaf in jax.tree.leaves(args)))
+    leaves, structure = jax.tree.flatten(traced.out_info)
+    arrays = []
+    for tensor, leaf in zip(results, leaves, strict=True):
+        assert tuple(tensor.shape) == leaf.shape, f"shape {tuple(tensor.shape)}, expected {leaf.shape}"
+        arrays.append(np.asarray(DeviceArray(tensor, leaf.dtype)))
+        assert arrays[-1].dtype == leaf.dtype, f"type {arrays[-1].dtype}, expected {leaf.dtype}"
+    return jax.tree.unflatten(structure, arrays)
+
+
+def compare(function: Callable[..., Any], *args: Any, ulps: float = 0, atol: float = 0) -> None:
+    """Asserts that both give the same: the same bits, or numbers so close."""
+    want, got = jax.jit(function)(*args), on_torch(function, *args)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if ulps or atol:
+            eps = float(jax.numpy.finfo(a.dtype).eps)
+            np.testing.assert_allclose(b.astype(np.float64), a.astype(np.float64), rtol=ulps * eps, atol=atol)
+        else:
+            wide = a.dtype if a.dtype.kind in "biu" else np.float64  # numpy knows no NaN among bfloat16
+            np.testing.assert_array_equal(b.astype(wide), a.astype(wide))

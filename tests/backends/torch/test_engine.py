@@ -1,0 +1,83 @@
+"""The engine on torch: the tokens of the JAX CPU backend, greedy and drawn, and nothing that JAX executes."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from distaff.backends.base import Backend
+from distaff.backends.select import select_backend
+from distaff.serving import Engine, EngineConfig, Request, SamplingParams, build_engine
+from distaff.serving.cache_size import page_bytes
+
+from ...golden.harness import CASES, GOLDEN, Golden
+
+MAX_LEN, NUM_TOKENS = 96, 24
+
+
+def engine_of(golden: Golden, backend: str | Backend) -> Engine:
+    chosen = select_backend(backend) if isinstance(backend, str) else backend
+    context = min(MAX_LEN, golden.config.max_positions)
+    settings = EngineConfig(context=context, max_batch=4, max_step_tokens=32)
+    size, groups = chosen.page_size, golden.config.cache_groups
+    one = sum(page_bytes(group, chosen, page_size=size, dtype="float32") for group in groups)
+    settings = replace(settings, kv_memory=one * (4 * -(-context // size) + 1) + 1)
+    return build_engine(golden.config, golden.weights(), chosen, settings)
+
+
+def requests(golden: Golden, count: int, **params: object) -> list[Request]:
+    rng = np.random.default_rng(3)
+    longest = min(MAX_LEN, golden.config.max_positions) - NUM_TOKENS
+    texts = [golden.tokens[: min(golden.prompt_len, longest)]]
+    texts += [rng.integers(0, golden.config.vocab_size, rng.integers(1, longest)).tolist() for _ in range(count - 1)]
+    return [
+        Request(tuple(text), SamplingParams(max_tokens=NUM_TOKENS, **{"temperature": 0.0, "seed": number, **params}))
+        for number, text in enumerate(texts)
+    ]
+
+
+def tokens_of(golden: Golden, backend: str, wanted: list[Request]) -> list[list[int]]:
+    with engine_of(golden, backend) as engine:
+        engine.warm_up()
+        compiles = engine.metrics.snapshot()["compiles"]
+        answers = [list(result.token_ids) for result in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
+        engine.check_integrity()
+        assert engine.metrics.snapshot()["compiles"] == compiles
+    return answers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_of_every_family(case: str) -> None:
+    golden = Golden(GOLDEN / case)
+    want, got = (tokens_of(golden, backend, requests(golden, 6)) for backend in ("reference", "torch:cpu"))
+    assert got == want
+
+
+@pytest.mark.parametrize(
+    "params",
+    [dict(temperature=1.0), dict(temperature=0.8, top_k=20, top_p=0.9), dict(temperature=1.2, min_p=0.05),
+     dict(temperature=1.0, typical_p=0.5), dict(temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.2),
+     dict(temperature=0.0, logprobs=5, logit_bias={3: 4.0})],
+    ids=str,
+)  # fmt: skip
+def test_seeds_mean_the_same(params: dict[str, object]) -> None:
+    golden = Golden(GOLDEN / "llama31")
+    wanted = requests(golden, 6, **params)
+    assert tokens_of(golden, "torch:cpu", wanted) == tokens_of(golden, "reference", wanted)
+
+
+def test_jax_executes_nothing_once_the_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Golden(GOLDEN / "llama31")
+    with engine_of(golden, "torch:cpu") as engine:
+        engine.warm_up()
+
+        def forbidden(*args: object, **kwargs: object) -> None:
+            raise AssertionError("JAX was asked to execute something")
+
+        monkeypatch.setattr(jax, "jit", forbidden)
+        # Every execution of JAX goes through one of these: compiled programs and transfers.
+        monkeypatch.setattr(jax.stages.Compiled, "__call__", forbidden)
+        with jax.transfer_guard("disallow"), jax.log_compiles(False):
+            answers = engine.generate(requests(golden, 3))
+    assert all(len(answer.token_ids) == NUM_TOKENS for answer in answers)  # pyright: ignore[reportAttributeAccessIssue]
