@@ -47,7 +47,7 @@ class TorchProgram:
         for leaf, (shape, dtype) in zip(leaves, self._shapes, strict=True):
             if leaf.shape != shape or leaf.dtype != dtype:
                 raise TypeError(f"this program takes {dtype}{list(shape)}, not {leaf.dtype}{list(leaf.shape)}")
-        with torch.inference_mode():
+        with torch.no_grad():  # torch_xla has no inference mode
             tensors = [to_tensor(leaf, self._device) for leaf in leaves]
             for place in self._donated:
                 if isinstance(leaves[place], DeviceArray):
