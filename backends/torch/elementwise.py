@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .names import Value, torch
-from .rules import Equation, Rule, bits_of, flip, is_bool, is_carried, is_float, is_unsigned, widen
+from .rules import Equation, Rule, bits_of, flip, is_bool, is_carried, is_float, is_unsigned, shifted_right, widen
 
 
 def _unary(function: Callable[[Value], Value]) -> Rule:
@@ -144,7 +144,7 @@ def _shift_right_logical(eqn: Equation, x: Value, by: Value) -> Value:
             return x
         if not 0 < by < width:
             return torch.zeros_like(x)
-        return (x >> by) & (2 ** (width - by) - 1)
+        return shifted_right(x, by) & (2 ** (width - by) - 1) if eqn.dtype() != torch.uint8 else x >> by
     outside = (by < 0) | (by >= width)
     wide = x.to(torch.int64) & (2**width - 1)
     return torch.where(outside, 0, wide >> torch.where(outside, 0, by).to(torch.int64)).to(eqn.dtype())

@@ -10,7 +10,7 @@ import jax
 
 from ..errors import UnsupportedError
 from .names import Value, torch
-from .rules import Equation, Rule, widen
+from .rules import Equation, Rule, shifted_right, widen
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -23,7 +23,7 @@ def threefry(key: tuple[Value, Value], count: tuple[Value, Value]) -> tuple[Valu
     for turn in range(5):
         for by in _ROTATIONS[turn % 2]:
             x = x + y
-            y = ((y << by) | ((y >> (32 - by)) & ((1 << by) - 1))) ^ x
+            y = ((y << by) | (shifted_right(y, 32 - by) & ((1 << by) - 1))) ^ x
         x = x + schedule[(turn + 1) % 3]
         y = y + schedule[(turn + 2) % 3] + (turn + 1)
     return x, y

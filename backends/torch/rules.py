@@ -99,3 +99,9 @@ def is_bool(aval: Aval) -> bool:
 
 def _size(aval: Aval) -> int:
     return torch_dtype(aval.dtype).itemsize
+
+
+def shifted_right(x: Value, by: int) -> Value:
+    """x >> by for signed numbers. torch_xla divides, which rounds towards 0: without the bits that fall out there is
+    nothing to round."""
+    return (x & -(1 << by)) >> by

@@ -1,0 +1,54 @@
+"""torch_xla's CPU device: random bits, and a family's logits against `transformers`; nothing compiles twice."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from distaff.backends.errors import UnsupportedError
+from distaff.backends.select import select_backend
+from distaff.backends.torch import driver_xla
+
+from ...golden.harness import FP32_BOUND, GOLDEN, Golden
+from . import test_families
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch_xla's own
+
+
+def test_bits_are_jaxs() -> None:
+    """torch_xla divides where a signed number is shifted to the right, and rounds towards 0."""
+    backend = select_backend("torch:xla")
+    seeds = np.asarray([5, 2**32 - 7], np.uint32)
+
+    def bits(seeds: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.wrap_key_data(seeds, impl="threefry2x32"), (100,))
+
+    np.testing.assert_array_equal(backend.get(backend.compile(bits, (seeds,))(seeds)), bits(jax.numpy.asarray(seeds)))
+
+
+def test_logits_of_a_family_and_the_number_of_compilations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_families, "BACKEND", select_backend("torch:xla"))
+    golden = Golden(GOLDEN / "llama31")
+    text, end = test_families.TorchText(golden), len(golden.tokens) - 5
+    found = [text.feed(golden.tokens[start:stop]) for start, stop in ((0, 17), (17, end))]
+    found.append(text.feed([golden.tokens[end]], width=1))
+    metrics = importlib.import_module("torch_xla.debug.metrics")
+    before = metrics.counter_value("UncachedCompile")
+    found += [text.feed([token], width=1) for token in golden.tokens[end + 1 :]]
+    assert metrics.counter_value("UncachedCompile") == before
+    assert np.abs(np.concatenate(found) - golden.logits).max() <= FP32_BOUND
+
+
+def test_versions_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_xla, "version", lambda name: {"torch": "2.13.0+cpu", "torch_xla": "2.9.0"}[name])
+    with pytest.raises(
+        UnsupportedError, match=r"torch 2\.13\.0 with torch_xla 2\.9\.0: that one is built for torch 2\.9"
+    ):
+        driver_xla.make()
+
+
+def test_without_torch_xla_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_xla, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"torch_xla is not installed; .*distaff\[torch-xla\]"):
+        driver_xla.make()
