@@ -21,14 +21,14 @@ def _div(eqn: Equation, x: Value, y: Value) -> Value:
 
 
 def _rem(eqn: Equation, x: Value, y: Value) -> Value:
-    return torch.fmod(x, y) if is_float(eqn.out) else _whole(eqn, x, y)[1]
+    return torch.fmod(_tensor(eqn, x), y) if is_float(eqn.out) else _whole(eqn, x, y)[1]
 
 
 def _whole(eqn: Equation, x: Value, y: Value) -> tuple[Value, Value]:
     """Quotient towards zero and remainder. As in XLA, dividing by zero gives all bits set, and the dividend as rest;
     torch would raise. In int64, where the least int32 divided by -1 has room."""
     aval, dtype = eqn.out, eqn.dtype()
-    x, y = widen(x, aval), widen(y, aval)
+    x, y = widen(_tensor(eqn, x), aval), widen(y, aval)
     by_zero = y == 0
     divisor = torch.where(by_zero, 1, y) if not isinstance(y, int) else (y or 1)
     quotient, rest = torch.div(x, divisor, rounding_mode="trunc"), torch.fmod(x, divisor)

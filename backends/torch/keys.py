@@ -5,7 +5,20 @@ from typing import Any
 
 from .straight import Aval, Constant, Op
 
-_UNCHANGED = ("concatenate", "squeeze", "reshape", "expand_dims", "rev", "split", "select_n", "cond", "while", "scan")
+_UNCHANGED = (
+    "concatenate",
+    "stack",
+    "unstack",
+    "squeeze",
+    "reshape",
+    "expand_dims",
+    "rev",
+    "split",
+    "select_n",
+    "cond",
+    "while",
+    "scan",
+)
 
 
 def with_words(op: Op, ins: tuple[Aval, ...], outs: tuple[Aval, ...]) -> Op | None:
