@@ -15,8 +15,8 @@ from ..models.checkpoints.saving import new_path
 from ..models.compress import parse_scheme, quantizer
 from ..models.compress.calibrate import calibrate
 from ..models.compress.methods import check_method, quantized
+from ..models.compress.sample_text import sample_text
 from ..models.compress.saving import check_writable, write_quantized
-from ..models.compress.texts import sample_text
 from ..models.families import config_from_hf
 from .evaluate import Quality
 from .measure_quality import Measured, measure_quality

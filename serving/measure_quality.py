@@ -11,7 +11,7 @@ from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import Checkpoint, cache_dir, open_checkpoint, resolve_model
 from ..models.compress import parse_scheme, quantizer
-from ..models.compress.texts import sample_text
+from ..models.compress.sample_text import sample_text
 from ..models.families import config_from_hf
 from .evaluate import Forward, Quality, check_length, evaluate
 from .llm import KV_DTYPES
