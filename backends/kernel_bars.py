@@ -22,7 +22,8 @@ class Bar:
         limit: the most that the figure may be.
         strict: it must stay below the limit.
         generations: where it holds; empty is everywhere.
-        shape: what it holds for; a value, several, or {min, max} for each named part of a shape.
+        shape: what it holds for; a value, several, or {min, max} for each named part of a shape; None where the shape
+            must have no such part.
     """
 
     text: str
@@ -39,7 +40,7 @@ class Bar:
         return (
             named
             and generation in (self.generations or (generation,))
-            and all(name in shape and _allows(allowed, shape[name]) for name, allowed in self.shape.items())
+            and all(_allows(allowed, shape.get(name)) for name, allowed in self.shape.items())
         )
 
     def met(self, figures: Mapping[str, float | None]) -> bool:
@@ -68,7 +69,9 @@ def _bar(given: Mapping[str, Any]) -> Bar:
     )
 
 
-def _allows(allowed: int | str | Sequence[int | str] | Mapping[str, int], value: int | str) -> bool:
+def _allows(allowed: int | str | Sequence[int | str] | Mapping[str, int] | None, value: int | str | None) -> bool:
+    if allowed is None or value is None:
+        return allowed is value
     if isinstance(allowed, Mapping):
         low, high = allowed.get("min"), allowed.get("max")
         return isinstance(value, int) and (low is None or value >= low) and (high is None or value <= high)

@@ -62,6 +62,13 @@ def test_the_ratio_of_decode(generation: str, kv_dtype: str, page: int, limit: f
     assert [(bar.limit, bar.strict) for bar in found] == ([] if limit is None else [(limit, strict)])
 
 
+@pytest.mark.parametrize("more", [{"window": 128}, {"scales": "token"}])
+def test_windows_and_scales_of_tokens_are_other_shapes_than_those_of_decode(more: dict[str, int | str]) -> None:
+    shape = {**DECODE, "kv_dtype": "int8", "page": 128}
+    decode = [bar for bar in kernel_bars() if bar.figure == "ratio" and bar.applies("decode", "tpu7x", shape)]
+    assert len(decode) == 1 and not decode[0].applies("decode", "tpu7x", {**shape, **more})
+
+
 def test_other_shapes_have_no_bar() -> None:
     shape = {**DECODE, "kv_dtype": "bfloat16", "page": 16, "num_kv_heads": 4}
     figures = {bar.figure for bar in kernel_bars() if bar.applies("decode", "v6e", shape)}

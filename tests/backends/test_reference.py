@@ -162,8 +162,8 @@ def test_layer_loop_hands_out_layers_in_order() -> None:
 
 def test_a_dtype_without_kernels_is_refused_by_name() -> None:
     group = CacheGroup(num_layers=1, num_kv_heads=1, head_dim=2)
-    with pytest.raises(UnsupportedError, match="kv dtype int8, supported are float32, bfloat16, float16"):
-        BACKEND.check([group], dtype=jnp.dtype("float32"), kv_dtype=jnp.dtype("int8"), page_size=16)
+    with pytest.raises(UnsupportedError, match="kv dtype int16, supported are float32, bfloat16, float16, int8"):
+        BACKEND.check([group], dtype=jnp.dtype("float32"), kv_dtype=jnp.dtype("int16"), page_size=16)
 
 
 def test_memory_is_that_of_a_real_machine() -> None:
