@@ -18,9 +18,10 @@ from ..shared_pages import SharedPages
 from . import matmul
 from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from .jit import check_jit, processor
+from .matmul_tile import Precision, multiplies_bf16, multiplies_bytes
 from .packing import PackedInt8, PackedMatrix, is_packed, pack_tree
 
-_SHORT: dict[str, matmul.Precision] = {"float32": "f32", "bfloat16": "bf16"}
+_SHORT: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
 _COMPILER_OPTIONS = {
@@ -165,18 +166,18 @@ def _linear(
         if not weight.activations:
             return _call("w8", kind, x.astype(jnp.float32), weight, dtype, extent, weight.scales)
         tokens, each = rounded_tokens(x, "int8")
-        if matmul.multiplies_bytes():
+        if multiplies_bytes():
             shifted = (tokens.astype(jnp.int32) + 128).astype(jnp.uint8)
             return _call("i8", kind, shifted, weight, dtype, extent, weight.scales, each)
         product = _call("w8", kind, tokens.astype(jnp.float32), weight, jnp.float32, extent, weight.scales)
         return (product * each[:, None]).astype(dtype)
     given = _SHORT[str(weight.dtype)]
-    x = x.astype(jnp.bfloat16 if given == "bf16" and matmul.multiplies_bf16() else jnp.float32)
+    x = x.astype(jnp.bfloat16 if given == "bf16" and multiplies_bf16() else jnp.float32)
     return _call(given, kind, x, weight, dtype, extent)
 
 
 def _call(
-    given: matmul.Precision,
+    given: Precision,
     kind: str,
     x: Num[Array, "T K"],
     weight: PackedMatrix,

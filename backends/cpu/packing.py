@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Int8, Int32, Num
 
 from ..base import PyTree
 from ..quantized import Quantized, is_quantized
-from .matmul import tile
+from .matmul_tile import tile
 
 
 @no_type_check  # JAX rebuilds it around tracers, shapes and shardings
