@@ -202,7 +202,9 @@ def calibrate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="In place of --points: run it here, as run does.")
     ] = None,
-    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Of the CPU: virtual ones.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option("--devices", metavar="N", min=1, help="With --model, of the CPU. [default: 8]")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="For plan --calibration. [default: stdout]")
     ] = None,
@@ -231,7 +233,12 @@ def calibrate(
     with reporting(debug):
         if (points is None) == (model is None):
             raise UsageError("calibrate fits to --points FILE, or to what --model takes on the devices that are here")
-        prepare_devices(devices if points is None else None)
+        if points is not None and devices is not None:
+            raise UsageError("--devices says where --model runs; --points were measured elsewhere: drop one of them")
+        if model is not None and (chips_file or figures):
+            raise UsageError("--model measures the devices that are here: drop --chips and --set")
+        devices = None if model is None else devices or 8
+        prepare_devices(devices)
         from ..sharding.sweep.calibrate import calibrate as fit
         from ..sharding.sweep.calibration import calibration_yaml
         from ..sharding.sweep.efficiency import DEFAULT
@@ -244,7 +251,7 @@ def calibrate(
         else:
             from .sweep_run import run_layouts
 
-            assert model is not None
+            assert model is not None and devices is not None
             ran = run_layouts(
                 model, devices=devices, batch=8, isl=32, osl=24, rounds=5, most=16, presets=None, offline=offline
             )

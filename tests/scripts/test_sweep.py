@@ -102,6 +102,10 @@ def test_calibration_takes_points_or_a_model(distaff: Run, capsys: Capture) -> N
     for arguments in ((), ("--points", "a.yaml", "--model", TINY)):
         assert distaff("sweep", "calibrate", *arguments) == 2
         assert "fits to --points FILE, or to what --model takes" in capsys.readouterr().err
+    assert distaff("sweep", "calibrate", "--points", "a.yaml", "--devices", "4") == 2
+    assert "--devices says where --model runs" in capsys.readouterr().err
+    assert distaff("sweep", "calibrate", "--model", TINY, "--set", "v5e.watts=1") == 2
+    assert "drop --chips and --set" in capsys.readouterr().err
 
 
 def test_a_model_is_a_family_with_numbers_or_a_file(tmp_path: Path) -> None:
