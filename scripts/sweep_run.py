@@ -12,7 +12,7 @@ import typer
 
 from ..backends.errors import UsageError
 from ..serving import LLM, SamplingParams
-from ..sharding.layout import Layout
+from ..sharding.layout import MESH_AXES, Layout
 from ..sharding.sweep.agreement import SURE, kendall_tau, regret
 from ..sharding.sweep.calibrate import Point
 from ..sharding.sweep.microbench import Reached, measure
@@ -27,7 +27,6 @@ from ..sharding.sweep.store import Sweep, save
 from ..sharding.sweep.sweep import asked_of
 
 _MEMORY = 1 << 34
-_AXES = ("data", "tensor", "tensor2", "stage", "sequence", "expert")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def run_layouts(
     on = Slice(reached.chip(devices, _MEMORY), (devices,))
     chosen = [
         layout
-        for layout in layouts(config, devices, _AXES, "float32")
+        for layout in layouts(config, devices, MESH_AXES, "float32")
         if batch % layout.replicas == 0 and (presets is None or layout.preset in presets)
     ][:most]
     if not chosen:

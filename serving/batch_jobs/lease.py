@@ -88,7 +88,7 @@ class Lease:
             except JobLockedError:
                 return  # whoever writes next hears of it
             except Exception:  # the store is away: in time again with a later beat, or the lease is lost
-                continue
+                pass
 
     def _held(self) -> bool:
         """Whether it is still ours: one who took the job over may have ended it since, and deleted all leases, and

@@ -127,7 +127,8 @@ def with_unique_ids(lines: Iterable[Line], known: KnownIds, ids: Ids) -> Iterato
         if name is not None and not known.is_repeating(line.number):
             yield line
         elif ids is Ids.SUFFIX:
-            yield replace(line, custom_id=_fresh(f"{name or 'line'}{'-' if name is None else '#'}{line.number}", known))
+            wanted = f"line-{line.number}" if name is None else f"{name}#{line.number}"
+            yield replace(line, custom_id=_fresh(wanted, known))
         else:
             yield _without_id(line) if name is None else _repeating(line)
 
