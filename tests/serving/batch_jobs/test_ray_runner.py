@@ -73,7 +73,8 @@ def ray_folder() -> Path:
         stamp = FOLDER / ".installed"
         if not stamp.exists() or stamp.read_text() != RAY:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            subprocess.run([*pip, "--no-compile", "--upgrade", "--target", str(FOLDER), RAY], check=True)
+            command = [*pip, "--no-compile", "--upgrade", "--target", str(FOLDER), RAY]
+            subprocess.run(command, check=True, timeout=600)
             stamp.write_text(RAY)
     return FOLDER
 
@@ -122,7 +123,8 @@ def test_actors_that_die_lose_no_line_and_answer_none_twice(cluster: Path, tmp_p
     try:
         with Job(files, found, out, JobSpec(now=now)) as job:
             plan = RayPlan(slow_fake, files, found, str(out.output), JobSpec(now=now), IDENTITY["name"], "float32")
-            runner = RayRunner(plan, parts=6, workers=2)
+            until = time.monotonic() + 300  # a cluster without room would wait for ever
+            runner = RayRunner(plan, parts=6, workers=2, stopping=lambda: time.monotonic() > until)
             runner.run()
             manifest = publish_shards(job, str(out.output))
     finally:
