@@ -63,7 +63,7 @@ def compiled_row(row: Row, found: Sequence[Verified], request: SweepRequest, lay
         "checked": None if reasons else _checked(row, steps, request, layout, on),
         "reason": "; ".join(reasons) or None,
         "pareto": row["pareto"] and not reasons,
-        "fits": row["fits"] and not any(is_memory(each) for each in found) and peak <= room,
+        "fits": not any(is_memory(each) for each in found) and peak <= room,
     }
 
 
