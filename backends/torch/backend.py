@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,7 +71,7 @@ class TorchBackend(ReferenceBackend):
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")
-        return self.put(params)
+        return jax.tree.map(self._kept, params)
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         # numpy's zeros take no memory before they are written, and no program of JAX makes them.
@@ -102,11 +103,14 @@ class TorchBackend(ReferenceBackend):
         )
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
-        device = self.driver.device
-        return jax.tree.map(lambda leaf: DeviceArray(to_tensor(leaf, device), leaf.dtype), tree)
+        # Who donates what comes out has it written over, and arrays of JAX do not change.
+        return jax.tree.map(lambda leaf: self._kept(np.array(leaf) if isinstance(leaf, jax.Array) else leaf), tree)
 
     def get(self, tree: PyTree) -> PyTree:
         return jax.tree.map(np.asarray, tree)
+
+    def _kept(self, leaf: Any) -> DeviceArray:
+        return DeviceArray(to_tensor(leaf, self.driver.device), leaf.dtype)
 
     def memory(self) -> MemoryInfo:
         return self.driver.memory() or super().memory()

@@ -43,18 +43,19 @@ class Scan(torch.nn.Module):
     """Runs the body for each slice of the `xs`."""
 
     def __init__(
-        self, body: Module, num_consts: int, num_carry: int, length: int, *, reverse: bool, ys: Sequence[Aval]
-    ) -> None:
+        self, body: Module, num_consts: int, num_carry: int, length: int, *, reverse: bool, ys: Sequence[Aval],
+        device: str,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.body, self.length, self.reverse = body, length, reverse
         self.first, self.last = num_consts, num_consts + num_carry
-        self.num_carry = num_carry
+        self.num_carry, self.device = num_carry, device
         self.ys = [(aval.shape, torch_dtype(aval.dtype)) for aval in ys]
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         consts, carry, xs = args[: self.first], args[self.first : self.last], args[self.last :]
         if self.length == 0:
-            return (*carry, *(torch.zeros(shape, dtype=dtype) for shape, dtype in self.ys))
+            return (*carry, *(torch.zeros(shape, dtype=dtype, device=self.device) for shape, dtype in self.ys))
         slices = list(zip(*(x.unbind(0) for x in xs), strict=True)) if xs else [()] * self.length
         columns: list[list[Tensor]] = [[] for _ in self.ys]
         for part in reversed(slices) if self.reverse else slices:
@@ -207,7 +208,7 @@ def emit(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...] | None
             ys = [builder.program.avals[value] for value in op.outs[held.num_carry :]]
             module: Module = Scan(
                 held.body.module, held.num_consts, held.num_carry, op.params["length"],
-                reverse=op.params["reverse"], ys=ys,
+                reverse=op.params["reverse"], ys=ys, device=builder.target.device,
             )  # fmt: skip
         case "while":
             written = {place + held.test_consts for place in held.body.writes if place >= held.body_consts}

@@ -41,8 +41,16 @@ _VIEWED = {
 
 
 def is_key(dtype: Any) -> bool:
-    """Whether it is the type of random keys."""
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    """Whether it is the type of random keys.
+
+    Raises:
+        UnsupportedError: it is, but of keys whose bits no rule draws.
+    """
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return False
+    if str(dtype) != "key<fry>":
+        raise UnsupportedError(f"random keys of type {dtype}: torch backends draw the bits of threefry2x32 alone")
+    return True
 
 
 def is_carried(dtype: Any) -> bool:

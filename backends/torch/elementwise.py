@@ -104,7 +104,7 @@ def _integer_pow(eqn: Equation, x: Value) -> Value:
 
 
 def _pow(eqn: Equation, x: Value, y: Value) -> Value:
-    if not isinstance(y, bool | int | float) and not is_float(eqn.ins[1]):
+    if not is_float(eqn.ins[1]):
         y = y.to(eqn.dtype())
     return torch.pow(x, y)
 

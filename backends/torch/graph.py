@@ -16,7 +16,7 @@ from .names import Module, Value, fx, torch
 from .narrowing import narrow_products
 from .ownership import SHARED, Effect, Ownership, analyse
 from .primitives import RULES, effect_of_rule
-from .rules import Equation, literal
+from .rules import Equation, copied, literal
 from .straight import Atom, Constant, Op, Straight, place_of, straighten
 
 
@@ -110,7 +110,7 @@ class Builder:
 
     def fresh(self, value: Value) -> Value:
         """A copy, made anew in each run."""
-        return self.call(_copy, value)
+        return self.call(copied, value)
 
     def _effect(self, op: Op) -> Effect:
         effect = control_flow.effect(self, self._numbers[id(op)], op)
@@ -140,7 +140,10 @@ class Builder:
                 f"primitive {op.name} with {dict(op.params)}, at {place_of(op)}: "
                 "torch backends have no rule for this form"
             )
-        return tuple(result) if isinstance(result, tuple | list) else (result,)
+        results = tuple(result) if isinstance(result, tuple | list) else (result,)
+        if rule.fresh and not eqn.may_write:  # or who writes into the result would write into an operand
+            results = tuple(self.fresh(one) if any(one is given for given in values) else one for one in results)
+        return results
 
     def _output(self, place: int, atom: Atom, *, is_body: bool) -> Value:
         value = self.value(atom)
@@ -209,26 +212,26 @@ def lower(
     """
     program = straighten(jaxpr)
     if not is_body:
-        check_primitives(jaxpr)
+        check_primitives(program)
     narrow_products(program)
     with torch.no_grad():
         return Builder(program, target, given, carry).build(is_body=is_body)
 
 
-def check_primitives(jaxpr: Jaxpr) -> None:
+def check_primitives(program: Straight) -> None:
     """Raises:
     UnsupportedError: some primitive has no rule; all are named, with the places that use them first.
     """
     lacking: dict[str, str] = {}
 
-    def look(program: Straight) -> None:
-        for op in program.ops:
+    def look(part: Straight) -> None:
+        for op in part.ops:
             for inner in control_flow.inner_jaxprs(op):
                 look(straighten(inner))
             if op.name not in RULES and op.name not in control_flow.NAMES:
                 lacking.setdefault(op.name, place_of(op))
 
-    look(straighten(jaxpr))
+    look(program)
     if lacking:
         told = "\n  ".join(f"{name}, at {place}" for name, place in lacking.items())
         raise UnsupportedError(f"torch backends have no rule for these primitives of JAX:\n  {told}")
@@ -238,7 +241,3 @@ def _words_of(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and is_key(array.dtype):
         array = jax.random.key_data(array)
     return np.array(array)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone(memory_format=torch.contiguous_format)

@@ -12,7 +12,7 @@ from typing import Any
 from jax.lax import GatherScatterMode
 
 from .names import Value, torch
-from .rules import Equation, Rule, bits_of, is_bool, is_float, is_unsigned, literal
+from .rules import Equation, Rule, bits_of, copied, is_bool, is_float, is_unsigned, literal
 
 _IN_PLACE = 2**14
 """Elements from which it pays to write into an operand instead of copying it."""
@@ -153,29 +153,26 @@ def _scatter(eqn: Equation, x: Value, starts: Value, updates: Value) -> Value:
     if not at.indexed:
         return NotImplemented
     inside = None if at.inside is None else at.inside.reshape([*batch, *[1] * len(at.partial)]).expand(lead)
-    kind = {"scatter": "set", "scatter-add": "add", "scatter_add": "add", "scatter_mul": "mul", "scatter_min": "min",
-            "scatter_max": "max"}[eqn.op.name]  # fmt: skip
-    if kind not in ("set", "add"):
-        return NotImplemented
+    accumulate = eqn.op.name == "scatter-add"
     index = [each.expand(lead) for each in at.index]
     turned = x.permute((*at.indexed, *at.whole))
     back = [[*at.indexed, *at.whole].index(axis) for axis in range(len(operand))]
     if 0 in eqn.may_write:
-        eqn.call(write, turned, index, updates, inside, kind)
+        eqn.call(write, turned, index, updates, inside, accumulate)
         return x
-    return eqn.call(written, turned, index, updates, inside, kind).permute(tuple(back))
+    return eqn.call(written, turned, index, updates, inside, accumulate).permute(tuple(back))
 
 
-def write(x: Value, index: list[Value], updates: Value, inside: Value | None, kind: str) -> Value:
-    """Writes rows `updates` at the places `index` of x where they are `inside` (None: all are)."""
+def write(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> Value:
+    """Writes rows `updates` at the places `index` of x, or adds them, where they are `inside` (None: all are)."""
     if inside is not None:
         index, updates = [each[inside] for each in index], updates[inside]
-    return x.index_put_(tuple(index), updates, accumulate=kind == "add")
+    return x.index_put_(tuple(index), updates, accumulate=accumulate)
 
 
-def written(x: Value, index: list[Value], updates: Value, inside: Value | None, kind: str) -> Value:
+def written(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> Value:
     """As `write`, of a copy."""
-    return write(x.clone(memory_format=torch.contiguous_format), index, updates, inside, kind)
+    return write(copied(x), index, updates, inside, accumulate)
 
 
 def _dynamic_slice(eqn: Equation, x: Value, *starts: Value) -> Value:
@@ -196,7 +193,7 @@ def _dynamic_update_slice(eqn: Equation, x: Value, update: Value, *starts: Value
     operand, sizes = eqn.ins[0].shape, eqn.ins[1].shape
     cut = [axis for axis in range(len(operand)) if sizes[axis] != operand[axis]]
     if not cut:
-        return update
+        return eqn.call(copied, update)
     index = []
     for place, axis in enumerate(cut):
         last = operand[axis] - sizes[axis]
@@ -209,9 +206,9 @@ def _dynamic_update_slice(eqn: Equation, x: Value, update: Value, *starts: Value
     back = [order.index(axis) for axis in range(len(operand))]
     turned, update = x.permute(tuple(order)), update.permute(tuple(order))
     if 0 in eqn.may_write:
-        eqn.call(write, turned, index, update, None, "set")
+        eqn.call(write, turned, index, update, None, False)
         return x
-    return eqn.call(written, turned, index, update, None, "set").permute(tuple(back))
+    return eqn.call(written, turned, index, update, None, False).permute(tuple(back))
 
 
 def writes(name: str, shape: tuple[int, ...]) -> bool:
@@ -219,13 +216,12 @@ def writes(name: str, shape: tuple[int, ...]) -> bool:
     return name in _WRITERS and math.prod(shape) >= _IN_PLACE
 
 
-_WRITERS = ("scatter", "scatter-add", "scatter_add", "dynamic_update_slice")
+_WRITERS = ("scatter", "scatter-add", "dynamic_update_slice")
 
 RULES: dict[str, Rule] = {
     "gather": Rule(_gather, fresh=False),
     "scatter": Rule(_scatter),
     "scatter-add": Rule(_scatter),
-    "scatter_add": Rule(_scatter),
     "dynamic_slice": Rule(_dynamic_slice, scalars=True, fresh=False),
     "dynamic_update_slice": Rule(_dynamic_update_slice, scalars=True, fresh=False),
 }

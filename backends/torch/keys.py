@@ -15,9 +15,6 @@ _UNCHANGED = (
     "rev",
     "split",
     "select_n",
-    "cond",
-    "while",
-    "scan",
 )
 
 
@@ -25,7 +22,6 @@ def with_words(op: Op, ins: tuple[Aval, ...], outs: tuple[Aval, ...]) -> Op | No
     """The operation on words that does what `op` does on keys; None where there is none."""
     params: dict[str, Any] = dict(op.params)
     rank = len(outs[0].shape) - 1  # of the array of keys that comes out
-    given = len(ins[0].shape) - 1
     match op.name:
         case "broadcast_in_dim":
             params["broadcast_dimensions"] = (*params["broadcast_dimensions"], rank)
@@ -45,7 +41,7 @@ def with_words(op: Op, ins: tuple[Aval, ...], outs: tuple[Aval, ...]) -> Op | No
         case "scatter":
             numbers, last = params["dimension_numbers"], len(ins[2].shape) - 1
             params["dimension_numbers"] = numbers._replace(update_window_dims=(*numbers.update_window_dims, last))
-        case name if name in _UNCHANGED and given >= 0:
+        case name if name in _UNCHANGED:
             return op
         case _:
             return None

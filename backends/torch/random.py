@@ -33,9 +33,9 @@ def _words(key: Value) -> tuple[Value, Value]:
     return operator.getitem(key, (..., 0)), operator.getitem(key, (..., 1))
 
 
-def _check(eqn: Equation) -> None:
+def _check() -> None:
     """Raises:
-    UnsupportedError: keys are of another kind, or counted in another way.
+    UnsupportedError: keys count in another way.
     """
     if not jax.config.jax_threefry_partitionable:
         raise UnsupportedError(
@@ -50,7 +50,7 @@ def _hash(eqn: Equation, *words: Value) -> tuple[Value, Value]:
 
 def _counted(eqn: Equation, keys: Value, shape: tuple[int, ...]) -> tuple[Value, Value]:
     """The hash of 0, 1, ... in the order of `shape`, under each of the keys: [keys..., shape...]."""
-    _check(eqn)
+    _check()
     first, second = (word.reshape([*eqn.ins[0].shape[:-1], *[1] * len(shape)]) for word in _words(keys))
     low = torch.arange(math.prod(shape), device=eqn.device).to(torch.int32).reshape(shape)
     return threefry((first, second), (torch.zeros_like(low), low))
@@ -69,13 +69,13 @@ def _split(eqn: Equation, keys: Value) -> Value:
 
 
 def _fold_in(eqn: Equation, keys: Value, data: Value) -> Value:
-    _check(eqn)
+    _check()
     data = widen(data, eqn.ins[1]).to(torch.int32)
     return torch.stack(threefry(_words(keys), (torch.zeros_like(data), data)), dim=-1)
 
 
 def _seed(eqn: Equation, seeds: Value) -> Value:
-    _check(eqn)
+    _check()
     low = widen(seeds, eqn.ins[0]).to(torch.int32)
     return torch.stack((torch.zeros_like(low), low), dim=-1)
 

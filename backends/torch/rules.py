@@ -50,13 +50,18 @@ class Rule:
     """`emit(equation, *values)` gives the result, or a tuple of the results.
 
     `scalars`: literals come as Python numbers where another operand is a tensor. `fresh`: results share no memory with
-    the operands. `keys`: it deals with random keys itself.
+    the operands; one that is an operand is copied. `keys`: it deals with random keys itself.
     """
 
     emit: Callable[..., Any]
     scalars: bool = False
     fresh: bool = True
     keys: bool = False
+
+
+def copied(x: Value) -> Value:
+    """A copy. Called through `Equation.call` it is made anew in each run."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def literal(value: Any, aval: Aval) -> bool | int | float:

@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     **{
         name: Rule(_same, fresh=False, keys=True)
         for name in (
-            "copy", "copy_p", "stop_gradient", "optimization_barrier", "device_put", "name", "sharding_constraint",
+            "copy", "stop_gradient", "optimization_barrier", "device_put", "name", "sharding_constraint",
             "reshard", "random_wrap", "random_unwrap", "random_clone", "layout_constraint",
         )
     },

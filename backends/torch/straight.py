@@ -13,14 +13,8 @@ from .dtypes import is_key
 # Calls that change nothing for whoever evaluates them: name -> the parameter that holds what is called.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_lin": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
     "remat2": "jaxpr",
 }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 from distaff.backends.torch.names import torch
@@ -47,6 +48,20 @@ def test_what_is_looked_at_later_is_not_written() -> None:
 def test_an_input_that_comes_back_twice_comes_back_as_two() -> None:
     _, (a, b, c) = run(lambda x, i: (x, x, x[0]), BIG, I, given=(0,))
     assert len({each.data_ptr() for each in (a, b, c)}) == 3
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda x: lax.shift_right_logical(x, np.int32(0)),
+        lambda x: lax.select_n(np.int32(0), x, x + 1, x + 2),
+        lambda x: lax.dynamic_update_slice(x * 2, x, (0, 0)),
+    ],
+)
+def test_an_operation_that_changes_nothing_gives_memory_of_its_own(same: Any) -> None:
+    """Or what writes into its result would write into what it was given."""
+    (x, _), (out,) = run(lambda x, i: same(x).at[i].set(1), BIG.astype(np.int32), I)
+    assert x.eq(0).all() and out[3].eq(1).all()
 
 
 def test_constants_and_broadcasts_are_not_written() -> None:

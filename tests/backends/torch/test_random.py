@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from distaff.backends.errors import UnsupportedError
 from distaff.models.sampling import Purpose, row_keys
@@ -62,9 +63,16 @@ def test_keys_are_moved_as_pairs_of_words() -> None:
         swapped = keys.at[ids].set(keys[:2][::-1])
         picked = jnp.where(jnp.arange(5) < 3, keys, swapped)
         grid = jnp.broadcast_to(jnp.concatenate([picked, keys[1:3]]).reshape(7, 1), (7, 3)).T
-        return jax.random.key_data(grid), jax.random.key_data(jnp.squeeze(grid[:, 2:3], 1)[ids[0]])
+        either = lax.select_n(ids[0] > ids[1], keys, swapped)
+        last = jax.random.key_data(jnp.squeeze(grid[:, 2:3], 1)[ids[0]])
+        return jax.random.key_data(grid), jax.random.key_data(either), last
 
     compare(moved, SEEDS, np.asarray([4, 0], np.int32))
+
+
+def test_keys_of_another_kind_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"key<rbg>: torch backends draw the bits of threefry2x32"):
+        lowered(lambda seed: jax.random.bits(jax.random.key(seed, impl="rbg"), (3,)), np.uint32(1))
 
 
 def test_another_order_of_counting_is_refused() -> None:
