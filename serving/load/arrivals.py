@@ -47,8 +47,7 @@ class Pattern:
 
         The first gap comes before the first request, so that the mean rate holds for few requests as well.
         """
-        if not 0 < rate < float("inf"):
-            raise InvalidParameterError("rate", rate, "requests a second, above 0")
+        _check(rate)
         source = random.Random(seed)
         mean = self.burst / rate
         now, moments = 0.0, list[float]()
@@ -60,8 +59,14 @@ class Pattern:
 
 def scaled(moments: Sequence[float], rate: float) -> tuple[float, ...]:
     """The moments of a trace, stretched or pressed until they come at `rate` requests a second in the mean."""
+    _check(rate)
     span = max(moments, default=0.0)
     if span <= 0:
         raise InvalidParameterError("rate", rate, "no rate: all requests of this trace come at the same moment")
     factor = len(moments) / rate / span
     return tuple(moment * factor for moment in moments)
+
+
+def _check(rate: float) -> None:
+    if not 0 < rate < float("inf"):
+        raise InvalidParameterError("rate", rate, "requests a second, above 0")

@@ -44,5 +44,11 @@ def test_a_trace_is_scaled_to_a_rate() -> None:
     assert scaled((0.0, 1.0, 4.0), 1.5) == (0.0, 0.5, 2.0)
     with pytest.raises(InvalidParameterError, match="same moment"):
         scaled((0.0, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_is_no_rate_is_refused(rate: float) -> None:
     with pytest.raises(InvalidParameterError, match="above 0"):
-        Pattern().moments(1, 0.0, seed=0)
+        Pattern().moments(1, rate, seed=0)
+    with pytest.raises(InvalidParameterError, match="above 0"):
+        scaled((0.0, 1.0), rate)
