@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..backends.errors import UsageError
+from . import load_options as o
 from .bench_tables import print_reports
 from .options import (
     Backend,
@@ -35,13 +36,13 @@ from .options import (
 from .output import print_json
 from .progress import ProgressDisplay
 from .reporting import reporting
-from .spans import parse_span
+from .sampling_options import given
 from .startup import keep_stdout, prepare_layout, print_remarks, read_hosts
 
 if TYPE_CHECKING:
     from ..serving import LLM, Request
+    from ..serving.goodput import Goodput
     from ..serving.limits import MachineLimits
-    from ..serving.measurement import Goodput
     from ..serving.workload import Item
 
 app = typer.Typer(rich_markup_mode=None)
@@ -86,28 +87,30 @@ def bench_offline(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name or a path, as 'distaff generate' takes it.")
     ] = "smollm2-135m-instruct",
-    requests: Annotated[int, typer.Option("--requests", help="How many.", metavar="N", min=1)] = 64,
-    prompt_len: Annotated[
-        str, typer.Option("--prompt-len", help="Tokens of a prompt, evenly distributed.", metavar="LOW:HIGH")
-    ] = "32:384",
-    output_len: Annotated[
-        str, typer.Option("--output-len", help="Tokens of an answer, evenly distributed.", metavar="LOW:HIGH")
-    ] = "16:192",
-    shared_prefix: Annotated[
-        int, typer.Option("--shared-prefix", help="Tokens before every prompt, the same ones.", metavar="N", min=0)
-    ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of lengths and tokens.", metavar="N")] = 0,
+    requests: o.Requests = None,
+    prompt_len: o.PromptLen = None,
+    output_len: o.OutputLen = None,
+    shared_prefix: o.SharedPrefix = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of lengths and tokens. [default: 0]", metavar="N", rich_help_panel=o.WORK),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             "--file",
             help='Requests from a file instead, {"prompt": text or token ids, "max_tokens": N} on each line.',
             metavar="FILE",
+            rich_help_panel=o.WORK,
         ),
     ] = None,
     sampling: Annotated[
         Sampling,
-        typer.Option("--sampling", help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere."),
+        typer.Option(
+            "--sampling",
+            help="heavy: temperature 0.8, top-p 0.95, penalties and five logprobs everywhere.",
+            rich_help_panel=o.WORK,
+        ),
     ] = Sampling.GREEDY,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What weights and cache are held in.")] = Dtype.BFLOAT16,
     kv_dtype: KVDtype = None,
@@ -136,14 +139,7 @@ def bench_offline(
         int, typer.Option("--rounds", help="Times to run it all; the median one is reported.", metavar="N", min=1)
     ] = 3,
     warm_up: Annotated[int, typer.Option("--warm-up", help="Requests to run untimed before.", metavar="N", min=0)] = 4,
-    goodput: Annotated[
-        str | None,
-        typer.Option(
-            "--goodput",
-            help="Count the requests that keep these limits, in milliseconds; one of the two will do.",
-            metavar="ttft:MS,tpot:MS",
-        ),
-    ] = None,
+    goodput: o.Limits = None,
     hosts: Hosts = None,
     coordinator: Coordinator = None,
     num_hosts: NumHosts = None,
@@ -175,13 +171,14 @@ def bench_offline(
       tokens_per_s, mfu, mbu, bound of each), steps, host_gap_ms_per_step, batch_occupancy,
       padding_waste, prefix_hit_rate, preemptions, compiles, unexpected_compiles, goodput,
       limits, load_s, warm_up_s; with --expert-load experts (chosen, waited, uneven, most_uneven, layers)
-    With --policy all these are those of the first one, and "policies" lists such an object of each.
+    With --policy all, these are those of the first one, and "policies" lists such an object of each.
     """
     with reporting(debug):
-        spans = {
-            "prompt_len": parse_span("--prompt-len", prompt_len),
-            "output_len": parse_span("--output-len", output_len),
-        }
+        drawn = o.drawn(requests, prompt_len, output_len, shared_prefix) | given(seed=seed)
+        if file is not None:
+            o.refuse_together("with --file", **dict.fromkeys(drawn, True))
+        if policy not in (Policy.DYNAMIC, Policy.ALL):
+            o.refuse_together("without --policy dynamic", batch_timeout=batch_timeout)
         options = {
             "dtype": dtype.value,
             "quantize": quantize,
@@ -201,16 +198,13 @@ def bench_offline(
         options["hosts"] = read_hosts(hosts, coordinator, num_hosts, host, host_timeout, layout)
         if options["hosts"] is not None:
             keep_stdout()
-        from ..serving.measurement import Goodput
+        from ..serving.goodput import Goodput
         from ..serving.workload import read_workload, uniform_workload
 
         def workload(llm: "LLM") -> "Sequence[Item]":
             if file is not None:
                 return read_workload(file, _encoder(llm))
-            vocab_size = llm.config.vocab_size
-            return uniform_workload(
-                requests=requests, **spans, seed=seed, vocab_size=vocab_size, shared_prefix=shared_prefix
-            )
+            return uniform_workload(**drawn, vocab_size=llm.config.vocab_size)
 
         run = _Run(
             model, options, workload, sampling, rounds, warm_up, None if goodput is None else Goodput.parse(goodput)
@@ -270,8 +264,8 @@ class _Run:
             "model": self.model,
             "backend": llm.backend.name,
             "dtype": self.options["dtype"],
-            "quantize": self.options["quantize"],
-            "kv_dtype": self.options["kv_dtype"],
+            "quantize": scheme,
+            "kv_dtype": kv_dtype,
             "policy": policy.value,
             "sampling": self.sampling.value,
             **report(

@@ -16,7 +16,6 @@ from .output import print_json
 from .progress import ProgressDisplay, Step
 from .reporting import reporting
 from .sampling_options import given
-from .spans import parse_span
 
 
 def bench_serve(
@@ -99,12 +98,7 @@ def bench_serve(
         if plot is not None:
             check_plots()
         limits = None if goodput is None else Goodput.parse(goodput)
-        drawn = given(
-            requests=requests,
-            prompt_len=None if prompt_len is None else parse_span("--prompt-len", prompt_len),
-            output_len=None if output_len is None else parse_span("--output-len", output_len),
-            shared_prefix=shared_prefix,
-        )
+        drawn = o.drawn(requests, prompt_len, output_len, shared_prefix)
         work = Work(**drawn, seed=seed, trace=trace, vocab_size=vocab_size)
         is_open = rate is not None or sweep is not None or (trace is not None and concurrency is None)
         load = Load(

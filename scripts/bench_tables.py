@@ -81,6 +81,7 @@ _ROWS: Mapping[str, Callable[[Report], str]] = {
     "TTFT p50 / p90 / p99, ms": percentiles("ttft_ms"),
     "TPOT p50 / p90 / p99, ms": percentiles("tpot_ms"),
     "ITL p50 / p90 / p99, ms": percentiles("itl_ms"),
+    "e2el p50 / p90 / p99, ms": percentiles("e2el_ms"),
     "steps with prompts": _phase("prefill"),
     "steps of decode": _phase("decode"),
     "host gap": lambda report: f"{report['host_gap_ms_per_step']:.2f} ms a step",

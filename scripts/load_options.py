@@ -1,5 +1,5 @@
-"""The options of `distaff bench serve`: when requests are sent, and what they ask. Those that are left out are None, so
-that one without effect is refused instead of passed over."""
+"""The options of benchmarks: what requests ask, and when `distaff bench serve` sends them. Those that are left out are
+None, so that one without effect is refused instead of passed over."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,11 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from ..backends.errors import UsageError
+from .sampling_options import given
+from .spans import parse_span
 
 LOAD = "When requests are sent"
 WORK = "What is asked for"
 SWEEP = "Looking for the knee"
 OUT = "What is reported"
+
+
+def _count(name: str, what: str, panel: str, *, least: int = 1) -> Any:
+    return typer.Option(name, help=what, metavar="N", min=least, rich_help_panel=panel)
+
 
 Address = Annotated[
     str,
@@ -29,22 +36,16 @@ Chat = Annotated[
 ]
 Connections = Annotated[
     int | None,
-    typer.Option(
+    _count(
         "--connections",
-        help="Of gRPC, which take requests in turn. HTTP has one for each request under way. [default: 1]",
-        metavar="N",
-        min=1,
-        rich_help_panel=LOAD,
+        "Of gRPC, which take requests in turn. HTTP has one for each request under way. [default: 1]",
+        LOAD,
     ),
 ]
 Concurrency = Annotated[
     int | None,
-    typer.Option(
-        "--concurrency",
-        help="Closed loop: so many at once, each followed by the next. [default: 16, without a rate]",
-        metavar="N",
-        min=1,
-        rich_help_panel=LOAD,
+    _count(
+        "--concurrency", "Closed loop: so many at once, each followed by the next. [default: 16, without a rate]", LOAD
     ),
 ]
 Rate = Annotated[
@@ -90,10 +91,7 @@ WarmUp = Annotated[
     typer.Option("--warm-up", help="Requests before that do not count.", metavar="N", min=0, rich_help_panel=LOAD),
 ]
 
-Requests = Annotated[
-    int | None,
-    typer.Option("--requests", help="How many. [default: 64]", metavar="N", min=1, rich_help_panel=WORK),
-]
+Requests = Annotated[int | None, _count("--requests", "How many. [default: 64]", WORK)]
 PromptLen = Annotated[
     str | None,
     typer.Option(
@@ -114,24 +112,12 @@ OutputLen = Annotated[
 ]
 SharedPrefix = Annotated[
     int | None,
-    typer.Option(
-        "--shared-prefix",
-        help="Tokens before every prompt, the same ones. [default: 0]",
-        metavar="N",
-        min=0,
-        rich_help_panel=WORK,
-    ),
+    _count("--shared-prefix", "Tokens before every prompt, the same ones. [default: 0]", WORK, least=0),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of lengths, tokens and moments.", metavar="N", rich_help_panel=WORK)]
 VocabSize = Annotated[
     int | None,
-    typer.Option(
-        "--vocab-size",
-        help="Token ids are drawn below it. [default: what the server says]",
-        metavar="N",
-        min=2,
-        rich_help_panel=WORK,
-    ),
+    _count("--vocab-size", "Token ids are drawn below it. [default: what the server says]", WORK, least=2),
 ]
 
 Sweep = Annotated[
@@ -173,6 +159,22 @@ Plot = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw it: writes PATH.png and PATH.html.", metavar="PATH", rich_help_panel=OUT),
 ]
+
+
+def drawn(
+    requests: int | None, prompt_len: str | None, output_len: str | None, shared_prefix: int | None
+) -> dict[str, Any]:
+    """Those of these options that were given, as `uniform_workload` takes them.
+
+    Raises:
+        InvalidParameterError: a length is no LOW:HIGH.
+    """
+    return given(
+        requests=requests,
+        prompt_len=None if prompt_len is None else parse_span("--prompt-len", prompt_len),
+        output_len=None if output_len is None else parse_span("--output-len", output_len),
+        shared_prefix=shared_prefix,
+    )
 
 
 def refuse_together(when: str, **options: Any) -> None:

@@ -49,7 +49,15 @@ def test_its_table_says_what_was_measured(
     command = ("bench", "offline", "--model", str(tiny_model), *TINY, *ENGINE)
     assert distaff(*command, "--rounds", "2", "--sampling", "heavy") == 0
     table = capsys.readouterr().out
-    for word in ("output tokens/s", "steps of decode", "bound by", "median of 2 rounds", "GFLOP/s", "heavy"):
+    for word in (
+        "output tokens/s",
+        "steps of decode",
+        "bound by",
+        "e2el p50",
+        "median of 2 rounds",
+        "GFLOP/s",
+        "heavy",
+    ):
         assert word in table
 
 
@@ -87,6 +95,9 @@ def test_a_file_of_texts_and_token_ids(
         (["--kv-memory", "much"], "512MB or 2GiB"),
         (["--requests", "0"], "--requests"),
         (["--file", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--file", "x", "--requests", "3"], "--requests has no effect with --file"),
+        (["--file", "x", "--seed", "0"], "--seed has no effect with --file"),
+        (["--batch-timeout", "1"], "--batch-timeout has no effect without --policy dynamic"),
         (["--policy", "fifo"], "fifo"),
     ],
 )
