@@ -22,6 +22,7 @@ BUCKETS = (
     Bucket(32, 8, "mixed"),
     Bucket(32, 8, "prompt"),
 )
+MIXED = (Bucket(4, 4, "decode"), Bucket(16, 4, "mixed"))
 
 
 class Clock:
@@ -205,3 +206,14 @@ class Driver:
     def _builder(self) -> BatchBuilder:
         num_pages = -(-self.max_len // self.programs.page_size)
         return BatchBuilder(self.programs.num_slots, [num_pages] * len(self.windows))
+
+
+def shape(plan: Plan | None) -> list[tuple[int, int, int, bool]]:
+    """(order, start, num_tokens, draws) of each row."""
+    assert plan is not None
+    return [(row.sequence.order, row.start, row.num_tokens, row.draws) for row in plan.rows]
+
+
+def text(length: int, first: int = 0) -> list[int]:
+    """Tokens of a prompt."""
+    return [(first + i) % 90 for i in range(length)]

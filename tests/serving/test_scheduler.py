@@ -5,110 +5,15 @@ import time
 import pytest
 
 from distaff.backends.base import CacheGroup
-from distaff.backends.errors import InvalidParameterError
 from distaff.serving.page_pool import IntegrityError
-from distaff.serving.plan import Bucket, Plan
+from distaff.serving.plan import Bucket
 from distaff.serving.sampling_params import SamplingParams
 from distaff.serving.scheduler import Scheduler
 from distaff.serving.scheduler_config import SchedulerConfig
 from distaff.serving.sequence import Sequence, Status
-from distaff.serving.types import Kind, Request
+from distaff.serving.types import Request
 
-from .driver import BUCKETS, Driver
-
-MIXED = (Bucket(4, 4, "decode"), Bucket(16, 4, "mixed"))
-
-
-def shape(plan: Plan | None) -> list[tuple[int, int, int, bool]]:
-    """(order, start, num_tokens, draws) of each row."""
-    assert plan is not None
-    return [(row.sequence.order, row.start, row.num_tokens, row.draws) for row in plan.rows]
-
-
-def text(length: int, first: int = 0) -> list[int]:
-    return [(first + i) % 90 for i in range(length)]
-
-
-# Chunks and buckets
-
-
-def test_decode_rows_come_first_and_prompts_fill_the_step() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4, max_decode_steps=1), buckets=MIXED)
-    driver.submit(text(5), 4)
-    plan = driver.step()
-    assert plan is not None and plan.bucket == MIXED[1] and shape(plan) == [(0, 0, 5, True)]
-    driver.submit(text(20, 30), 4)
-    assert shape(driver.step()) == [(0, 5, 1, True), (1, 0, 15, False)]
-    assert shape(driver.step()) == [(0, 6, 1, True), (1, 15, 5, True)]
-    plan = driver.step()
-    assert plan is not None and plan.bucket == MIXED[0]
-    assert shape(plan) == [(0, 7, 1, True), (1, 20, 1, True)]
-    driver.run()
-    driver.check_empty()
-
-
-def test_deterministic_chunks_are_cut_at_fixed_positions_only() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4, max_decode_steps=1, fixed_chunk=8), buckets=MIXED)
-    driver.submit(text(3), 30)
-    driver.step()
-    driver.submit(text(30, 30), 2)
-    cuts = [row for _ in range(4) for row in shape(driver.step()) if row[0] == 1]
-    assert cuts == [(1, 0, 8, False), (1, 8, 8, False), (1, 16, 14, True), (1, 30, 1, True)]
-
-
-def test_a_fixed_chunk_that_decode_rows_leave_no_room_for_goes_first() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4, max_decode_steps=1, fixed_chunk=16), buckets=MIXED)
-    for i in range(2):
-        driver.submit(text(3, i), 40)
-    driver.step()
-    driver.submit(text(20, 50), 2)
-    driver.step()
-    assert shape(driver.step()) == [(2, 0, 16, False)]
-    driver.run()
-
-
-def test_decode_buckets_alone_read_prompts_token_by_token() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4), buckets=BUCKETS)
-    driver.submit(text(3), 2)
-    for expected in ([(0, 0, 1, False)], [(0, 1, 1, False)], [(0, 2, 1, True)], [(0, 3, 1, True)]):
-        plan = driver.step(BUCKETS[:1])
-        assert shape(plan) == expected and plan is not None and plan.bucket == BUCKETS[0]
-    assert driver.step(BUCKETS[:1]) is None
-    driver.run()
-
-
-def test_rows_take_turns_where_the_bucket_is_too_small_for_all() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4, max_decode_steps=1))
-    for i in range(3):
-        driver.submit(text(3, 10 * i), 20)
-    driver.step()
-    assert [shape(driver.step(BUCKETS[:1]))[0][0] for _ in range(6)] == [0, 1, 2, 0, 1, 2]
-    driver.run()
-
-
-def test_without_a_bucket_the_engine_looks_again_soon() -> None:
-    driver = Driver(SchedulerConfig())
-    driver.submit(text(3), kind=Kind.SCORE)
-    assert driver.scheduler.wait_seconds() == 0
-    assert driver.step(BUCKETS[:4]) is None
-    assert 0 < (driver.scheduler.wait_seconds() or 0) < 0.1
-    driver.run()
-
-
-def test_prompt_logits_are_computed_in_prompt_buckets_past_the_prefix_cache() -> None:
-    driver = Driver(SchedulerConfig(max_batch=4))
-    driver.submit(text(12), 1)
-    driver.run()
-    driver.submit(text(12), 3, prompt_logprobs=1)
-    driver.submit(text(12), kind=Kind.EMBED)
-    plan = driver.step()
-    assert plan is not None and plan.bucket.kind == "prompt"
-    assert shape(plan) == [(1, 0, 12, True), (2, 0, 12, False)]
-    plan = driver.step()
-    assert plan is not None and plan.bucket.kind == "decode"
-    driver.run()
-    assert [s.num_cached for s in driver.sequences] == [0, 0, 0]
-
+from .driver import MIXED, Driver, shape, text
 
 # Several steps in one call
 
@@ -360,55 +265,6 @@ def test_waiting_makes_up_for_priority() -> None:
     assert [s.order for s in driver.scheduler.waiting] == [1, 0, 2]
 
 
-# Policies
-
-
-def test_dynamic_waits_for_company_but_not_for_long() -> None:
-    driver = Driver(SchedulerConfig(policy="dynamic", max_batch=2, batch_timeout=0.5))
-    assert driver.scheduler.wait_seconds() is None and driver.step() is None
-    driver.clock.now = 1.0
-    driver.submit(text(3), 4)
-    driver.clock.now = 1.2
-    assert driver.scheduler.wait_seconds() == pytest.approx(0.3) and driver.step() is None
-    driver.clock.now = 1.5
-    assert driver.scheduler.wait_seconds() == 0
-    assert shape(driver.step()) == [(0, 0, 3, True)]
-    driver.submit(text(3, 20), 4)
-    driver.submit(text(3, 40), 4)
-    assert [row[0] for row in shape(driver.step())] == [0], "nobody joins a batch that runs"
-    driver.run()
-    both = [plan for plan in driver.plans if len(plan.rows) == 2]
-    assert both and {row.sequence.order for row in both[0].rows} == {1, 2}, "a full batch does not wait"
-
-
-def test_static_waits_for_a_full_batch_or_the_end_of_the_input() -> None:
-    driver = Driver(SchedulerConfig(policy="static", max_batch=2))
-    driver.submit(text(3), 4)
-    driver.clock.now = 1000.0
-    assert driver.step() is None and driver.scheduler.wait_seconds() is None
-    driver.submit(text(3, 20), 2)
-    driver.submit(text(3, 40), 2)
-    assert [row[0] for row in shape(driver.step())] == [0, 1]
-    while driver.step() is not None or driver.in_flight:
-        pass
-    assert driver.sequences[2].status is Status.WAITING, "one is not a batch"
-    driver.scheduler.flush()
-    assert driver.scheduler.wait_seconds() == 0
-    assert shape(driver.step()) == [(2, 0, 3, True)]
-    driver.run()
-
-
-def test_a_batch_that_lost_its_device_need_not_be_full_again() -> None:
-    driver = Driver(SchedulerConfig(policy="static", max_batch=2))
-    driver.submit(text(3), 4)
-    driver.submit(text(3, 20), 9)
-    driver.step()
-    driver.scheduler.finish(driver.sequences[0])
-    driver.reset()
-    assert shape(driver.step()) == [(1, 0, 3, True)]
-    driver.run()
-
-
 # Ends
 
 
@@ -456,16 +312,6 @@ def test_more_tokens_than_were_drawn_are_refused() -> None:
     (sequence,) = driver.submit(text(3), 4)
     with pytest.raises(IntegrityError, match="more tokens"):
         driver.scheduler.note_tokens(sequence, [1])
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_batch", 0), ("max_step_tokens", 0), ("max_decode_steps", 0), ("fixed_chunk", 1000), ("batch_timeout", -1.0),
-     ("aging_seconds", 0.0)],
-)  # fmt: skip
-def test_a_setting_out_of_range_is_refused_by_name(field: str, value: float) -> None:
-    with pytest.raises(InvalidParameterError, match=rf"^{field} is "):
-        SchedulerConfig(**{field: value})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("waiting", [0, 500])
