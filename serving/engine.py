@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
-from typing import NamedTuple
 
 from ..backends.errors import DistaffError
 from ..models.tokenizer import Tokenizer
@@ -29,21 +28,13 @@ from .live_requests import LiveRequests
 from .metrics import Metrics
 from .pace import Pace
 from .plan import Bucket
-from .rounds import Rounds
+from .rounds import Begun, Rounds
 from .runner import Device, Runner, Ticket
-from .scheduler import Scheduler, SchedulerConfig
+from .scheduler import Scheduler
 from .types import Request
 
 _MAX_FAILURES = 3
 """Steps in a row that may fail before the device is given up."""
-
-
-class Begun(NamedTuple):
-    """Half a round: when it began, what it dispatched, and the step before that, whose tokens are not read yet."""
-
-    started: float
-    dispatched: Ticket | None
-    previous: Ticket | None
 
 
 class Engine:
@@ -63,6 +54,7 @@ class Engine:
 
     Attributes:
         scheduler: which sequences run.
+        dead: why it does nothing any more, if so.
     """
 
     def __init__(
@@ -83,16 +75,7 @@ class Engine:
         self._device = device
         self._clock = clock
         self.scheduler = Scheduler(
-            SchedulerConfig(
-                policy=config.policy,
-                max_batch=device.num_slots,
-                batch_timeout=config.batch_timeout,
-                max_step_tokens=config.max_step_tokens,
-                max_decode_steps=config.max_decode_steps,
-                fixed_chunk=config.fixed_chunk,
-                aging_seconds=config.aging,
-                prefix_cache=config.prefix_cache,
-            ),
+            config.scheduler(device.num_slots),
             device.page_size,
             device.num_pages,
             device.groups,
@@ -114,7 +97,7 @@ class Engine:
         self._aborts: deque[LiveRequest] = deque()
         self._failures = 0
         self._pace = Pace(self.metrics, config.max_decode_steps, config.target_burst)
-        self._dead: DistaffError | None = None
+        self.dead: DistaffError | None = None
         self._flush = False
         self._step_lock = threading.Lock()
         self._rounds = Rounds(
@@ -122,7 +105,7 @@ class Engine:
             step=self.step,
             wait_seconds=self.scheduler.wait_seconds,
             flush=self.flush,
-            ended=lambda: self._dead is not None,
+            ended=lambda: self.dead is not None,
         )
 
     # Requests
@@ -147,8 +130,8 @@ class Engine:
         live = self.admissible(request, outbox)
         self.adopt(live)
         self._rounds.wake()
-        if self._dead is not None:  # closed in between: nobody would look into the inbox
-            self._fail_all(self._dead)
+        if self.dead is not None:  # closed in between: nobody would look into the inbox
+            self._fail_all(self.dead)
         return lambda: self._abort(live)
 
     def generate(self, requests: Iterable[Request]) -> list[Result]:
@@ -165,10 +148,6 @@ class Engine:
         finally:
             for generation in generations:
                 generation.close()
-
-    def abort(self, generation: Generation) -> None:
-        """Ends a request, wherever it is; slot and pages are free within one step."""
-        generation.close()
 
     def flush(self) -> None:
         """Says that the input ends here: batches need not be full."""
@@ -280,12 +259,12 @@ class Engine:
 
     def close(self) -> None:
         """Ends every request, the thread, and the cache. Closing again does nothing."""
-        if self._dead is None:
-            self._dead = EngineClosedError("the engine is closed: make a new one")
+        if self.dead is None:
+            self.dead = EngineClosedError("the engine is closed: make a new one")
         self._rounds.join()
         with self._step_lock:
             self._in_flight = None
-            self._fail_all(self._dead)
+            self._fail_all(self.dead)
             self.note_levels()
             self._device.close()
 
@@ -299,8 +278,8 @@ class Engine:
 
     def admissible(self, request: Request, outbox: Outlet) -> LiveRequest:
         """The request with its sequences, if it can ever run; raises what `submit` does."""
-        if self._dead is not None:
-            raise self._dead
+        if self.dead is not None:
+            raise self.dead
         return self._intake.take(request, outbox)
 
     def adopt(self, live: LiveRequest) -> None:
@@ -319,7 +298,9 @@ class Engine:
         ticket = None if plan is None else self._runner.run(plan, self._clock)
         previous, self._in_flight = self._in_flight, ticket
         if ticket is not None:
-            self._started(ticket)
+            self._live.started(ticket)
+            self.metrics.preempted(len(ticket.plan.preempted))
+            self.note_levels()
         return Begun(started, ticket, previous)
 
     def finish(self, begun: Begun) -> bool:
@@ -340,11 +321,6 @@ class Engine:
         if self._flush:
             self._flush = False
             self.scheduler.flush()
-
-    def _started(self, ticket: Ticket) -> None:
-        self._live.started(ticket)
-        self.metrics.preempted(len(ticket.plan.preempted))
-        self.note_levels()
 
     def note_levels(self) -> None:
         """Tells the metrics where things stand."""
@@ -383,11 +359,6 @@ class Engine:
                 self._step_lock.release()
                 self._rounds.tell()
 
-    @property
-    def dead(self) -> DistaffError | None:
-        """Why it does nothing any more, if so."""
-        return self._dead
-
     def drop(self, live: LiveRequest) -> bool:
         """Ends a request that was given up; False where it does not run here."""
         if live not in self._live:
@@ -415,9 +386,9 @@ class Engine:
             self.scheduler.reset()
             self._runner.reset()
         except Exception as fatal:
-            self._dead = DeviceError(f"the engine has lost its device ({fatal}): make a new one")
-            self._dead.__cause__ = fatal
-            self._fail_all(self._dead)
+            self.dead = DeviceError(f"the engine has lost its device ({fatal}): make a new one")
+            self.dead.__cause__ = fatal
+            self._fail_all(self.dead)
 
     def _fail_all(self, error: DistaffError) -> None:
         for live in self._live.requests | {*self._inbox}:

@@ -5,6 +5,7 @@ from typing import get_args
 
 from ..backends.errors import InvalidParameterError
 from .policies import Policy
+from .scheduler_config import SchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,16 @@ class EngineConfig:
             raise InvalidParameterError("aging", self.aging, "seconds above 0")
         if self.policy not in get_args(Policy):
             raise InvalidParameterError("policy", self.policy, " or ".join(get_args(Policy)))
+
+    def scheduler(self, num_slots: int) -> SchedulerConfig:
+        """What it tells the scheduler of a device with so many rows."""
+        return SchedulerConfig(
+            policy=self.policy,
+            max_batch=num_slots,
+            batch_timeout=self.batch_timeout,
+            max_step_tokens=self.max_step_tokens,
+            max_decode_steps=self.max_decode_steps,
+            fixed_chunk=self.fixed_chunk,
+            aging_seconds=self.aging,
+            prefix_cache=self.prefix_cache,
+        )

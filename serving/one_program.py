@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..backends.errors import DistaffError
-from .engine import Begun, Engine
+from .engine import Engine
 from .errors import DeviceError, EngineClosedError
 from .generation import Generation, Outbox, Outlet
 from .live_request import LiveRequest
 from .plan import Bucket, BucketKind, Plan, smallest
 from .replica_device import ReplicaDevice, SharedDevice, Whole, emptied, widened
 from .replicas import BEGINNING, Replicas
-from .rounds import Rounds
+from .rounds import Begun, Rounds
 from .runner import Device
 from .types import Request
 

@@ -76,10 +76,6 @@ class Replicas:
             for generation in generations:
                 generation.close()
 
-    def abort(self, generation: Generation) -> None:
-        """Ends a request, wherever it is."""
-        generation.close()
-
     def flush(self) -> None:
         """Says that the input ends here."""
         for engine in self.engines:

@@ -1,10 +1,21 @@
-"""Who does the rounds of an engine: a thread, or whoever waits for tokens."""
+"""Rounds of an engine, and who does them: a thread, or whoever waits for tokens."""
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
+
+from .runner import Ticket
 
 _LONGEST_WAIT = 0.05
 """Seconds that somebody who waits for tokens sleeps between rounds at most."""
+
+
+class Begun(NamedTuple):
+    """Half a round: when it began, what it dispatched, and the step before that, whose tokens are not read yet."""
+
+    started: float
+    dispatched: Ticket | None
+    previous: Ticket | None
 
 
 class Rounds:
