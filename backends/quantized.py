@@ -12,12 +12,9 @@ from typing import Any, no_type_check
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, UInt8
 
-from .token_scales import LARGEST
-
-BOUNDS = {"int8": 127.5, "int4": 7.5, "float8_e4m3fn": 448.0}
-"""What the largest weight of a group becomes, before it is rounded; whole numbers above the type's largest are cut."""
+from .token_scales import LARGEST, rounded
 
 
 @no_type_check  # JAX rebuilds it around tracers, shapes and shardings
@@ -72,6 +69,12 @@ def numbers(weight: Quantized) -> Num[Array, "..."]:
     return (jnp.stack([low, high], axis=-1).astype(jnp.int8) - 8).reshape(*values.shape[:-1], -1)
 
 
+def packed(values: Int[Array, "..."]) -> UInt8[Array, "..."]:
+    """Numbers from -8 to 7 as "int4" holds them; see Quantized."""
+    pairs = (values + 8).astype(jnp.uint8).reshape(*values.shape[:-1], -1, 2)
+    return pairs[..., 0] | (pairs[..., 1] << 4)
+
+
 def dequantized(weight: Quantized, dtype: DTypeLike | None = None) -> Float[Array, "..."]:
     """The weight that it stands for; in `dtype`, by default its own."""
     values, scale = numbers(weight), jnp.asarray(weight.scale)
@@ -88,15 +91,7 @@ def rounded_tokens(x: Float[Array, "T K"], kind: str) -> tuple[Num[Array, "T K"]
     largest = jnp.abs(x).max(axis=1)
     # Not 127.5 for whole numbers: the largest one would be a tie, and fall to one side here and the other there.
     scale = jnp.where(largest > 0, largest, 1) / LARGEST[kind]
-    return round_to(x / scale[:, None], kind), scale
-
-
-def round_to(x: Float[Array, "..."], kind: str) -> Num[Array, "..."]:
-    """The nearest numbers of a type; its ends for those beyond. "int4" comes as int8."""
-    if kind == "float8_e4m3fn":
-        return jnp.clip(x, -BOUNDS[kind], BOUNDS[kind]).astype(kind)
-    bound = BOUNDS[kind]
-    return jnp.clip(jnp.round(x), -bound - 0.5, bound - 0.5).astype(jnp.int8)
+    return rounded(x / scale[:, None], jnp.dtype(kind)), scale
 
 
 def quantized_linear(

@@ -1,6 +1,6 @@
 """Smaller models: weights of fewer bits."""
 
-from .quantize import Quantizer, quantizer
+from .quantize import Quantizer, check_unrounded, quantizer
 from .scheme import SCHEMES, Scheme, parse_scheme
 
-__all__ = ["SCHEMES", "Quantizer", "Scheme", "parse_scheme", "quantizer"]
+__all__ = ["SCHEMES", "Quantizer", "Scheme", "check_unrounded", "parse_scheme", "quantizer"]

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 
-from ...backends.quantized import BOUNDS
+from .scheme import BOUNDS
 
 _BLOCK = 128
 """Columns whose errors are passed on at once to those behind them."""

@@ -9,12 +9,12 @@ import numpy as np
 
 from ...backends.base import PyTree
 from ...backends.errors import InvalidParameterError
-from ...backends.quantized import BOUNDS, Quantized
+from ...backends.quantized import Quantized, dequantized, packed
 from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from .calibrate import Inputs, Key
 from .gptq import gptq
-from .quantize import Quantizer
+from .quantize import Quantizer, to_nearest
 from .scheme import Scheme
 from .smooth import awq, folds, smooth, smoothquant
 
@@ -77,18 +77,15 @@ def _by_gptq(spec: WeightSpec, leaf: np.ndarray, dtype: jnp.dtype, made: Quantiz
     width, count = prod(spec.shape[end:]), prod(groups[end:])
     matrices = leaf.reshape(len(inputs), -1, width)
     found = [gptq(matrix, seen.products, kind, width // count) for matrix, seen in zip(matrices, inputs, strict=True)]
-    values = np.stack([numbers for numbers, _ in found]).reshape(spec.shape)
-    if kind == "int4":
-        pairs = (values + 8).astype(np.uint8).reshape(*values.shape[:-1], -1, 2)
-        values = pairs[..., 0] | (pairs[..., 1] << 4)
+    values = jnp.asarray(np.stack([numbers for numbers, _ in found]).reshape(spec.shape))
     scale = np.stack([scales for _, scales in found]).reshape(groups)
-    return Quantized(jnp.asarray(values), jnp.asarray(scale), kind, jnp.dtype(dtype), activations)
+    return Quantized(
+        packed(values) if kind == "int4" else values, jnp.asarray(scale), kind, jnp.dtype(dtype), activations
+    )
 
 
 def _nearest(matrix: np.ndarray, scheme: Scheme) -> np.ndarray:
     """A matrix [N, K] as it comes out of rounding to nearest."""
-    bound = BOUNDS[scheme.kind]
-    grouped = matrix.reshape(len(matrix), -1, scheme.group or matrix.shape[1])
-    largest = np.abs(grouped).max(axis=2, keepdims=True)
-    scale = np.where(largest > 0, largest, 1) / bound
-    return (np.clip(np.rint(grouped / scale), -bound - 0.5, bound - 0.5) * scale).reshape(matrix.shape)
+    rows, width = matrix.shape
+    groups = rows, width // (scheme.group or width)
+    return np.asarray(dequantized(to_nearest(jnp.asarray(matrix, jnp.float32), scheme.kind, groups, False)))

@@ -5,14 +5,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ...backends.base import PyTree
-from ...backends.errors import InvalidParameterError
-from ...backends.quantized import BOUNDS, Quantized, round_to
+from ...backends.errors import InvalidParameterError, UsageError
+from ...backends.quantized import Quantized, packed
+from ...backends.token_scales import rounded
+from ..checkpoints.base import Checkpoint
+from ..checkpoints.hf_folder import HFFolder
 from ..config import ModelConfig
 from ..decoder import WeightSpec, weight_specs
-from .scheme import Kind, Scheme
+from .scheme import BOUNDS, Kind, Scheme
 
 _KEPT = frozenset({"router", "one", "positions"})
 """Axes of small matrices that decide much: routers, gates of experts, learned positions."""
@@ -30,7 +33,7 @@ class Quantizer:
         if plan is None:
             return leaf
         kind, groups, activations = plan
-        made = _quantize(leaf, kind, groups, activations)
+        made = to_nearest(leaf, kind, groups, activations)
         jax.block_until_ready(made)
         leaf.delete()
         return made
@@ -38,7 +41,7 @@ class Quantizer:
     def abstract(self, spec: WeightSpec) -> PyTree:
         """The shapes of what the leaf becomes."""
         leaf, plan = jax.ShapeDtypeStruct(spec.shape, spec.dtype), self.plan(spec)
-        return leaf if plan is None else jax.eval_shape(lambda x: _quantize(x, *plan), leaf)
+        return leaf if plan is None else jax.eval_shape(lambda x: to_nearest(x, *plan), leaf)
 
     def plan(self, spec: WeightSpec) -> tuple[Kind, tuple[int, ...], bool] | None:
         """Type of the numbers, how many groups each axis of the weight has, and whether activations are rounded; None
@@ -82,8 +85,21 @@ def quantizer(scheme: Scheme, config: ModelConfig) -> Quantizer:
     return made
 
 
+def check_unrounded(checkpoint: Checkpoint) -> None:
+    """Declines a checkpoint of numbers that somebody chose already: rounded again they would lose twice.
+
+    Raises:
+        UsageError: it is quantised.
+    """
+    if isinstance(checkpoint, HFFolder) and checkpoint.quantized:
+        raise UsageError(
+            f"{checkpoint.path} is quantised already ({checkpoint.quantized}), expected weights as they were trained; "
+            "use it as it is, or expand it with 'distaff convert' first"
+        )
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _quantize(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
+def to_nearest(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
     """Scales that take the largest number of each group to the end of the type, and the nearest numbers."""
     spread: list[int] = []
     for size, count in zip(weight.shape, groups, strict=True):
@@ -92,8 +108,15 @@ def _quantize(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], 
     within = tuple(range(1, len(spread), 2))
     largest = jnp.abs(grouped).max(axis=within, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1) / BOUNDS[kind]
-    values = round_to(grouped / scale, kind).reshape(weight.shape)
-    if kind == "int4":
-        shifted = (values + 8).astype(jnp.uint8).reshape(*values.shape[:-1], -1, 2)
-        values = shifted[..., 0] | (shifted[..., 1] << 4)
-    return Quantized(values, scale.reshape(groups), kind, jnp.dtype(weight.dtype), activations)
+    values = _numbers(grouped / scale, kind).reshape(weight.shape)
+    return Quantized(
+        packed(values) if kind == "int4" else values, scale.reshape(groups), kind, jnp.dtype(weight.dtype), activations
+    )
+
+
+def _numbers(x: Float[Array, "..."], kind: Kind) -> Num[Array, "..."]:
+    """The nearest numbers of a type; its ends for those beyond. "int4" comes as int8."""
+    if kind == "float8_e4m3fn":
+        return rounded(x, jnp.dtype(kind))
+    bound = BOUNDS[kind]
+    return jnp.clip(jnp.round(x), -bound - 0.5, bound - 0.5).astype(jnp.int8)

@@ -9,6 +9,9 @@ from ...backends.errors import InvalidParameterError
 
 Kind = Literal["int8", "int4", "float8_e4m3fn"]
 
+BOUNDS: Mapping[str, float] = {"int8": 127.5, "int4": 7.5, "float8_e4m3fn": 448.0}
+"""What the largest weight of a group becomes, before it is rounded; whole numbers above the type's largest are cut."""
+
 
 @dataclass(frozen=True)
 class Scheme:
