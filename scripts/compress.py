@@ -42,8 +42,11 @@ def quantize(
         typer.Option("--calibration", metavar="FILE", help="Text for the method, UTF-8. [default: a sample]"),
     ] = None,
     calibration_tokens: Annotated[
-        int, typer.Option("--calibration-tokens", metavar="N", min=256, help="Read no more of it than these.")
-    ] = 4096,
+        int | None,
+        typer.Option(
+            "--calibration-tokens", metavar="N", min=256, help="Read no more of it than these. [default: 4096]"
+        ),
+    ] = None,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What stays, such as norms and the table of the vocabulary, is stored in.")
     ] = Dtype.BFLOAT16,
@@ -89,10 +92,10 @@ def quantize(
                 destination,
                 scheme,
                 method=method,
-                calibration=None if calibration is None else read_text(calibration),
+                calibration=read_text("--calibration", calibration),
                 calibration_tokens=calibration_tokens,
                 dtype=dtype.value,
-                text=None if text is None else read_text(text),
+                text=read_text("--text", text),
                 max_tokens=tokens,
                 window=window,
                 backend=backend,

@@ -13,7 +13,7 @@ from .reporting import reporting
 from .startup import prepare_devices
 
 if TYPE_CHECKING:
-    from ..serving.evaluate import Quality
+    from ..serving.quality import Quality
 
 LIMITS = "Limits"
 """Title of the options that make it fail."""
@@ -84,7 +84,8 @@ def evaluate(
         compared = against or (model if quantize or kv_dtype or dtype is not Dtype.FLOAT32 else None)
         if compared is None and (max_kl is not None or max_ppl_increase is not None):
             raise UsageError("--max-kl and --max-ppl-increase need something to compare with: give --against REF")
-        from ..serving.measure_quality import Measured, measure_quality
+        from ..backends.select import select_backend
+        from ..serving.evaluate import Measured, measure_quality
 
         with ProgressDisplay(model) as display:
             subject = Measured(model, dtype=dtype.value, quantize=quantize, kv_dtype=kv_dtype)
@@ -92,12 +93,12 @@ def evaluate(
             quality = measure_quality(
                 subject,
                 reference,
-                text=None if text is None else read_text(text),
+                text=read_text("--text", text),
                 max_tokens=tokens,
                 window=window,
                 backend=backend,
                 offline=offline or None,
-                progress=lambda done, total: display(Step("load", done, total)),
+                progress=lambda done, total: display(Step("read", done, total)),
             )
         told = {
             "model": model,
@@ -105,6 +106,7 @@ def evaluate(
             "dtype": dtype.value,
             "quantize": quantize,
             "kv_dtype": kv_dtype,
+            "backend": select_backend(backend).name,
             "window": window,
         }
         if json:
@@ -114,18 +116,20 @@ def evaluate(
         check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase)
 
 
-def read_text(path: Path) -> str:
-    """A text file.
+def read_text(option: str, path: Path | None) -> str | None:
+    """The text file that an option names.
 
     Raises:
         UsageError: it cannot be read, or it is empty.
     """
+    if path is None:
+        return None
     try:
         found = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {path}: cannot be read as UTF-8 ({error}); give a text file") from error
+        raise UsageError(f"{option} {path}: cannot be read as UTF-8 ({error}); give a text file") from error
     if not found.strip():
-        raise InvalidParameterError("--text", str(path), "a file with text in it")
+        raise InvalidParameterError(option, str(path), "a file with text in it")
     return found
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-_TITLES = {"resolve": "Fetching", "load": "Loading", "compile": "Compiling", "save": "Writing"}
+_TITLES = {"resolve": "Fetching", "load": "Loading", "compile": "Compiling", "read": "Measuring", "save": "Writing"}
 
 
 class Reported(Protocol):

@@ -7,27 +7,28 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..backends.errors import InvalidParameterError, UnsupportedError
+from ..backends.errors import InvalidParameterError, UsageError
+from ..backends.select import select_backend
 from ..models.checkpoints import Checkpoint, open_checkpoint, resolve_model
-from ..models.checkpoints.hf_folder import HFFolder
 from ..models.checkpoints.json_file import read_object, write_object
 from ..models.checkpoints.saving import new_path
-from ..models.compress import parse_scheme, quantizer
+from ..models.compress import check_unrounded, parse_scheme, quantizer
 from ..models.compress.calibrate import calibrate
 from ..models.compress.methods import check_method, quantized
 from ..models.compress.sample_text import sample_text
 from ..models.compress.saving import check_writable, write_quantized
 from ..models.families import config_from_hf
-from .evaluate import Quality
-from .measure_quality import Measured, measure_quality
+from .evaluate import Measured, check_window, measure_quality, text_ids
+from .quality import Quality
 
 MIN_CALIBRATION = 256
 """A text of fewer tokens says too little of what goes into a matrix."""
+DEFAULT_CALIBRATION = 4096
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What came out: bytes of all files of weights before (in memory, in dtype) and after, and the quality."""
+    """What came out: bytes of the weights before, as `dtype` has them, and in the files after; and the quality."""
 
     before: int
     after: int
@@ -41,7 +42,7 @@ def quantize_checkpoint(
     *,
     method: str = "rtn",
     calibration: str | None = None,
-    calibration_tokens: int = 4096,
+    calibration_tokens: int | None = None,
     dtype: str = "bfloat16",
     text: str | None = None,
     max_tokens: int | None = None,
@@ -59,7 +60,8 @@ def quantize_checkpoint(
     Args:
         scheme: as parse_scheme reads it.
         method: how numbers are chosen: rtn (to nearest), or with a text gptq, awq or smoothquant.
-        calibration, calibration_tokens: that text, by default a sample, and how much of it is read.
+        calibration, calibration_tokens: that text, by default a sample, and how much of it is read, by default
+            DEFAULT_CALIBRATION.
         dtype: of what stays, and of activations wherever the result runs.
         text, max_tokens, window, backend: for measure_quality, of the result against the source in fp32.
         check: raises where the quality is not good enough; nothing is written then.
@@ -69,14 +71,16 @@ def quantize_checkpoint(
     """
     found = replace(parse_scheme(scheme, "scheme"), tables=None)
     checkpoint = open_checkpoint(resolve_model(source, offline=offline))
-    if isinstance(checkpoint, HFFolder) and checkpoint.quantized:
-        raise UnsupportedError(
-            f"{checkpoint.path}: found weights that are quantised already ({checkpoint.quantized}), expected them as "
-            "they were trained; 'distaff convert' expands them"
-        )
+    check_unrounded(checkpoint)
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
     check_writable(found, config)
     check_method(method, found, config)
+    if method == "rtn" and not (calibration is None and calibration_tokens is None):
+        raise UsageError("method rtn reads no text: leave calibration out, or choose gptq, awq or smoothquant")
+    # What only measuring needs is refused now, not after all the work.
+    select_backend(backend)
+    check_window(window, config)
+    text_ids(checkpoint.tokenizer(), text, max_tokens)
     windows = [] if method == "rtn" else _windows(checkpoint, calibration, calibration_tokens, window)
     made, before = quantizer(found, config), 0
 
@@ -110,13 +114,14 @@ def quantize_checkpoint(
     return Compressed(before, after, quality)
 
 
-def _windows(checkpoint: Checkpoint, text: str | None, tokens: int, size: int) -> list[list[int]]:
+def _windows(checkpoint: Checkpoint, text: str | None, tokens: int | None, size: int) -> list[list[int]]:
     """A text to calibrate with, in pieces.
 
     Raises:
         InvalidParameterError: it is too short.
     """
-    ids = checkpoint.tokenizer().encode(text or sample_text("calibration"))[:tokens]
+    text = sample_text("calibration") if text is None else text
+    ids = checkpoint.tokenizer().encode(text)[: tokens or DEFAULT_CALIBRATION]
     if len(ids) < MIN_CALIBRATION:
         raise InvalidParameterError("calibration", f"{len(ids)} tokens", f"a text of at least {MIN_CALIBRATION} tokens")
     return [ids[first : first + size] for first in range(0, len(ids), size)]

@@ -14,8 +14,7 @@ from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
-from ..models.checkpoints.hf_folder import HFFolder
-from ..models.compress import parse_scheme, quantizer
+from ..models.compress import check_unrounded, parse_scheme, quantizer
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
@@ -43,6 +42,19 @@ KV_DTYPES: Mapping[str, str] = {
     "fp8": "float8_e4m3fn",
 }
 """What the cache may be held in, and what JAX calls it."""
+
+
+def cache_dtype(kv_dtype: str | None, dtype: str) -> str:
+    """What JAX calls the type of a cache that was asked for, by default that of the rest.
+
+    Raises:
+        InvalidParameterError: it is none of KV_DTYPES.
+    """
+    if kv_dtype is None:
+        return dtype
+    if kv_dtype not in KV_DTYPES:
+        raise InvalidParameterError("kv_dtype", kv_dtype, f"one of {', '.join(KV_DTYPES)}")
+    return KV_DTYPES[kv_dtype]
 
 
 class LLM:
@@ -92,8 +104,6 @@ class LLM:
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
-        if kv_dtype is not None and kv_dtype not in KV_DTYPES:
-            raise InvalidParameterError("kv_dtype", kv_dtype, f"one of {', '.join(KV_DTYPES)}")
         engine_config = EngineConfig(**config)
         self._link = None if hosts is None else join(hosts)
         self._following: FollowingDevice | None = None
@@ -141,13 +151,10 @@ class LLM:
         self.path = checkpoint.path
         self.config = config_from_hf(checkpoint.hf_config, source=str(self.path))
         self.dtype, self.layout, self.quantize = dtype, layout or "", quantize or ""
-        held = KV_DTYPES[kv_dtype] if kv_dtype else dtype
+        held = cache_dtype(kv_dtype, dtype)
         rounding = None if quantize is None else quantizer(parse_scheme(quantize), self.config)
-        if rounding is not None and isinstance(checkpoint, HFFolder) and checkpoint.quantized:
-            raise UsageError(
-                f"quantize {quantize}: {checkpoint.path} is quantised already ({checkpoint.quantized}), expected "
-                "weights as they were trained; leave it out"
-            )
+        if rounding is not None:
+            check_unrounded(checkpoint)
         if rounding is not None and layout is not None:
             raise UsageError(
                 f"quantize {quantize} with layout {layout}: weights of fewer bits lie on one device; leave one out"

@@ -12,7 +12,7 @@ from distaff.backends.errors import InvalidParameterError
 from distaff.backends.select import select_backend
 from distaff.models.checkpoints import open_checkpoint
 from distaff.models.compress import parse_scheme, quantizer
-from distaff.serving.evaluate import Forward, evaluate, windows
+from distaff.serving.quality import Forward, compare, windows
 
 from ..golden.harness import GOLDEN, Golden
 
@@ -40,7 +40,7 @@ def test_figures_are_those_of_the_formulas(bos: int | None) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, VOCABULARY, 100).tolist()
     ours, theirs = (rng.normal(size=(VOCABULARY, VOCABULARY), scale=2).astype(np.float32) for _ in range(2))
-    found = evaluate(Table(ours), ids, Table(theirs), bos=bos)
+    found = compare(Table(ours), ids, Table(theirs), bos=bos)
     pieces = list(windows(ids, 32, bos))
     before = np.concatenate([piece[:-1] for piece in pieces])
     after = np.concatenate([piece[1:] for piece in pieces])
@@ -62,7 +62,7 @@ def test_figures_are_those_of_the_formulas(bos: int | None) -> None:
 def test_a_short_text_is_refused() -> None:
     table = Table(np.zeros((VOCABULARY, VOCABULARY), np.float32))
     with pytest.raises(InvalidParameterError, match="text is '63 tokens', expected at least 64"):
-        evaluate(table, [1] * 63)
+        compare(table, [1] * 63)
 
 
 @pytest.mark.slow
@@ -76,10 +76,10 @@ def test_a_model_does_not_differ_from_itself_and_a_rounded_one_does() -> None:
         return Forward(golden.config, weights, backend, kv_dtype=kv_dtype, window=48)
 
     exact = forward(None, "float32")
-    same = evaluate(forward(None, "float32"), ids, exact)
+    same = compare(forward(None, "float32"), ids, exact)
     assert same.mean_kl == 0 and same.top1_agreement == 1 and same.perplexity == same.reference_perplexity
     divergences = [
-        evaluate(forward(*each), ids, exact).mean_kl for each in (("int8-weight", "float32"), ("int8", "int8"))
+        compare(forward(*each), ids, exact).mean_kl for each in (("int8-weight", "float32"), ("int8", "int8"))
     ]
     print(divergences)
     assert divergences[0] is not None and divergences[1] is not None
