@@ -21,6 +21,7 @@ from .stored_linears import Found, LinearTensors, Span, StoredLinear, cover, rea
 
 FORMATS: Final = ("int-quantized", "float-quantized", "pack-quantized", "naive-quantized")
 _FLOATS: Final = ("F32", "F16", "BF16")
+_ZEROS: Final = ("I8", "I32", "I64", "F8_E4M3")
 _SAYS_NOTHING: Final = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "weight_global_scale")
 
 
@@ -68,6 +69,8 @@ class CompressedLinear:
         boxes: list[tuple[str, Box]] = [(self.numbers, (rows, cover(columns, per_word)))]
         if prod(self.scale_shape) == 1:
             boxes.append((f"{self.name}_scale", whole(self.scale_shape)))
+            if self.zeros:
+                boxes.append((f"{self.name}_zero_point", whole(self.scale_shape)))
         else:
             groups = (0, self.scale_shape[1]) if self.places else cover(columns, self.group)
             boxes.append((f"{self.name}_scale", (rows, groups)))
@@ -90,6 +93,8 @@ class CompressedLinear:
         values = values.astype(np.float32)
         scale = found[f"{self.name}_scale"].astype(np.float32)
         if scale.size == 1:
+            if self.zeros:
+                values -= found[f"{self.name}_zero_point"].astype(np.float32).reshape(())
             return values * scale.reshape(())
         if self.places:
             which = found[f"{self.name}_g_idx"].astype(np.int64)
@@ -127,6 +132,7 @@ def compressed_linears(stored: NamedTensors, config: Mapping[str, Any], where: L
     for name in stored.infos:
         base = name.removesuffix("_packed")
         if name.endswith(".weight_packed"):
+            found.shaped(f"{base}_shape", ("I32", "I64"), (2,))
             shape = tuple(read_box(stored, f"{base}_shape", ((0, 2),)).tolist())
             found.shaped(name, ("I32",), (shape[0], -(-shape[1] * bits // 32)))
             linears[base] = _linear(found, base, shape, bits)
@@ -147,6 +153,12 @@ def _linear(found: Found, name: str, shape: tuple[int, ...], packed: int | None)
                 "expected a scale for each row, or for each of equal groups in it"
             )
     zeros, places = f"{name}_zero_point" in found.infos, f"{name}_g_idx" in found.infos
+    if zeros and packed and prod(scale.shape) != 1:
+        found.shaped(f"{name}_zero_point", ("I32",), (-(-shape[0] * packed // 32), scale.shape[1]))
+    elif zeros:
+        found.shaped(f"{name}_zero_point", _ZEROS, scale.shape)
+    if places:
+        found.shaped(f"{name}_g_idx", ("I32", "I64"), shape[1:])
     return CompressedLinear(name, shape, scale.shape, packed, zeros, places)
 
 

@@ -141,6 +141,8 @@ def gptq_linears(stored: NamedTensors, config: Mapping[str, Any], where: Locatio
             linears[f"{base}.weight"] = AwqLinear(base, (outputs, inputs), size)
         else:
             places = f"{base}.g_idx" in stored.infos
+            if places:
+                found.shaped(f"{base}.g_idx", ("I32", "I64"), (inputs,))
             linears[f"{base}.weight"] = GptqLinear(base, (outputs, inputs), bits, size, above, places)
     # Some writers give every matrix a bias of zeros.
     biases = [name.removesuffix("weight") + "bias" for name in linears]

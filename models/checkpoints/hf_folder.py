@@ -73,7 +73,7 @@ class HFFolder:
     def quantized(self) -> str | None:
         """How its weights are quantised; None if they are not."""
         quantization = self.hf_config.get("quantization_config")
-        return str(quantization.get("quant_method")) if isinstance(quantization, dict) else None
+        return quantization.get("quant_method") if isinstance(quantization, dict) else None
 
     @property
     def generation_config(self) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class Keeper:
             linear = self.tensors.linears.get(name)
             if not isinstance(linear, CompressedLinear) or linear.zeros or linear.places:
                 return None
-            if len(linear.scale_shape) != 2:
-                return None
+            if len(linear.scale_shape) != 2 or linear.scale_shape[0] != linear.shape[0]:
+                return None  # one scale for all
             if linear.packed and (linear.shape[1] % (32 // linear.packed) or spec.shape[-1] % (8 // linear.packed)):
                 return None  # words that are not filled, or bytes between two axes
             found[name] = linear

@@ -12,7 +12,7 @@ import pytest
 from distaff.backends.quantized import Quantized, dequantized
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.decoder import flatten
-from distaff.models.errors import UnsupportedQuantizationError
+from distaff.models.errors import MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
 from distaff.models.families import config_from_hf
 
 type Tensors = dict[str, np.ndarray]
@@ -96,6 +96,33 @@ def test_expanded_and_kept(
         leaf = kept["segments.0.layers.0.attention.o.weight"]
         assert leaf.kind == ("float8_e4m3fn" if "float" in form else f"int{bits}")
         assert leaf.activations == (form != "pack-quantized")
+
+
+def test_one_zero_point_for_a_whole_matrix_is_taken_off(
+    tiny_folder: Callable[..., Path], tiny_tensors: Tensors
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    numbers = np.random.default_rng(0).integers(-128, 128, tiny_tensors[name].shape).astype(np.int8)
+    change = {name: numbers, f"{name}_scale": np.float32([0.5]), f"{name}_zero_point": np.int8([-7])}
+    tensors = HFFolder(tiny_folder(change=change, config=told("int-quantized", 8))).tensors
+    np.testing.assert_array_equal(tensors.read_rows(name, 3, 9), 0.5 * (numbers[3:9].astype(np.float32) + 7))
+
+
+def test_parts_that_are_missing_or_do_not_fit_are_named(
+    tiny_folder: Callable[..., Path], tiny_tensors: Tensors
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    parts, _ = stored(tiny_tensors[name], "pack-quantized", 4, 64, zeros=True)
+    there = {name: None, **{name.replace("weight", part): values for part, values in parts.items()}}
+    config = told("pack-quantized", 4)
+    with pytest.raises(MissingTensorError, match="found no '.*weight_shape'"):
+        _ = HFFolder(tiny_folder("a", change={**there, f"{name}_shape": None}, config=config)).tensors
+    short = parts["weight_zero_point"][:, :-1].copy()
+    with pytest.raises(ShapeMismatchError, match="weight_zero_point': found shape"):
+        _ = HFFolder(tiny_folder("b", change={**there, f"{name}_zero_point": short}, config=config)).tensors
+    places = np.zeros(3, np.int32)
+    with pytest.raises(ShapeMismatchError, match=r"weight_g_idx': found shape \[3\]"):
+        _ = HFFolder(tiny_folder("c", change={**there, f"{name}_g_idx": places}, config=config)).tensors
 
 
 def test_formats_that_are_not_read_are_refused_by_name(tiny_folder: Callable[..., Path]) -> None:
