@@ -3,35 +3,10 @@
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Protocol, runtime_checkable
 
 from ..backends.errors import InvalidParameterError
 from .percentiles import rate_per_s
-
-
-@runtime_checkable
-class Timed(Protocol):
-    """When a request's tokens came, in seconds."""
-
-    @property
-    def ttft(self) -> float:
-        """To the first token; infinite if none came."""
-        ...
-
-    @property
-    def tpot(self) -> float:
-        """In the mean for each token after the first."""
-        ...
-
-    @property
-    def latency(self) -> float:
-        """To the last token; infinite if none came."""
-        ...
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether it came to its end."""
-        ...
+from .times import Times
 
 
 @dataclass(frozen=True)
@@ -69,14 +44,14 @@ class Goodput:
             limits[name] = value
         return cls(**limits)
 
-    def keeps(self, times: Timed) -> bool:
+    def keeps(self, times: Times) -> bool:
         """Whether a request came to its end, within these limits. One that failed or was aborted does not."""
         return times.succeeded and all(
             limit is None or seconds * 1e3 <= limit
             for limit, seconds in ((self.ttft, times.ttft), (self.tpot, times.tpot), (self.e2el, times.latency))
         )
 
-    def report(self, requests: Collection[Timed], seconds: float) -> dict[str, float | None]:
+    def report(self, requests: Collection[Times], seconds: float) -> dict[str, float | None]:
         """The limits, and how many requests of a run of so many seconds kept them."""
         kept = sum(map(self.keeps, requests))
         share = kept / len(requests) if requests else 0.0

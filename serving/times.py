@@ -28,6 +28,11 @@ class Times(ABC):
         """That came in all."""
 
     @property
+    @abstractmethod
+    def succeeded(self) -> bool:
+        """Whether it came to its end."""
+
+    @property
     def ttft(self) -> float:
         """Seconds from sending to the first token; infinite if none came."""
         return self.moments[0] - self.start if self.moments else math.inf

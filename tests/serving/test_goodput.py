@@ -1,22 +1,16 @@
 """Limits of requests: how they are read, and what keeps them."""
 
-import math
-from dataclasses import dataclass
-
 import pytest
 
 from distaff.backends.errors import InvalidParameterError
 from distaff.serving.goodput import Goodput
 
+from .made_times import Made
 
-@dataclass
-class Times:
-    """Seconds, as a request has them."""
 
-    ttft: float = math.inf
-    tpot: float = 0.0
-    latency: float = math.inf
-    succeeded: bool = True
+def times(ttft: float, tpot: float, latency: float, *, succeeded: bool = True) -> Made:
+    """A request that took about so many seconds for its first token, each further one, and the last one."""
+    return Made(ttft, latency, tokens=1 + round((latency - ttft) / tpot), succeeded=succeeded)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +34,17 @@ def test_what_is_none_is_refused(text: str) -> None:
 
 def test_what_keeps_the_limits_and_comes_to_its_end_counts() -> None:
     limits = Goodput(ttft=1000, tpot=100, e2el=3000)
-    assert limits.keeps(Times(1.0, 0.1, 3.0))
-    assert not limits.keeps(Times(1.001, 0.1, 3.0))
-    assert not limits.keeps(Times(0.5, 0.2, 3.0))
-    assert not limits.keeps(Times(0.5, 0.1, 3.1))
-    assert not limits.keeps(Times(0.5, 0.05, 1.0, succeeded=False)) and not limits.keeps(Times())
-    assert Goodput().keeps(Times(9.0, 99.0, 99.0))
+    assert limits.keeps(times(1.0, 0.1, 3.0))
+    assert not limits.keeps(times(1.001, 0.05, 3.0))
+    assert not limits.keeps(times(0.5, 0.2, 3.0))
+    assert not limits.keeps(times(0.5, 0.05, 3.1))
+    assert not limits.keeps(times(0.5, 0.05, 1.0, succeeded=False)) and not limits.keeps(Made())
+    assert Goodput().keeps(times(9.0, 99.0, 99.0))
     assert limits.to_dict() == {"ttft_ms": 1000, "tpot_ms": 100, "e2el_ms": 3000}
 
 
 def test_a_run_is_summed_up() -> None:
-    requests = [Times(1.0, 0.1, 3.0), Times(2.0, 0.1, 3.0), Times(succeeded=False)]
+    requests = [times(1.0, 0.1, 3.0), times(2.0, 0.1, 3.0), Made(succeeded=False)]
     value = Goodput(ttft=1500).report(requests, 4.0)
     assert (value["requests_per_s"], value["share"]) == (0.25, pytest.approx(1 / 3))
     assert (value["ttft_ms"], value["tpot_ms"]) == (1500, None)

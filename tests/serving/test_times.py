@@ -1,29 +1,12 @@
 """Times of requests, on moments made up by hand."""
 
 import math
-from collections.abc import Sequence
 
 import pytest
 
-from distaff.serving.times import Times, times_report
+from distaff.serving.times import times_report
 
-
-class Made(Times):
-    def __init__(self, *moments: float, start: float = 0.0, tokens: int | None = None) -> None:
-        self._start, self._moments = start, moments
-        self._tokens = len(moments) if tokens is None else tokens
-
-    @property
-    def start(self) -> float:
-        return self._start
-
-    @property
-    def moments(self) -> Sequence[float]:
-        return self._moments
-
-    @property
-    def num_tokens(self) -> int:
-        return self._tokens
+from .made_times import Made
 
 
 def test_one_request() -> None:
