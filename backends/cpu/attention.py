@@ -11,7 +11,8 @@ from llvmlite import ir
 from ..base import AttentionSpec, CacheGroup, RaggedIndex
 from ..errors import UnsupportedError
 from ..ragged_attention import bind
-from .attention_kernel import KernelSpec, emit
+from .attention_call import KernelSpec
+from .attention_kernel import emit
 from .attention_layout import LANES, PageLayout
 from .attention_tile import TileSpec
 from .ffi import register

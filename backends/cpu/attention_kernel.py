@@ -5,54 +5,20 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from .attention_layout import LANES, PageLayout, item_bytes
-from .attention_math import LOG2_E, constant, largest, load, reduced, rounded
-from .attention_tile import BLOCK, CHUNKS, LOWEST, MAX_ROWS, TileSpec, emit_tile
+from .attention_call import CONTEXT_BYTES, KernelSpec, Slot, address, index
+from .attention_layout import LANES, item_bytes
+from .attention_math import LOG2_E, constant, load, reduced, rounded
+from .attention_tile import BLOCK, CHUNKS, LOWEST, MAX_ROWS, emit_tile
+from .attention_write import WRITE_TOKENS, emit_write
 from .ffi import Frame, handler
-from .jit import F32, I8, I16, I32, I64, POINTER, VOID, Code, Value, function, vector
+from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, vector
 from .threads import parallel_for
-
-_ITEM_ROWS = 48
-"""Queries x heads of a work item: enough to share the keys it streams, few enough to keep both cores busy."""
 
 _NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
 """Up to 4 items, as long as 32 pieces of work are left, stay together, so that each fetches for the next one."""
 
-_WRITE_TOKENS = 32
-
-_LARGEST, _LEAST = 127.0, 1e-30
-"""What the largest number of a position becomes where numbers have scales, and what it is taken to be at least."""
-
 _FETCH_AHEAD = 64
 """Positions between keys in use and those being fetched. 32 rows of 256 positions took 9.0 ms with it, 11.1 without."""
-
-# The context that all threads of a call share: offsets of 8 bytes each.
-_Q, _K, _V, _OUT, _TABLE, _STARTS, _LENS, _SINKS = range(0, 64, 8)
-_LAYER, _WIDTH, _NUM_ROWS, _BLOCKS, _NUM_ITEMS, _GRAIN = range(64, 112, 8)
-_CONTEXT_BYTES = 112
-
-
-@dataclass(frozen=True)
-class KernelSpec:
-    """What one kernel is compiled for. `dtype` is that of queries, new keys and values, and the output."""
-
-    num_kv_heads: int
-    dtype: str
-    sinks: bool
-    tile: TileSpec
-
-    @property
-    def layout(self) -> PageLayout:
-        return self.tile.layout
-
-    @property
-    def item_tokens(self) -> int:
-        """Queries of one work item, which attends with all the query heads of one kv head."""
-        return max(1, _ITEM_ROWS // self.tile.groups)
-
-    @property
-    def head_bytes(self) -> int:
-        return self.layout.head_dim * item_bytes(self.dtype)
 
 
 def emit(module: ir.Module, name: str, spec: KernelSpec) -> None:
@@ -61,47 +27,47 @@ def emit(module: ir.Module, name: str, spec: KernelSpec) -> None:
     Operands: q [T, N, H], k and v [T, K, H], cache [L, P, K, elements], layer [], page_table [B, pages],
     query_starts [B+1], kv_lens [B], and sinks [N] in fp32 if the spec has them. Results: out [T, N, H], cache.
     """
-    write, attend = _write(module, spec), _attend(module, spec)
+    write, attend = emit_write(module, spec), _attend(module, spec)
 
     def body(frame: Frame) -> None:
-        code, context = frame.code, frame.code.stack(_CONTEXT_BYTES)
+        code, context = frame.code, frame.code.stack(CONTEXT_BYTES)
         q, table, starts, out = frame.argument(0), frame.argument(5), frame.argument(6).data, frame.result(0).data
         num_rows = table.size(0)
         layer = code.sext(code.read(I32, frame.argument(4).data), I64)
         slabs = code.times(code.times(layer, frame.argument(3).size(1)), spec.num_kv_heads)
         layer_start = code.times(slabs, spec.layout.elements * spec.layout.item_bytes)
         for slot, value in (
-            (_Q, q.data),
-            (_K, frame.argument(1).data),
-            (_V, frame.argument(2).data),
-            (_OUT, out),
-            (_TABLE, table.data),
-            (_STARTS, starts),
-            (_LENS, frame.argument(7).data),
-            (_LAYER, code.at(frame.result(1).data, layer_start)),
-            (_WIDTH, table.size(1)),
-            (_NUM_ROWS, num_rows),
+            (Slot.Q, q.data),
+            (Slot.K, frame.argument(1).data),
+            (Slot.V, frame.argument(2).data),
+            (Slot.OUT, out),
+            (Slot.TABLE, table.data),
+            (Slot.STARTS, starts),
+            (Slot.LENS, frame.argument(7).data),
+            (Slot.LAYER, code.at(frame.result(1).data, layer_start)),
+            (Slot.WIDTH, table.size(1)),
+            (Slot.NUM_ROWS, num_rows),
         ):
             code.write(value, context, slot)
         if spec.sinks:
-            code.write(frame.argument(8).data, context, _SINKS)
+            code.write(frame.argument(8).data, context, Slot.SINKS)
 
-        total = _index(code, starts, num_rows)
+        total = index(code, starts, num_rows)
         token_bytes = spec.num_kv_heads * spec.tile.groups * spec.head_bytes
         padding = code.times(code.sub(q.size(0), total), token_bytes)
         nothing = ir.Constant(I8, 0), padding, ir.Constant(ir.IntType(1), 0)
         code.intrinsic("llvm.memset.p0.i64", VOID, code.at(out, code.times(total, token_bytes)), *nothing)
 
         run = parallel_for(module)
-        code.call(run, [frame.pointer, code.ceil_div(total, _WRITE_TOKENS), code.address(write), context])
+        code.call(run, [frame.pointer, code.ceil_div(total, WRITE_TOKENS), code.address(write), context])
         most_blocks = code.plus(num_rows, code.sdiv(total, code.i64(spec.item_tokens)))
         blocks = code.intrinsic("malloc", POINTER, code.times(most_blocks, 8))
-        code.write(blocks, context, _BLOCKS)
+        code.write(blocks, context, Slot.BLOCKS)
         num_blocks = _list_blocks(code, spec, starts, num_rows, blocks)
         num_items = code.times(num_blocks, spec.num_kv_heads)
         grain = code.least(code.most(code.sdiv(num_items, code.i64(_ENOUGH_CHUNKS)), 1), _NEIGHBOURS)
-        code.write(num_items, context, _NUM_ITEMS)
-        code.write(grain, context, _GRAIN)
+        code.write(num_items, context, Slot.NUM_ITEMS)
+        code.write(grain, context, Slot.GRAIN)
         code.call(run, [frame.pointer, code.ceil_div(num_items, grain), code.address(attend), context])
         code.intrinsic("free", VOID, blocks)
 
@@ -117,7 +83,7 @@ def _list_blocks(code: Code, spec: KernelSpec, starts: Value, num_rows: Value, b
 
     def add_row(reverse: Value, count: Value) -> list[Value]:
         row = code.sub(code.sub(num_rows, code.i64(1)), reverse)
-        length = code.sub(_index(code, starts, code.plus(row, 1)), _index(code, starts, row))
+        length = code.sub(index(code, starts, code.plus(row, 1)), index(code, starts, row))
         row_blocks = code.ceil_div(length, spec.item_tokens)
 
         def add_block(i: Value) -> None:
@@ -129,96 +95,6 @@ def _list_blocks(code: Code, spec: KernelSpec, starts: Value, num_rows: Value, b
         return [code.plus(count, row_blocks)]
 
     return code.loop(num_rows, add_row, [code.i64(0)])[0]
-
-
-def _index(code: Code, array: Value, i: Value) -> Value:
-    """Element i of an int32 array."""
-    return code.sext(code.read(I32, array, code.times(i, 4), align=4), I64)
-
-
-def _address(
-    code: Code, spec: KernelSpec, context: Value, row: Value, head: Value, position: Value
-) -> tuple[Value, Value]:
-    """Where a position's first lane is among the keys of its page, and among the values."""
-    layout = spec.layout
-    entry = code.plus(code.times(row, code.read(I64, context, _WIDTH)), code.sdiv(position, code.i64(layout.page)))
-    page = _index(code, code.read(POINTER, context, _TABLE), entry)
-    slab = code.plus(code.times(page, spec.num_kv_heads), head)
-    start = code.at(code.read(POINTER, context, _LAYER), code.times(slab, layout.elements * layout.item_bytes))
-    offset = code.srem(position, code.i64(layout.page))
-    lane = code.times(code.sdiv(offset, code.i64(layout.pair)), layout.value_stride)
-    return code.at(start, code.times(offset, 4)), code.at(start, layout.key_elements * layout.item_bytes, lane)
-
-
-def _write(module: ir.Module, spec: KernelSpec) -> ir.Function:
-    """The loop body that writes keys and values of some consecutive tokens."""
-    made, code = function(module, "write", VOID, [POINTER, I64])
-    context, chunk = made.args
-    layout, size = spec.layout, spec.layout.item_bytes
-    starts, lens = code.read(POINTER, context, _STARTS), code.read(POINTER, context, _LENS)
-    num_rows = code.read(I64, context, _NUM_ROWS)
-    first = code.times(chunk, _WRITE_TOKENS)
-    last = code.plus(first, _WRITE_TOKENS)
-
-    def copy(source: Value, target: Callable[[Value], Value], scale: Value) -> None:
-        """Of numbers with scales, the largest becomes 127 and `scale` is where the scale goes."""
-
-        def read(h: Value) -> Value:
-            return load(code, spec.dtype, 1, code.at(source, code.times(h, item_bytes(spec.dtype))))
-
-        times: Value = None
-        if layout.scaled:
-
-            def size_of(h: Value, most: Value) -> list[Value]:
-                return [largest(code, code.intrinsic("llvm.fabs.v1f32", most.type, read(h)), most)]
-
-            (most,) = code.loop(layout.head_dim, size_of, [constant(_LEAST, 1)])
-            code.write(code.fdiv(most, constant(_LARGEST, 1)), scale, align=4)
-            times = code.fdiv(constant(_LARGEST, 1), most)
-
-        def element(h: Value) -> None:
-            value = read(h)
-            if layout.scaled:
-                near = code.intrinsic("llvm.roundeven.v1f32", value.type, code.fmul(value, times))
-                code.write(code.fptosi(near, vector(I8, 1)), target(h), align=1)
-            else:
-                code.write(rounded(code, value, layout.dtype), target(h), align=size)
-
-        code.loop(layout.head_dim, element)
-
-    def write_row(row: Value) -> None:
-        start, end = _index(code, starts, row), _index(code, starts, code.plus(row, 1))
-        before = code.sub(_index(code, lens, row), end)
-
-        def write_head(head: Value, token: Value) -> None:
-            position = code.plus(before, token)
-            key, value = _address(code, spec, context, row, head, position)
-            value = code.at(value, code.times(code.srem(position, code.i64(layout.pair)), size))
-            source = code.times(code.plus(code.times(token, spec.num_kv_heads), head), spec.head_bytes)
-
-            def key_element(h: Value) -> Value:
-                lane, part = (op(h, code.i64(layout.pair)) for op in (code.udiv, code.urem))
-                return code.at(key, code.times(lane, layout.key_stride), code.times(part, size))
-
-            scale = code.at(key, layout.number_elements * size)
-            copy(code.at(code.read(POINTER, context, _K), source), key_element, scale)
-            copy(
-                code.at(code.read(POINTER, context, _V), source),
-                lambda h: code.at(value, code.times(h, 4)),
-                code.at(scale, 4 * layout.page),
-            )
-            # It meets the 0 of a query, and 0 * NaN is NaN, which whole numbers cannot be.
-            if layout.key_width > layout.head_dim and not layout.scaled:
-                code.write(ir.Constant(I16, 0), key_element(code.i64(layout.head_dim)))
-
-        def write_token(token: Value) -> None:
-            code.loop(spec.num_kv_heads, lambda head: write_head(head, token))
-
-        code.loop(code.least(end, last), write_token, start=code.most(start, first))
-
-    code.loop(num_rows, write_row)
-    code.ret_void()
-    return made
 
 
 @dataclass(frozen=True)
@@ -264,8 +140,8 @@ def _attend(module: ir.Module, spec: KernelSpec) -> ir.Function:
     made, code = function(module, "attend", VOID, [POINTER, I64])
     context, chunk = made.args
     scratch = _Scratch.of(code, spec)
-    first = code.times(chunk, code.read(I64, context, _GRAIN))
-    stop = code.least(code.plus(first, code.read(I64, context, _GRAIN)), code.read(I64, context, _NUM_ITEMS))
+    first = code.times(chunk, code.read(I64, context, Slot.GRAIN))
+    stop = code.least(code.plus(first, code.read(I64, context, Slot.GRAIN)), code.read(I64, context, Slot.NUM_ITEMS))
 
     last = code.sub(stop, code.i64(1))
 
@@ -331,12 +207,12 @@ def _locate(code: Code, spec: KernelSpec, scratch: _Scratch, item: _Item, follow
         )
         later = code.least(later, code.sub(end, code.i64(LANES)))
         addresses = (
-            *_address(code, spec, item.context, item.row, item.head, position),
-            *_address(code, spec, item.context, row, head, later),
+            *address(code, spec, item.context, item.row, item.head, position),
+            *address(code, spec, item.context, row, head, later),
         )
         arrays = scratch.keys, scratch.values, scratch.later_keys, scratch.later_values
-        for address, array in zip(addresses, arrays, strict=True):
-            code.write(address, array, code.times(chunk, 8))
+        for where, array in zip(addresses, arrays, strict=True):
+            code.write(where, array, code.times(chunk, 8))
 
     begin, end = code.most(item.begin, start), code.least(item.end, code.plus(start, BLOCK))
     begin, end = (code.sdiv(code.sub(x, start), code.i64(LANES)) for x in (begin, end))
@@ -345,12 +221,12 @@ def _locate(code: Code, spec: KernelSpec, scratch: _Scratch, item: _Item, follow
 
 def _item(code: Code, spec: KernelSpec, context: Value, number: Value) -> _Item:
     heads = code.i64(spec.num_kv_heads)
-    entry = code.at(code.read(POINTER, context, _BLOCKS), code.times(code.sdiv(number, heads), 8))
-    row, block = _index(code, entry, code.i64(0)), _index(code, entry, code.i64(1))
-    starts, lens = code.read(POINTER, context, _STARTS), code.read(POINTER, context, _LENS)
-    last = _index(code, starts, code.plus(row, 1))
-    token = code.plus(_index(code, starts, row), code.times(block, spec.item_tokens))
-    position = code.sub(_index(code, lens, row), code.sub(last, token))
+    entry = code.at(code.read(POINTER, context, Slot.BLOCKS), code.times(code.sdiv(number, heads), 8))
+    row, block = index(code, entry, code.i64(0)), index(code, entry, code.i64(1))
+    starts, lens = code.read(POINTER, context, Slot.STARTS), code.read(POINTER, context, Slot.LENS)
+    last = index(code, starts, code.plus(row, 1))
+    token = code.plus(index(code, starts, row), code.times(block, spec.item_tokens))
+    position = code.sub(index(code, lens, row), code.sub(last, token))
     num_tokens = code.least(code.sub(last, token), spec.item_tokens)
     begin = code.i64(0)
     if spec.tile.window is not None:  # pages behind the window may be gone from the table
@@ -378,7 +254,7 @@ def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None
     layout = spec.layout
 
     def start_row(row: Value, where: Value, head: Value) -> None:
-        source = code.at(code.read(POINTER, item.context, _Q), where)
+        source = code.at(code.read(POINTER, item.context, Slot.Q), where)
         target = code.at(scratch.queries, code.times(row, 4 * layout.key_width))
         code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
         for behind in range(layout.head_dim, layout.key_width):
@@ -389,7 +265,7 @@ def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None
         total = constant(0.0, LANES)
         top = ir.Constant(F32, LOWEST)
         if spec.sinks:
-            top = code.read(F32, code.read(POINTER, item.context, _SINKS), code.times(head, 4), align=4)
+            top = code.read(F32, code.read(POINTER, item.context, Slot.SINKS), code.times(head, 4), align=4)
             top = code.fmul(top, ir.Constant(F32, LOG2_E))
             total = ir.Constant(vector(F32, LANES), [1.0] + [0.0] * (LANES - 1))
         code.write(top, scratch.tops, code.times(row, 4))
@@ -407,6 +283,6 @@ def _finish(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> Non
         share = code.splat(code.fdiv(ir.Constant(F32, 1.0), total), layout.head_dim)
         values = code.read(share.type, scratch.out, code.times(row, 4 * layout.value_width), align=4)
         values = rounded(code, code.fmul(values, share), spec.dtype)
-        code.write(values, code.at(code.read(POINTER, item.context, _OUT), where), align=item_bytes(spec.dtype))
+        code.write(values, code.at(code.read(POINTER, item.context, Slot.OUT), where), align=item_bytes(spec.dtype))
 
     _each_row(code, spec, item, finish_row)
