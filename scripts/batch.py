@@ -186,10 +186,6 @@ def run(
                     hosts=joined,
                     kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory)),
         }  # fmt: skip
-        if joined is not None and joined.index:
-            if not (resume and _is_complete(output)):
-                _follow(model or "", options)
-            return
         from ..serving.batch_jobs.formats import InputFiles, InputSpec
         from ..serving.batch_jobs.job import Job, JobSpec, open_store
         from ..serving.batch_jobs.prepare import Preparer, checking_preparer
@@ -199,6 +195,11 @@ def run(
         from ..serving.batch_jobs.stop import StopSignals
 
         part = WHOLE if shard is None else Shard.parse(shard)
+        place = output if shard is None else part.name(output)
+        if joined is not None and joined.index:
+            if not (resume and _is_complete(place)):
+                _follow(model or "", options)
+            return
         spec = InputSpec(
             (source,),
             format=format,
@@ -225,7 +226,7 @@ def run(
                     )
                 _check(files, job_spec, preparer, as_json=json)
                 return
-            store = open_store(output if shard is None else part.name(output))
+            store = open_store(place)
             found = scan_input(files, job_spec.ids, preparer.check)
             print_scan(found)
             with Job(files, found, store, job_spec, resume=resume, overwrite=overwrite) as job:

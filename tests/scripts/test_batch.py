@@ -111,6 +111,16 @@ def test_parts_are_joined(distaff: Run, llm: type[FakeLLM], here: Path, capsys: 
         assert (here / f"out.jsonl{end}").read_bytes() == (here / f"whole.jsonl{end}").read_bytes()
 
 
+def test_a_host_that_is_not_the_first_comes_to_no_part_that_is_complete(
+    distaff: Run, llm: type[FakeLLM], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distaff.scripts.batch.keep_stdout", lambda: None)  # of a process of its own
+    command = ("batch", "in.jsonl", "out.jsonl", "-m", "m", "--shard", "0/2", "--resume")
+    assert distaff(*command) == 0
+    second = ("--layout", "tensor=2", "--coordinator", "127.0.0.1:1", "--num-hosts", "2", "--host", "1")
+    assert distaff(*command, *second) == 0 and len(llm.made) == 1
+
+
 def test_a_check_needs_no_model(distaff: Run, llm: type[FakeLLM], here: Path, capsys: Capture) -> None:
     assert distaff("batch", "in.jsonl", "out.jsonl", "--check", "--json") == 3
     told = json.loads(capsys.readouterr().out)
