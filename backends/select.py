@@ -38,8 +38,10 @@ def _torch(device: str) -> Callable[[], Backend]:
         from .torch.installed import check_torch
 
         check_torch(device)
-        from .torch.backend import TorchBackend
-
+        try:
+            from .torch.backend import TorchBackend
+        except (ImportError, OSError) as error:  # a library that torch wants is not there, or another one's
+            raise UnsupportedError(f"torch is installed but cannot be imported, install it anew: {error}") from error
         return TorchBackend(name=f"torch:{device}", device=device)
 
     return build

@@ -55,7 +55,7 @@ def make() -> HpuDriver:
     """The driver.
 
     Raises:
-        UnsupportedError: habana_frameworks is missing, a variable contradicts, or there is no card.
+        UnsupportedError: habana_frameworks is missing or broken, a variable contradicts, or there is no card.
     """
     if find_spec("habana_frameworks") is None:
         raise UnsupportedError(
@@ -65,8 +65,14 @@ def make() -> HpuDriver:
         given = os.environ.setdefault(name, value)
         if given.lower() != value:
             raise UnsupportedError(f"{name}={given}: torch:hpu runs with {value}; unset the variable or set it so")
-    frameworks = import_module("habana_frameworks.torch")
-    import_module("habana_frameworks.torch.core")
+    try:
+        frameworks = import_module("habana_frameworks.torch")
+        import_module("habana_frameworks.torch.core")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UnsupportedError(
+            f"habana_frameworks is installed but cannot be imported: {error}; its release, torch's and the driver's "
+            "have to be those of one container"
+        ) from error
     if not frameworks.hpu.is_available():
         raise UnsupportedError("habana_frameworks finds no Gaudi; look at hl-smi, and at HABANA_VISIBLE_MODULES")
     return HpuDriver()

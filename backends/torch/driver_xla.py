@@ -15,9 +15,6 @@ from ..base import MemoryInfo
 from ..errors import UnsupportedError
 from .names import Module
 
-_PLATFORM = "PJRT_DEVICE"
-_TORCH, _TORCH_XLA = "2.9", "2.9.0"
-
 
 @dataclass(frozen=True)
 class XlaDriver:
@@ -54,15 +51,17 @@ def make() -> XlaDriver:
     if find_spec("torch_xla") is None:
         raise UnsupportedError("torch_xla is not installed; install it with: pip install 'distaff[torch-xla]'")
     torch, torch_xla = version("torch").split("+")[0], version("torch_xla")
-    if torch_xla == _TORCH_XLA and not torch.startswith(_TORCH + "."):
+    wanted = ".".join(torch_xla.split(".")[:2])  # both have the same numbers
+    if torch.split(".")[:2] != wanted.split("."):
         raise UnsupportedError(
-            f"torch {torch} with torch_xla {torch_xla}: that one is built for torch {_TORCH}; install both with: "
+            f"torch {torch} with torch_xla {torch_xla}: that one is built for torch {wanted}; install both with: "
             "pip install 'distaff[torch-xla]'"
         )
-    os.environ.setdefault(_PLATFORM, "CPU")
-    platform = os.environ[_PLATFORM]
     try:
         import_module("torch_xla").device()
     except (ImportError, RuntimeError) as error:
-        raise UnsupportedError(f"torch_xla finds no device for {_PLATFORM}={platform}: {error}") from error
-    return XlaDriver(platform)
+        given = os.environ.get("PJRT_DEVICE", "not set")
+        raise UnsupportedError(
+            f"torch_xla finds no device (PJRT_DEVICE is {given}; CPU, TPU or CUDA name one): {error}"
+        ) from error
+    return XlaDriver(import_module("torch_xla.runtime").device_type())

@@ -1,6 +1,7 @@
 """What is asked of habana_frameworks, and in which order: of a fake of it, on the host. Nothing here is a Gaudi."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -88,6 +89,12 @@ def test_a_missing_card_and_missing_software_are_told_apart(fake: FakeHabana) ->
 
 def test_without_the_software_the_message_says_where_it_comes_from() -> None:
     with pytest.raises(UnsupportedError, match="habana_frameworks is not installed; it comes with Intel's container"):
+        make()
+
+
+def test_software_of_another_release_is_told(fake: FakeHabana, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "habana_frameworks.torch.core", None)  # the import fails
+    with pytest.raises(UnsupportedError, match=r"cannot be imported: .*; its release, torch's and the driver's"):
         make()
 
 

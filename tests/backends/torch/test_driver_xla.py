@@ -1,6 +1,7 @@
 """torch_xla's CPU device: random bits, and a family's logits against `transformers`; nothing compiles twice."""
 
 import importlib
+import re
 
 import jax
 import numpy as np
@@ -40,11 +41,21 @@ def test_logits_of_a_family_and_the_number_of_compilations(monkeypatch: pytest.M
     assert np.abs(np.concatenate(found) - golden.logits).max() <= FP32_BOUND
 
 
-def test_versions_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_xla, "version", lambda name: {"torch": "2.13.0+cpu", "torch_xla": "2.9.0"}[name])
-    with pytest.raises(
-        UnsupportedError, match=r"torch 2\.13\.0 with torch_xla 2\.9\.0: that one is built for torch 2\.9"
-    ):
+@pytest.mark.parametrize(("torch", "torch_xla"), [("2.13.0", "2.9.0"), ("2.9.1", "2.8.1")])
+def test_versions_that_do_not_fit_are_refused(torch: str, torch_xla: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_xla, "version", lambda name: {"torch": f"{torch}+cpu", "torch_xla": torch_xla}[name])
+    wanted = re.escape(f"torch {torch} with torch_xla {torch_xla}: that one is built for torch {torch_xla[:3]};")
+    with pytest.raises(UnsupportedError, match=wanted):
+        driver_xla.make()
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device() -> None:
+        raise RuntimeError("no such client")
+
+    monkeypatch.setattr(importlib.import_module("torch_xla"), "device", device)
+    monkeypatch.setenv("PJRT_DEVICE", "TPU")
+    with pytest.raises(UnsupportedError, match=r"finds no device \(PJRT_DEVICE is TPU; .*\): no such client"):
         driver_xla.make()
 
 

@@ -24,6 +24,14 @@ def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         select_backend("torch:cpu")
 
 
+def test_a_torch_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "find_spec", lambda name: object())
+    monkeypatch.setattr(installed, "version", lambda name: "2.9.1")
+    monkeypatch.setitem(sys.modules, "distaff.backends.torch.backend", None)  # the import fails
+    with pytest.raises(UnsupportedError, match=r"torch is installed but cannot be imported, install it anew: "):
+        select_backend("torch:cpu")
+
+
 def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnsupportedError, match=r"'torch:tpu': unknown, expected auto or one of .*torch:cpu, torch:xla"):
         select_backend("torch:tpu")
