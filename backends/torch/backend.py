@@ -67,7 +67,8 @@ class TorchBackend(ReferenceBackend):
         """On the device; arrays of JAX on the host are handed over without a copy where the device is the host.
 
         Raises:
-            UnsupportedError: the weights are being traced: a layout spreads them over JAX's devices.
+            UnsupportedError: the weights are being traced: a layout spreads them over JAX's devices; or they are
+                numbers that torch computes nothing with.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")

@@ -12,13 +12,13 @@ import jax
 
 from ..base import RaggedIndex
 from ..errors import UnsupportedError
+from .alias_analysis import SHARED, Effect, loop_views
 from .attention import Attention
 from .attention_static import StaticAttention
 from .dtypes import torch_dtype
+from .flat_jaxpr import Aval, Op, place_of
 from .lowered import GraphBuilder, Lowered
 from .names import Module, Tensor, Value, torch
-from .ownership import SHARED, Effect, loop_views
-from .straight import Aval, Op, place_of
 
 NAMES = ("scan", "while", "cond", "reduce", "ragged_attention")
 _CACHE = 3  # of ragged_attention's operands

@@ -1,9 +1,9 @@
 """From type to type."""
 
 from .dtypes import is_carried, torch_dtype
+from .flat_jaxpr import Aval
 from .names import Value, torch
 from .rules import Equation, Rule, is_bool, is_float, is_unsigned, widen
-from .straight import Aval
 
 
 def _convert(eqn: Equation, x: Value) -> Value:

@@ -9,15 +9,15 @@ from jax.extend.core import Jaxpr
 
 from ..errors import UnsupportedError
 from . import control_flow
+from .alias_analysis import SHARED, Effect, Ownership, analyse
 from .dtypes import from_numpy, is_key, torch_dtype
+from .flat_jaxpr import Atom, Constant, FlatJaxpr, Op, flatten_jaxpr, place_of
 from .keys import with_words
 from .lowered import Lowered, Target
 from .names import Module, Value, fx, torch
 from .narrowing import narrow_products
-from .ownership import SHARED, Effect, Ownership, analyse
 from .primitives import RULES, effect_of_rule
 from .rules import Equation, copied, literal
-from .straight import Atom, Constant, Op, Straight, place_of, straighten
 
 
 class _Tracer(fx.proxy.GraphAppendingTracer):
@@ -47,7 +47,7 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
 
 
 class Builder:
-    """Builds the graph of one straight program.
+    """Builds the graph of one flat jaxpr.
 
     Args:
         program: what is built.
@@ -57,7 +57,7 @@ class Builder:
     """
 
     def __init__(
-        self, program: Straight, target: Target, given: Collection[int] = (), carry: int | None = None
+        self, program: FlatJaxpr, target: Target, given: Collection[int] = (), carry: int | None = None
     ) -> None:
         self.program, self.target, self._carry = program, target, carry
         self.device = target.device
@@ -210,7 +210,7 @@ def lower(
     Raises:
         UnsupportedError: names each primitive that has no rule, and where it was written.
     """
-    program = straighten(jaxpr)
+    program = flatten_jaxpr(jaxpr)
     if not is_body:
         check_primitives(program)
     narrow_products(program)
@@ -218,16 +218,16 @@ def lower(
         return Builder(program, target, given, carry).build(is_body=is_body)
 
 
-def check_primitives(program: Straight) -> None:
+def check_primitives(program: FlatJaxpr) -> None:
     """Raises:
     UnsupportedError: some primitive has no rule; all are named, with the places that use them first.
     """
     lacking: dict[str, str] = {}
 
-    def look(part: Straight) -> None:
+    def look(part: FlatJaxpr) -> None:
         for op in part.ops:
             for inner in control_flow.inner_jaxprs(op):
-                look(straighten(inner))
+                look(flatten_jaxpr(inner))
             if op.name not in RULES and op.name not in control_flow.NAMES:
                 lacking.setdefault(op.name, place_of(op))
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .straight import Aval, Constant, Op
+from .flat_jaxpr import Aval, Constant, Op
 
 _UNCHANGED = (
     "concatenate",

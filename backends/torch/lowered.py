@@ -1,12 +1,12 @@
-"""A program as a torch.fx graph, and what those who build parts of it ask of the builder."""
+"""What lowering gives: a program as a torch.fx graph; and what those who build parts of it ask of the builder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from .alias_analysis import Ownership
+from .flat_jaxpr import Atom, FlatJaxpr
 from .names import Module, Value
-from .ownership import Ownership
-from .straight import Atom, Straight
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Lowered:
     """
 
     module: Module
-    program: Straight
+    program: FlatJaxpr
     writes: frozenset[int]
     views: tuple[frozenset[int], ...]
     alone: frozenset[int]
@@ -39,7 +39,7 @@ class GraphBuilder(Protocol):
     `bodies` are the programs inside its operations, by number; `known` says what may be written.
     """
 
-    program: Straight
+    program: FlatJaxpr
     target: Target
     bodies: dict[int, Any]
     known: Ownership

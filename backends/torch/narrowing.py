@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from .straight import Straight
+from .flat_jaxpr import FlatJaxpr
 
 _NARROW = ("bfloat16", "float16")
 
 
-def narrow_products(program: Straight) -> None:
+def narrow_products(program: FlatJaxpr) -> None:
     """Retypes `convert(reshape(dot_general(bf16, bf16) -> fp32)) -> bf16`: a product in fp32 would convert the whole
     matrix first. The conversion that is left changes nothing."""
     readers: dict[int, list[int]] = {}

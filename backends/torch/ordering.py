@@ -1,8 +1,8 @@
 """Sorting, and the largest few: ties go to the smaller index, as JAX promises."""
 
+from .flat_jaxpr import Aval
 from .names import Value, torch
 from .rules import Equation, Rule, flip, is_bool, is_float
-from .straight import Aval
 
 
 def _sort(eqn: Equation, *operands: Value) -> tuple[Value, ...]:

@@ -1,9 +1,9 @@
 """Every primitive that has a rule, and what each does to memory."""
 
 from . import conversions, elementwise, indexing, ordering, products, random, reductions, shapes
-from .ownership import Effect
+from .alias_analysis import Effect
+from .flat_jaxpr import FlatJaxpr, Op
 from .rules import Rule
-from .straight import Op, Straight
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
@@ -17,7 +17,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def effect_of_rule(program: Straight, op: Op) -> Effect:
+def effect_of_rule(program: FlatJaxpr, op: Op) -> Effect:
     """What the rule of an operation does to memory."""
     rule, results = RULES[op.name], len(op.outs)
     aval = program.aval(op.ins[0]) if op.ins else None
@@ -27,7 +27,7 @@ def effect_of_rule(program: Straight, op: Op) -> Effect:
     return Effect(views=(views,) * results, repeats=op.name == "broadcast_in_dim")
 
 
-def _copies(program: Straight, op: Op) -> bool:
+def _copies(program: FlatJaxpr, op: Op) -> bool:
     """Whether a gather reads at several places, which torch copies from; one place is a view."""
     if op.name != "gather":
         return False

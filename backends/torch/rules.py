@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dtypes import is_carried, scalar, torch_dtype
+from .flat_jaxpr import Aval, Op
 from .names import DType, Value, torch
-from .straight import Aval, Op
 
 
 @dataclass(frozen=True)

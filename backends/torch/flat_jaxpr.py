@@ -1,4 +1,4 @@
-"""A jaxpr as a straight line of operations: calls are inlined, what nobody reads is gone, every value has a number."""
+"""A flat jaxpr: calls are inlined, what nobody reads is gone, every value has a number."""
 
 import itertools
 import traceback
@@ -58,7 +58,7 @@ class Op:
 
 
 @dataclass
-class Straight:
+class FlatJaxpr:
     """A program without calls. `constants` are arrays that came with the jaxpr; `avals` tell of each value."""
 
     inputs: list[int]
@@ -79,10 +79,10 @@ class Straight:
         return last
 
 
-def straighten(jaxpr: Jaxpr) -> Straight:
+def flatten_jaxpr(jaxpr: Jaxpr) -> FlatJaxpr:
     """Inlines and prunes a jaxpr."""
     numbers = itertools.count()
-    program = Straight([], {}, [], [], {})
+    program = FlatJaxpr([], {}, [], [], {})
     scope: dict[Any, Atom] = {}
     for var in jaxpr.invars:
         number = scope[var] = next(numbers)
@@ -95,7 +95,7 @@ def straighten(jaxpr: Jaxpr) -> Straight:
 
 
 def _inline(
-    jaxpr: Jaxpr, scope: dict[Any, Atom], program: Straight, numbers: Iterator[int], callers: tuple[Any, ...] = ()
+    jaxpr: Jaxpr, scope: dict[Any, Atom], program: FlatJaxpr, numbers: Iterator[int], callers: tuple[Any, ...] = ()
 ) -> None:
     for var, value in zip(jaxpr.constvars, jaxpr.consts, strict=True):
         number = scope[var] = next(numbers)
@@ -126,7 +126,7 @@ def _read(scope: Mapping[Any, Atom], atom: Any) -> Atom:
     return Constant(atom.val, Aval.of(atom.aval)) if isinstance(atom, Literal) else scope[atom]
 
 
-def _prune(program: Straight) -> None:
+def _prune(program: FlatJaxpr) -> None:
     """Leaves out operations whose results nobody reads: no primitive of a step has an effect."""
     wanted = {atom for atom in program.outputs if isinstance(atom, int)}
     kept: list[Op] = []

@@ -1,4 +1,4 @@
-"""Which values of a program may be overwritten by the operation that reads them last.
+"""Alias analysis: which values of a program may be overwritten by the operation that reads them last.
 
 JAX's values never change; a KV cache that is copied for each token would be of no use, though. A value's memory may be
 written where it belongs to the program (it was given away to it, or an operation made it) and nobody who still wants
@@ -8,7 +8,7 @@ the old value looks at it, through whatever view.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from .straight import Constant, Op, Straight
+from .flat_jaxpr import Constant, FlatJaxpr, Op
 
 type Roots = frozenset[int]
 """The values whose memory a value may look at. `SHARED` among them: some of it is seen several times."""
@@ -48,7 +48,7 @@ class Ownership:
         return any(self.roots[value] & self.roots[other] for other in others)
 
 
-def analyse(program: Straight, given: Collection[int], effect_of: Callable[[Op], Effect]) -> Ownership:
+def analyse(program: FlatJaxpr, given: Collection[int], effect_of: Callable[[Op], Effect]) -> Ownership:
     """Follows memory through a program.
 
     Args:
