@@ -77,7 +77,10 @@ def small_exp2(x: jax.Array) -> jax.Array:
     ("function", "ulps"),
     [(lax.exp, 4), (small_exp2, 4), (lax.expm1, 8), (lax.log, 4), (lax.log1p, 4), (lax.sin, 4), (lax.cos, 4),
      (lax.tanh, 8), (lax.logistic, 4), (lax.erf, 8), (lax.sqrt, 1), (lax.rsqrt, 4), (lax.cbrt, 8), (lax.floor, 0),
-     (lax.ceil, 0), (lax.is_finite, 0), (lax.square, 0), (lambda x: lax.integer_pow(x, 3), 0),
+     (lax.tan, 8), (lax.asin, 8), (lax.acos, 8), (lax.atan, 4), (lax.sinh, 8), (lax.cosh, 8), (lax.erfc, 8),
+     (lax.erf_inv, 16), (lambda x: lax.pow(x, x), 8), (lambda x: lax.pow(x, jnp.int32(3)), 8),
+     (lambda x: lax.atan2(x, x[::-1]), 8), (lax.ceil, 0), (lax.is_finite, 0), (lax.square, 0),
+     (lambda x: lax.integer_pow(x, 3), 0),
      (lambda x: lax.integer_pow(x, -2), 1), (lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN), 0),
      (lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), 0)],
 )  # fmt: skip
