@@ -28,7 +28,7 @@ from distaff.models.step import StepBatch, StepOutput
 from distaff.serving.plan import Bucket
 from distaff.serving.rpc.protos.distaff.v1 import generation_pb2
 
-from .rpc import raw_http2
+from . import http2
 from .served import QuickPrograms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,13 +76,14 @@ class _Reader:
     """A client with one request, which keeps what it reads with the times of its arrival."""
 
     def __init__(self, port: int, tokens: int) -> None:
-        self.socket = raw_http2.connect(port)
+        connection = http2.Connection(port, preface=False)  # nothing comes before its time is taken
+        self.socket = connection.socket
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._parts: list[tuple[int, bytes]] = []
         sampling = generation_pb2.SamplingParams(max_tokens=tokens, seed=0)
         request = generation_pb2.GenerateRequest(text="abc", sampling=sampling)
-        call = raw_http2.call(1, "/distaff.v1.Inference/Generate", request.SerializeToString())
-        self.socket.sendall(raw_http2.settings(window=2**24) + call)
+        call = http2.unary("/distaff.v1.Inference/Generate", request.SerializeToString())
+        connection.send(http2.PREFACE + http2.settings(window=2**24) + call)
 
     def read(self) -> bool:
         """Takes what is there; whether the connection still stands."""
@@ -107,7 +108,7 @@ class _Reader:
         while at + 9 <= len(data):
             size, kind, stream = int.from_bytes(data[at : at + 3]), data[at + 3], int.from_bytes(data[at + 5 : at + 9])
             at += 9 + size
-            if kind != raw_http2.DATA or stream != 1 or at > len(data):
+            if kind != http2.DATA or stream != 1 or at > len(data):
                 continue
             body += data[at - size : at]
             stamp = self._parts[int(np.searchsorted(ends, at))][0]
@@ -163,9 +164,7 @@ def measure(streams: int = 32, step_seconds: float = 0.03, seconds: float = 10.0
 
 
 def _idle(port: int) -> socket.socket:
-    sock = raw_http2.connect(port)
-    sock.sendall(raw_http2.settings())
-    return sock
+    return http2.Connection(port).socket
 
 
 def _read(readers: list[_Reader], seconds: float) -> None:

@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from distaff.serving.rpc.protos.distaff.v1 import generation_pb2, inference_pb2_grpc
 
 from ...fakes import continuation
+from ..http2 import Connection
 from ..served import VOCAB, small_tokenizer
-from .http2 import Connection
 
 ROOT = Path(__file__).resolve().parents[3]
 GENERATE = "/distaff.v1.Inference/Generate"

@@ -15,8 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from .abused import GENERATE, Abused, abused, answer, request
-from .http2 import (
+from ..http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -26,16 +25,15 @@ from .http2 import (
     PING,
     PREFACE,
     RST_STREAM,
-    SETTINGS,
     Connection,
     call_headers,
     frame,
     message,
+    settings,
 )
+from .abused import GENERATE, Abused, abused, answer, request
 
 pytestmark = pytest.mark.slow
-
-INITIAL_WINDOW_SIZE = 4
 
 
 def test_readers_that_stop_lose_their_requests_and_others_notice_nothing() -> None:
@@ -45,10 +43,9 @@ def test_readers_that_stop_lose_their_requests_and_others_notice_nothing() -> No
         abused(limits=limits, step_seconds=0.002, engine={"max_len": 2048, "pages": 4096, "slots": 64}) as server,
         server.unharmed(),
     ):
-        settings = frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 256))
         readers = [server.connect(preface=False) for _ in range(63)]
         for reader in readers:
-            reader.send(PREFACE + settings)
+            reader.send(PREFACE + settings(window=256))
             reader.call(GENERATE, request("slow", 2000).SerializeToString())
         end = time.monotonic() + 20
         while server.counts()["stalled"] < len(readers):
@@ -147,7 +144,7 @@ def ping_flood(connection: Connection) -> None:
 
 def settings_flood(connection: Connection) -> None:
     for _ in range(2000):
-        if not connection.send(frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, 65535)) * 10):
+        if not connection.send(settings(window=65535) * 10):
             return
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from distaff.serving.rpc.protos.distaff.v1.inference_pb2_grpc import InferenceStub
 
+from ..http2 import DATA, END_HEADERS, END_STREAM, HEADERS, call_headers, frame, message
 from .abused import GENERATE, Abused, abused, answer, request
-from .http2 import DATA, END_HEADERS, END_STREAM, HEADERS, call_headers, frame, message
 
 type Client = Callable[[Abused, InferenceStub, random.Random], None]
 

@@ -12,7 +12,7 @@ from distaff.serving.rpc.protos.distaff.v1 import inference_pb2 as pb
 from distaff.serving.rpc.settings import RpcSettings
 from distaff.serving.rpc.tokens import TokenFile
 
-from . import raw_http2
+from .. import http2
 from .compat import run, until
 from .native import INSIDES, Native, native, refusal, request
 
@@ -40,14 +40,14 @@ def test_malformed_messages_are_invalid_arguments() -> None:
             assert (await refusal(raw(reached, "/distaff.v1.Inference/Nothing", b""))).code == "UNIMPLEMENTED"
             port = reached.server.port
             for sent in (
-                raw_http2.call(1, UNARY, b"", content_type="text/plain"),
-                raw_http2.call(1, UNARY, b"a" * 10)[:-4],
-                raw_http2.call(1, UNARY, b"a" * 10, compressed=1),
+                http2.unary(UNARY, b"", content_type="text/plain"),
+                http2.unary(UNARY, b"a" * 10)[:-4],
+                http2.unary(UNARY, b"a" * 10, compressed=1),
                 b"GET / HTTP/1.1\r\n\r\n",
             ):
-                with raw_http2.connect(port) as sock:
-                    sock.sendall(raw_http2.settings() + sent)
-                    await asyncio.to_thread(raw_http2.read_frames, sock, 0.1)
+                with http2.Connection(port) as connection:
+                    connection.send(sent)
+                    await asyncio.to_thread(list, connection.frames(0.1))
             await reached.inference.GenerateUnary(request("abc", 3))
 
     run(check())

@@ -10,7 +10,7 @@ from distaff.serving.front import FrontLimits
 from distaff.serving.rpc.protos.distaff.v1 import generation_pb2 as pb
 from distaff.serving.rpc.protos.distaff.v1 import inference_pb2
 
-from . import raw_http2
+from .. import http2
 from .compat import run, until
 from .native import EOF, native, refusal, request
 
@@ -228,9 +228,9 @@ def test_a_reader_that_stops_is_ended_and_the_others_notice_nothing() -> None:
             served = reached.served
             served.programs.step_seconds = 0.002
             message = request(tokens=1000, request_id="slow").SerializeToString()
-            with raw_http2.connect(reached.server.port) as sock:
+            with http2.Connection(reached.server.port) as connection:
                 # A window of nothing: the server can send no message.
-                sock.sendall(raw_http2.settings(window=0) + raw_http2.call(1, GENERATE, message))
+                connection.send(http2.settings(window=0) + http2.unary(GENERATE, message))
                 await until(lambda: served.front.load().running == 1)
                 while served.front.counters.stalled == 0:
                     other = await reached.inference.GenerateUnary(request("other", 3))
@@ -238,9 +238,9 @@ def test_a_reader_that_stops_is_ended_and_the_others_notice_nothing() -> None:
                 await served.check_empty()
                 assert served.front.counters.ended["slow_reader"] == 1
                 # Once it reads again, it gets what had come, and is told.
-                sock.sendall(raw_http2.settings(window=2**20))
-                frames = await asyncio.to_thread(raw_http2.read_frames, sock, 1.0)
-                trailers = [payload for kind, _, stream, payload in frames if (kind, stream) == (raw_http2.HEADERS, 1)]
-                assert b"grpc-status\x018" in trailers[-1], f"{[(k, f, len(p)) for k, f, _, p in frames]}"
+                connection.send(http2.settings(window=2**20))
+                frames = await asyncio.to_thread(connection.answer)
+                trailers = [each.payload for each in frames if each.kind == http2.HEADERS]
+                assert b"grpc-status\x018" in trailers[-1], f"{[each[:2] for each in frames]}"
 
     run(check())

@@ -6,7 +6,7 @@ import time
 
 from distaff.serving.rpc.settings import RpcSettings
 
-from . import raw_http2
+from .. import http2
 from .compat import run
 from .native import native, refusal, request
 
@@ -34,25 +34,22 @@ def test_frames_and_metadata_beyond_their_limits_are_refused() -> None:
 
 def test_quiet_clients_may_ping_and_floods_end_their_connection() -> None:
     """The argument that limits pings really does, and bears those of quiet clients."""
-    ping = raw_http2.frame(raw_http2.PING, 0, 0, b"12345678")
+    ping = http2.frame(http2.PING, b"12345678")
 
     def pinged(port: int, count: int, pause: float) -> list[int]:
-        with raw_http2.connect(port) as sock:
-            sock.sendall(raw_http2.settings())
+        with http2.Connection(port) as connection:
             for _ in range(count):
-                try:
-                    sock.sendall(ping)
-                except ConnectionError:
+                if not connection.send(ping):
                     break
                 time.sleep(pause)
-            return [kind for kind, *_ in raw_http2.read_frames(sock, 0.1)]
+            return [frame.kind for frame in connection.frames(0.3)]
 
     async def check() -> None:
         settings = RpcSettings(port=0, client_ping_seconds=0.05)
         async with native(settings=settings) as reached:
             patient = await asyncio.to_thread(pinged, reached.server.port, 12, 0.08)
-            assert raw_http2.GOAWAY not in patient and patient.count(raw_http2.PING) >= 12
-            assert raw_http2.GOAWAY in await asyncio.to_thread(pinged, reached.server.port, 200, 0.001)
+            assert http2.GOAWAY not in patient and patient.count(http2.PING) >= 12
+            assert http2.GOAWAY in await asyncio.to_thread(pinged, reached.server.port, 200, 0.001)
             await reached.inference.GenerateUnary(request(tokens=2))
 
     run(check())
@@ -74,7 +71,7 @@ def test_connections_that_never_become_one_are_closed() -> None:
     async def check() -> None:
         async with native(settings=RpcSettings(port=0, handshake_seconds=0.3, idle_seconds=1.0)) as reached:
             port = reached.server.port
-            sent = (b"", raw_http2.PREFACE, raw_http2.PREFACE + raw_http2.settings(), b"\x16\x03\x01garbage")
+            sent = (b"", http2.PREFACE, http2.PREFACE + http2.frame(http2.SETTINGS), b"\x16\x03\x01garbage")
             assert await asyncio.gather(*(asyncio.to_thread(closed, port, each) for each in sent)) == [True] * 4
             await reached.inference.GenerateUnary(request(tokens=2))
 

@@ -16,8 +16,8 @@ from distaff.serving.rpc.protos.distaff.v1 import generation_pb2
 from distaff.serving.rpc.protos.jetstream import jetstream_pb2
 from distaff.serving.rpc.protos.kserve import inference_pb2
 
+from .. import http2
 from ..served import serving
-from . import raw_http2
 from .compat import Service, run, until
 
 
@@ -57,9 +57,8 @@ def test_they_hold_their_rpc_alone_and_go_unnoticed(method: str, caplog: pytest.
             make(served.front).add_to(server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
-            with raw_http2.connect(port) as sock:
-                call = raw_http2.call(1, method, message.SerializeToString())
-                sock.sendall(raw_http2.settings(window=0) + call)
+            with http2.Connection(port) as connection:
+                connection.send(http2.settings(window=0) + http2.unary(method, message.SerializeToString()))
                 await until(lambda: served.front.counters.opened)
                 await served.check_empty()
                 await asyncio.sleep(0.2)

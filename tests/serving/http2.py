@@ -1,4 +1,4 @@
-"""HTTP/2 frames by hand (RFC 9113), for what no well-behaved client sends."""
+"""HTTP/2 frames by hand (RFC 9113), for what no library sends, or reads so."""
 
 import contextlib
 import socket
@@ -10,6 +10,7 @@ from typing import NamedTuple
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
+INITIAL_WINDOW_SIZE = 4
 
 
 class Frame(NamedTuple):
@@ -21,6 +22,11 @@ class Frame(NamedTuple):
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def settings(*, window: int) -> bytes:
+    """`window` is what the peer may send of each stream."""
+    return frame(SETTINGS, struct.pack(">HI", INITIAL_WINDOW_SIZE, window))
 
 
 def literal(name: str, value: str) -> bytes:
@@ -48,8 +54,15 @@ def message(body: bytes, *, compressed: int = 0, length: int | None = None) -> b
     return struct.pack(">BI", compressed, len(body) if length is None else length) + body
 
 
+def unary(path: str, body: bytes, *, stream: int = 1, compressed: int = 0, **headers: str) -> bytes:
+    """A whole request; `compressed` is what it says of its message."""
+    return frame(HEADERS, call_headers(path, **headers), flags=END_HEADERS, stream=stream) + frame(
+        DATA, message(body, compressed=compressed), flags=END_STREAM, stream=stream
+    )
+
+
 class Connection:
-    """A TCP connection that speaks just enough HTTP/2."""
+    """A TCP connection that speaks just enough HTTP/2. Close it, or use it as a context manager."""
 
     def __init__(self, port: int, *, preface: bool = True) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -65,12 +78,9 @@ class Connection:
             return False
         return True
 
-    def call(self, path: str, body: bytes, stream: int = 1, **headers: str) -> None:
+    def call(self, path: str, body: bytes, stream: int = 1) -> None:
         """Sends a whole unary request."""
-        self.send(
-            frame(HEADERS, call_headers(path, **headers), flags=END_HEADERS, stream=stream)
-            + frame(DATA, message(body), flags=END_STREAM, stream=stream)
-        )
+        self.send(unary(path, body, stream=stream))
 
     def frames(self, seconds: float = 5.0) -> Iterator[Frame]:
         """What the server sends, until it closes the connection or `seconds` are over; settings are acknowledged."""
@@ -97,12 +107,28 @@ class Connection:
                 return
             self._read += more
 
+    def answer(self, stream: int = 1, seconds: float = 5.0) -> list[Frame]:
+        """The frames of a stream until it ends, the connection does, or `seconds` are over."""
+        found: list[Frame] = []
+        for each in self.frames(seconds):
+            if each.stream == stream:
+                found.append(each)
+                if each.flags & END_STREAM:
+                    break
+        return found
+
     def is_closed(self, seconds: float = 5.0) -> bool:
         """Whether the server ends the connection within `seconds`."""
         end = time.monotonic() + seconds
         for _ in self.frames(seconds):
             pass
         return time.monotonic() < end
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self, *, rudely: bool = False) -> None:
         """`rudely` resets the connection instead of ending it."""
