@@ -72,6 +72,12 @@ class TorchBackend(ReferenceBackend):
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")
+        for leaf in jax.tree.leaves(params):
+            if leaf.dtype.name.startswith("float8"):
+                raise UnsupportedError(
+                    f"backend {self.name}: weights of {leaf.dtype.name}, supported are floats of 16 and 32 bits, int8 "
+                    "and int4; round with --quantize int8, int8-weight or int4"
+                )
         return jax.tree.map(self._kept, params)
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:

@@ -9,6 +9,8 @@ import pytest
 
 from distaff.backends.base import Backend, CacheGroup
 from distaff.backends.errors import UnsupportedError
+from distaff.backends.quantized import Quantized
+from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
 from distaff.backends.torch.array import DeviceArray
 from distaff.models.kv_cache import copy_pages, read_pages, write_pages
@@ -100,6 +102,30 @@ def test_pages_are_read_and_written_by_number() -> None:
     )
     (moved,) = run(cache, three, one)
     assert (np.asarray(moved)[:, 1] == 7).all() and (np.asarray(moved)[:, 2] == 0).all()
+
+
+def test_weights_of_floats_of_8_bits_are_refused_by_name() -> None:
+    weight = Quantized(
+        jnp.ones((2, 4), jnp.float8_e4m3fn), jnp.ones((2, 1)), "float8_e4m3fn", jnp.dtype("float32"), activations=True
+    )
+    with pytest.raises(UnsupportedError, match="weights of float8_e4m3fn, supported are .* int8, int8-weight or int4"):
+        BACKEND.prepare_params({"weight": weight})
+
+
+@pytest.mark.parametrize(("kind", "activations"), [("int8", True), ("int8", False), ("int4", False)])
+def test_products_with_whole_numbers_are_those_of_the_reference(kind: str, activations: bool) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 8)).astype(np.uint8)
+    numbers = values if kind == "int4" else values.view(np.int8)
+    scale = jnp.linspace(0.5, 2, 5)[:, None]
+    weight = Quantized(jnp.asarray(numbers), scale, kind, jnp.dtype("float32"), activations=activations)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, weight.shape[1])), jnp.float32)
+
+    def product(weight: Quantized, x: jax.Array) -> jax.Array:
+        return BACKEND.linear(x, weight, "TD,FD->TF")
+
+    program = BACKEND.compile(product, (weight, x))
+    got = BACKEND.get(program(BACKEND.prepare_params(weight), BACKEND.put(x)))
+    np.testing.assert_allclose(got, ReferenceBackend().linear(x, weight, "TD,FD->TF"), rtol=1e-5, atol=1e-5)
 
 
 def test_traced_weights_mean_a_layout_and_are_refused() -> None:
