@@ -72,6 +72,7 @@ class Dispatcher:
             NobodyServesError: no server could be asked.
         """
         failure: grpc.aio.AioRpcError | None = None
+        refusal: grpc.aio.AioRpcError | None = None
         tried: list[str] = []
         while (upstream := self._choose(call.asked, tried)) is not None:
             if failure is not None:
@@ -90,12 +91,14 @@ class Dispatcher:
                 told = error_of(error, upstream.name)
                 if told.is_lost:
                     upstream.lost()
+                else:
+                    refusal = error
                 safe = told.is_refusal or call.repeatable
                 if attempt.begun or not (told.is_passing and safe and call.replay.whole):
                     raise
-        if failure is None or error_of(failure, "").is_lost:
-            raise NobodyServesError(len(self.upstreams)) from failure
-        raise failure
+        if refusal is not None:  # of a server that is there, whatever became of others
+            raise refusal
+        raise NobodyServesError(len(self.upstreams)) from failure
 
     async def ask_all(self, method: str, message: bytes, metadata: Metadata, timeout: float | None) -> list[bytes]:
         """One message to every server that can be reached; the answers of those that gave one.

@@ -79,6 +79,12 @@ def _health(channel: Any) -> Any:
     return health_pb2_grpc.HealthStub(channel)
 
 
+def stream_on(echoes: list[Echo], gap: float = 0.05, copies: int = 1000) -> None:
+    """Answers take their time."""
+    for echo in echoes:
+        echo.gap, echo.copies = gap, copies
+
+
 async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
@@ -147,6 +153,19 @@ def test_another_server_takes_over_before_the_first_answer(code: grpc.StatusCode
     run(play)
 
 
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_full_server_is_full_although_another_is_away(away: int) -> None:
+    async def play(cast: Scene) -> None:
+        _, echoes, channel = cast
+        echoes[away].refuse = grpc.StatusCode.UNAVAILABLE
+        echoes[1 - away].refuse, echoes[1 - away].retry_after = grpc.StatusCode.RESOURCE_EXHAUSTED, 3
+        error = await failure(say(channel))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details_of(error.trailing_metadata())[1] == 3 and all(echo.got for echo in echoes)
+
+    run(play)
+
+
 def test_what_may_not_be_sent_twice_goes_elsewhere_only_if_the_server_did_nothing() -> None:
     async def play(cast: Scene) -> None:
         _, echoes, channel = cast
@@ -175,8 +194,7 @@ def test_methods_of_one_server_alone_are_not_routed() -> None:
 def test_a_name_is_taken_while_its_request_runs_wherever_that_is() -> None:
     async def play(cast: Scene) -> None:
         _, echoes, channel = cast
-        for echo in echoes:
-            echo.gap, echo.copies = 0.05, 1000
+        stream_on(echoes)
         running = channel.unary_stream(METHOD)(b"mine=x")
         await running.read()
         for _ in range(2):
@@ -289,8 +307,7 @@ def test_prompts_with_the_same_beginning_stay_together_and_others_spread() -> No
 def test_cancelling_reaches_the_server() -> None:
     async def play(cast: Scene) -> None:
         router, echoes, channel = cast
-        for echo in echoes:
-            echo.gap, echo.copies = 0.05, 1000
+        stream_on(echoes)
         call = channel.unary_stream(METHOD)(b"x")
         await call.read()
         assert sum(upstream.standing.in_flight for upstream in router.upstreams) == 1
@@ -317,8 +334,7 @@ def test_some_methods_ask_every_server() -> None:
 def test_draining_lets_running_calls_end_and_refuses_new_ones() -> None:
     async def play(cast: Scene) -> None:
         router, echoes, channel = cast
-        for echo in echoes:
-            echo.gap, echo.copies = 0.02, 10
+        stream_on(echoes, 0.02, 10)
         answers = aiter(channel.unary_stream(METHOD)(b"x"))
         await anext(answers)
         draining = asyncio.create_task(router.drain(20))
