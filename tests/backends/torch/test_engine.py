@@ -85,7 +85,7 @@ def test_jax_executes_nothing_once_the_graph_is_built(monkeypatch: pytest.Monkey
         # engine might hold itself.
         compiled: list[str] = []
 
-        def hear(event: str, seconds: float, **_: object) -> None:
+        def hear(event: str, duration_secs: float, **kwargs: str | int) -> None:
             if "backend_compile" in event:
                 compiled.append(event)
 
