@@ -91,9 +91,19 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], message: str
         LLM(GOLDEN / "llama31", **options)
 
 
-def test_layouts_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="quantize int8 with layout tensor=2"):
-        LLM(GOLDEN / "llama31", quantize="int8", layout="tensor=2")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"quantize": "int8", "layout": "tensor=2"},
+            "quantize int8 with layout tensor=2: weights of fewer bits lie on",
+        ),
+        ({"kv_dtype": "int8", "layout": "sequence=2"}, "kv_dtype int8 with layout sequence=2: shared pages hold no"),
+    ],
+)
+def test_layouts_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LLM(GOLDEN / "llama31", backend="cpu", **options)
 
 
 def test_leaves_are_rounded_as_they_are_loaded() -> None:
