@@ -103,7 +103,11 @@ def test_one_zero_point_for_a_whole_matrix_is_taken_off(
 ) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     numbers = np.random.default_rng(0).integers(-128, 128, tiny_tensors[name].shape).astype(np.int8)
-    change = {name: numbers, f"{name}_scale": np.asarray([0.5], np.float32), f"{name}_zero_point": np.asarray([-7], np.int8)}
+    change = {
+        name: numbers,
+        f"{name}_scale": np.asarray([0.5], np.float32),
+        f"{name}_zero_point": np.asarray([-7], np.int8),
+    }
     tensors = HFFolder(tiny_folder(change=change, config=told("int-quantized", 8))).tensors
     np.testing.assert_array_equal(tensors.read_rows(name, 3, 9), 0.5 * (numbers[3:9].astype(np.float32) + 7))
 
