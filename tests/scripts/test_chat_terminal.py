@@ -1,19 +1,18 @@
 """`distaff chat` in a real terminal: a line is asked for, an answer is stopped by Ctrl-C, Ctrl-D leaves."""
 
-import fcntl
 import os
 import pty
 import select
 import subprocess
 import sys
-import termios
 import time
 
 import pytest
 
 from ..serving.client.scripted import Scripted, admitted, beside, delta, finished
 
-PROGRAM = "from distaff.scripts.main import main; main()"
+# The terminal becomes that of the session, so that Ctrl-C is a signal. Not by preexec_fn: threads of gRPC run here.
+PROGRAM = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from distaff.scripts.main import main; main()"
 ANSWER = [admitted(), delta("Hel", 1), delta("lo", 2), finished("EOS")]
 ENDLESS = [admitted(), delta("Hal", 1), 60.0]
 
@@ -31,7 +30,6 @@ class Typist:
             stdout=mine,
             stderr=mine,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
             env={**os.environ, "TERM": "dumb"},
         )
         os.close(mine)
