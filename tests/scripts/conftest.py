@@ -1,6 +1,7 @@
 """A fake `LLM` for the command line, and a tiny real model for the commands run as a user runs them."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,15 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
 
 @pytest.fixture
 def distaff(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command line in this process; returns the exit code. capsys has the output."""
+    """Run the command line in this process; returns the exit code. capsys has the output.
+
+    What commands tell JAX by the environment is undone, so that processes of later tests do not hear it.
+    """
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+        there = name in os.environ
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        if not there:
+            monkeypatch.delenv(name)
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["distaff", *arguments])

@@ -11,8 +11,15 @@ import pytest
 
 from ..serving.client.scripted import Scripted, admitted, beside, delta, finished
 
-# The terminal becomes that of the session, so that Ctrl-C is a signal. Not by preexec_fn: threads of gRPC run here.
-PROGRAM = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from distaff.scripts.main import main; main()"
+# The terminal becomes that of the session, so that Ctrl-C is a signal, which whoever runs the tests may have ignored.
+# Not by preexec_fn: threads of gRPC run here.
+PROGRAM = """
+import fcntl, signal, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from distaff.scripts.main import main
+main()
+"""
 ANSWER = [admitted(), delta("Hel", 1), delta("lo", 2), finished("EOS")]
 ENDLESS = [admitted(), delta("Hal", 1), 60.0]
 
