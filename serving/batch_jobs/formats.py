@@ -1,26 +1,23 @@
 """Files of four kinds to lines: OpenAI batch JSONL, plain text, CSV and Parquet."""
 
-import contextlib
-import csv
 import hashlib
-import io
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from ...backends.errors import InvalidParameterError, UnsupportedError
+from ...backends.errors import InvalidParameterError
 from .errors import InputError, LineError
 from .line import Line, digest_of
 from .openai_lines import parse
 from .source import expand, open_binary
+from .tables import Rows, csv_rows, parquet_rows
 from .template import Template
-from .text_lines import MAX_LINE_BYTES, read_lines
+from .text_lines import read_lines
 
-_BATCH_ROWS = 1024
 _MARK_LINES = 1024
 """Lines after which a place is noted where reading can begin."""
 
@@ -36,6 +33,7 @@ class Format(StrEnum):
 
 _SUFFIXES = {".jsonl": Format.JSONL, ".ndjson": Format.JSONL, ".json": Format.JSONL, ".txt": Format.TEXT,
              ".csv": Format.CSV, ".parquet": Format.PARQUET}  # fmt: skip
+_TABLES: Mapping[Format, Callable[[str, Any, int, int], Rows]] = {Format.CSV: csv_rows, Format.PARQUET: parquet_rows}
 
 
 class Endpoint(StrEnum):
@@ -147,13 +145,15 @@ class InputFiles:
             number = before + count
 
     def _read(self, index: int, data: Any, mark: Mark, before: int) -> Iterator[tuple[int, int, Line | None]]:
-        """The lines of a file from a mark on, behind `before` others: which one it is, where it begins, what it holds.
-        Rows of CSV and Parquet begin nowhere: those before a mark are read again."""
+        """The lines of a file from a mark on, behind `before` others: which one it is, where it begins, what it
+        holds."""
         kind, file = self._formats[index], self.files[index]
-        if kind in (Format.CSV, Format.PARQUET):
-            rows = (_csv_rows if kind is Format.CSV else _parquet_rows)(file, data)
-            for count, line in islice(self._rows(file, before, rows), mark.count, None):
-                yield count, 0, line
+        if kind in _TABLES:
+            rows = _TABLES[kind](file, data, mark.count, mark.offset)
+            for count, (offset, row) in enumerate(rows, mark.count + 1):
+                if count == mark.count + 1:
+                    self._check_columns(file, row)
+                yield count, offset, self._row(before + count, f"{file}: row {count}", row)
             return
         for count, (offset, data_of) in enumerate(read_lines(data, mark.offset), mark.count + 1):
             yield count, offset, self._line(kind, before + count, f"{file}:{count}", data_of)
@@ -175,13 +175,9 @@ class InputFiles:
             return _bad(number, where, problem, line)
         return self._prompt(number, where, {"prompt": prompt}, None)
 
-    def _rows(self, file: str, before: int, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[int, Line]]:
-        for count, row in enumerate(rows, 1):
-            if count == 1:
-                self._check_columns(file, row)
-            where = f"{file}: row {count}"
-            custom_id = None if self.spec.id_column is None else row[self.spec.id_column]
-            yield count, self._prompt(before + count, where, row, None if custom_id is None else str(custom_id))
+    def _row(self, number: int, where: str, row: Mapping[str, Any]) -> Line:
+        custom_id = None if self.spec.id_column is None else row[self.spec.id_column]
+        return self._prompt(number, where, row, None if custom_id is None else str(custom_id))
 
     def _check_columns(self, file: str, row: Mapping[str, Any]) -> None:
         for option, column in (("--prompt-column", self.spec.prompt_column), ("--id-column", self.spec.id_column)):
@@ -227,32 +223,3 @@ def _format_of(file: str) -> Format:
     if suffix not in _SUFFIXES:
         raise InputError(f"{file}: nothing says what it is; give --format {' or '.join(Format)}")
     return _SUFFIXES[suffix]
-
-
-def _csv_rows(file: str, data: Any) -> Iterator[Mapping[str, Any]]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    text = io.TextIOWrapper(data, encoding="utf-8-sig", newline="")
-    try:
-        reader = csv.DictReader(text, strict=True)
-        for row in reader:
-            if None in row:
-                raise InputError(f"{file}: line {reader.line_num} has more values than there are columns")
-            yield row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from error
-    finally:
-        with contextlib.suppress(ValueError):  # the file, which is its opener's, is closed already
-            text.detach()
-
-
-def _parquet_rows(file: str, data: Any) -> Iterator[Mapping[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UnsupportedError(f"{file}: Parquet needs pyarrow; pip install 'distaff[parquet]'") from error
-    try:
-        for batch in parquet.ParquetFile(data).iter_batches(batch_size=_BATCH_ROWS):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{file}: cannot be read as Parquet ({error})") from error

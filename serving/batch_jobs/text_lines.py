@@ -7,7 +7,8 @@ from .errors import LineError
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longer lines are refused."""
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""That a file in UTF-8 may begin with."""
 
 
 def read_lines(file: Any, offset: int = 0) -> Iterator[tuple[int, bytes | LineError]]:
@@ -26,5 +27,5 @@ def read_lines(file: Any, offset: int = 0) -> Iterator[tuple[int, bytes | LineEr
             size += len(more)
         else:
             line = data.removesuffix(b"\n").removesuffix(b"\r")
-            yield offset, line if offset else line.removeprefix(_BOM)
+            yield offset, line if offset else line.removeprefix(BOM)
         offset += size

@@ -1,15 +1,17 @@
 """Every bad input: which line, which reason; the others go on, and the counts add up."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distaff.backends.errors import InvalidParameterError, UnsupportedError
-from distaff.serving.batch_jobs import formats, text_lines
+from distaff.serving.batch_jobs import formats, tables, text_lines
 from distaff.serving.batch_jobs.asked import read_body
 from distaff.serving.batch_jobs.errors import InputError, LineError
 from distaff.serving.batch_jobs.formats import Format, InputFiles, InputSpec
@@ -116,32 +118,84 @@ def test_a_name_that_comes_twice_is_the_one_problem_that_counts(tmp_path: Path) 
     assert problems(named) == [(2, "duplicate_custom_id"), (3, "missing_custom_id")]
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "txt", "csv"])
+def write_texts(path: Path, texts: Sequence[str]) -> None:
+    """As lines with blank ones between them, as rows, or as rows in groups of five; every third row has two lines."""
+    rows = [text if index % 3 else f'é {text},\r\n"so"' for index, text in enumerate(texts)]
+    if path.suffix == ".jsonl":
+        path.write_text("\ufeff" + "\r\n\n".join(map(a_line, texts)), newline="")
+    elif path.suffix == ".txt":
+        path.write_text("\ufeff" + "\r\n\n".join(texts) + "\n", newline="")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([["prompt", "n"], *chain.from_iterable(([row, 1], []) for row in rows)])
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.table({"prompt": pyarrow.array(rows, "string")}), path, row_group_size=5)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt", "csv", "parquet"])
 def test_a_part_is_read_from_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     """Every part of three files is what it is in the whole, and little is read that stands before it."""
     monkeypatch.setattr(formats, "_MARK_LINES", 5)
     for name, size in (("a", 23), ("b", 0), ("c", 40)):
-        texts = [a_line(f"{name}{index}") if suffix == "jsonl" else f"text {name}{index}" for index in range(size)]
-        head, blank = ("\ufeff", "\r\n\n") if suffix != "csv" else ("prompt\n", "\n")
-        content = head + blank.join(texts) + ("\n" if name == "a" else "")
-        (tmp_path / f"{name}.{suffix}").write_text(content, newline="")
-    found = InputFiles(InputSpec((str(tmp_path / f"*.{suffix}"),), prompt_column="prompt" if suffix == "csv" else None))
+        write_texts(tmp_path / f"{name}.{suffix}", [f"{name}{index}" for index in range(size)])
+    column = "prompt" if suffix in ("csv", "parquet") else None
+    found = InputFiles(InputSpec((str(tmp_path / f"*.{suffix}"),), prompt_column=column))
     whole = list(found)
-    assert len(whole) == 63 and len({line.number for line in whole}) == 63
-    read: list[int] = []
-    marked = InputFiles.lines_from
+    assert len(whole) == 63 and len({line.number for line in whole}) == 63 and problems(whole) == []
+    made, make = [0], Line.__post_init__
 
-    def counted(self: InputFiles, start: formats.Mark) -> Iterator[Line]:
-        for line in marked(self, start):
-            read.append(line.number)
-            yield line
+    def counted(self: Line) -> None:
+        made[0] += 1
+        make(self)
 
-    monkeypatch.setattr(InputFiles, "lines_from", counted)
+    monkeypatch.setattr(Line, "__post_init__", counted)
     for first in range(64):
-        read.clear()
+        made[0] = 0
         assert list(found.between(first, 63)) == whole[first:]
-        assert len(read) <= 63 - first + 5
+        assert made[0] <= 63 - first + 5
     assert list(found.between(10, 12)) == whole[10:12] and not list(found.between(7, 7))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rows_before_a_part_are_not_read(tmp_path: Path, suffix: str) -> None:
+    """Neither their bytes nor their row groups."""
+    path, read = tmp_path / f"in.{suffix}", {"csv": tables.csv_rows, "parquet": tables.parquet_rows}[suffix]
+    write_texts(path, [f"{index} {'x' * 20_000}" for index in range(50)])
+    with path.open("rb") as file:
+        whole = list(read("in", file, 0, 0))
+    for skip in (0, 1, 5, 33, 49):
+        with path.open("rb") as file:
+            counted = CountedReads(file)
+            rows = list(read("in", counted, skip, whole[skip][0]))
+        assert rows == whole[skip:] and len(rows) == 50 - skip
+        assert counted.total < (50 - skip + 5) * 20_100 + 100_000
+
+
+class CountedReads(io.RawIOBase):
+    """A file that counts the bytes that are read of it."""
+
+    def __init__(self, file: Any) -> None:
+        self.total, self._file = 0, file
+
+    def readinto(self, into: Any) -> int:
+        count = self._file.readinto(into)
+        self.total += count
+        return count
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def test_an_edit_changes_the_digest(tmp_path: Path) -> None:
