@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...backends.errors import DistaffError, UnsupportedError
@@ -52,8 +53,11 @@ class RayRunner:
         if not ray.is_initialized():
             ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
         own = dict(resources or {"CPU": 1})
-        options: dict[str, Any] = {"num_cpus": own.pop("CPU", 0), "num_gpus": own.pop("GPU", 0), "resources": own}
+        cpus, gpus = own.pop("CPU", 0), own.pop("GPU", 0)
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "resources": own}
         self._actor = ray.remote(RayWorker).options(**options, max_concurrency=2, max_restarts=0)
+        if not (gpus or own):  # Ray counts cores and leaves them to whoever wants them
+            plan = replace(plan, cores=int(cpus))
         self._plan = ray.put(plan)  # once for all actors: of a long input it is some megabytes
         self._deaths: Counter[int] = Counter()
         self.replaced = 0

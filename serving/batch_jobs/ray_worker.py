@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .cores import Cores
 from .errors import JobLockedError
 from .formats import InputFiles
 from .job import Job, JobSpec, open_store
@@ -27,6 +28,7 @@ class RayPlan:
         files, found: the input, and what a scan of it found.
         output: of the whole; parts lie beside it.
         name, dtype, layout: as LLMRun.
+        cores: that an actor keeps to, where it computes on them alone; 0 for all.
     """
 
     load: Callable[[], Loaded]
@@ -38,6 +40,7 @@ class RayPlan:
     dtype: str
     layout: str | None = None
     served_names: tuple[str, ...] = ()
+    cores: int = 0
 
 
 class RayWorker:
@@ -47,9 +50,11 @@ class RayWorker:
         self._plan = plan
         self._stopping = threading.Event()
         self._loaded: Loaded | None = None
+        self._cores = Cores(plan.cores)
 
     def ready(self) -> bool:
         """Loads the model."""
+        self._cores.keep_to()
         self._loaded = self._plan.load()
         return True
 
@@ -61,6 +66,7 @@ class RayWorker:
         """
         plan = self._plan
         assert self._loaded is not None
+        self._cores.keep_to()  # this may be another thread than that of `ready`
         shard, began = Shard(index, count), time.monotonic()
         spec = replace(plan.spec, shard=shard)
         with self._open(spec, shard.name(plan.output)) as job:
