@@ -13,6 +13,7 @@ from ..backends.errors import InvalidParameterError, UsageError
 from ..serving.batch_jobs.formats import Endpoint
 from ..serving.batch_jobs.line import Ids
 from .batch_group import RUN, BatchGroup, RunCommand
+from .batch_hosts import follow, is_complete, stopping_together
 from .batch_options import (
     Defaults,
     EndpointOption,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
 
 _WITH_ERRORS = 3
+_GIVEN = "given by --price"
 
 
 @app.callback()
@@ -186,6 +188,7 @@ def run(
                     hosts=joined,
                     kv_memory=None if kv_memory is None else parse_size("--kv-memory", kv_memory)),
         }  # fmt: skip
+        from ..serving.batch_jobs.cost import Price
         from ..serving.batch_jobs.formats import InputFiles, InputSpec
         from ..serving.batch_jobs.job import Job, JobSpec, open_store
         from ..serving.batch_jobs.prepare import Preparer, checking_preparer
@@ -197,8 +200,8 @@ def run(
         part = WHOLE if shard is None else Shard.parse(shard)
         place = output if shard is None else part.name(output)
         if joined is not None and joined.index:
-            if not (resume and _is_complete(place)):
-                _follow(model or "", options)
+            if not (resume and is_complete(place)):
+                follow(model or "", options)
             return
         spec = InputSpec(
             (source,),
@@ -209,7 +212,8 @@ def run(
             id_column=id_column,
             defaults=_object("--defaults", defaults),
         )
-        job_spec = JobSpec(ids=ids, seed=seed, shard=part, settings=given(
+        given_price = None if price is None else Price(price, _GIVEN)
+        job_spec = JobSpec(ids=ids, seed=seed, shard=part, runner=runner.value, price=given_price, settings=given(
             served_model_names=served_model_name, defaults=spec.defaults or None, template=template,
             prompt_column=prompt_column, id_column=id_column, endpoint=endpoint.value,
             quantize=quantize, kv_dtype=kv_dtype,
@@ -233,6 +237,8 @@ def run(
                 if job.complete is not None:
                     _report(store, job.complete, price, as_json=json, tolerate=tolerate_errors)
                     return
+                if job.runner != runner:
+                    raise UsageError(f"{store}: that job was begun with --runner {job.runner}; give the same")
                 if runner is RunnerKind.RAY:
                     plan = RayPlan(
                         partial(load, model or "", options),
@@ -257,33 +263,34 @@ def run(
                     )
                     _report(store, manifest, price, as_json=json, tolerate=tolerate_errors)
                     return
-                with ProgressDisplay(model or "") as display:
-                    from ..serving import LLM
-                    from ..serving.batch_jobs.chips import attached_chip, limits_of
-                    from ..serving.batch_jobs.on_llm import LLMRun
-                    from ..serving.garbage import settle_memory
+                with stopping_together(joined, signals):
+                    with ProgressDisplay(model or "") as display:
+                        from ..serving import LLM
+                        from ..serving.batch_jobs.chips import attached_chip, limits_of
+                        from ..serving.batch_jobs.on_llm import LLMRun
+                        from ..serving.garbage import settle_memory
 
-                    llm = LLM(model or "", on_progress=display, **options)
-                    print_remarks(llm, layout)
-                    llm.engine.warm_up()
-                    settle_memory()
-                try:
-                    run = LLMRun(
-                        llm,
-                        job,
-                        name=model or "",
-                        dtype=dtype.value,
-                        layout=layout,
-                        seed=seed,
-                        served_names=names,
-                        began=began,
-                    )
-                    with BatchProgress(lambda: _standing(job, run)) as progress:
-                        outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
-                    limits = limits_of(llm, attached_chip(), dtype.value)
-                    _report(store, outcome.manifest, price, limits, as_json=json, tolerate=tolerate_errors)
-                finally:
-                    llm.close()
+                        llm = LLM(model or "", on_progress=display, **options)
+                        print_remarks(llm, layout)
+                        llm.engine.warm_up()
+                        settle_memory()
+                    try:
+                        run = LLMRun(
+                            llm,
+                            job,
+                            name=model or "",
+                            dtype=dtype.value,
+                            layout=layout,
+                            seed=seed,
+                            served_names=names,
+                            began=began,
+                        )
+                        with BatchProgress(lambda: _standing(job, run)) as progress:
+                            outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
+                        limits = limits_of(llm, attached_chip(), dtype.value)
+                        _report(store, outcome.manifest, price, limits, as_json=json, tolerate=tolerate_errors)
+                    finally:
+                        llm.close()
 
 
 @app.command("merge")
@@ -308,39 +315,14 @@ def merge(
     Exit codes and --json are those of 'distaff batch'.
     """
     with reporting(debug):
+        from ..serving.batch_jobs.cost import Price
         from ..serving.batch_jobs.job import open_store
         from ..serving.batch_jobs.merge import merge_shards
 
         store = open_store(output)
-        manifest = merge_shards(output, store, overwrite=overwrite)
+        given_price = None if price is None else Price(price, _GIVEN)
+        manifest = merge_shards(output, store, overwrite=overwrite, price=given_price)
         _report(store, manifest, price, as_json=json)
-
-
-def _is_complete(output: str) -> bool:
-    """On a host that is not the first, and that may not see where host 0 writes: whether nothing is left to be done."""
-    from ..serving.batch_jobs.errors import OutputError
-    from ..serving.batch_jobs.job import open_store
-
-    try:
-        return open_store(output).read_manifest() is not None
-    except OutputError:
-        return False
-
-
-def _follow(model: str, options: Mapping[str, Any]) -> None:
-    """On a host that is not the first: computes what host 0 plans. When all are asked to stop, host 0 does so in order,
-    and this one with it."""
-    from ..serving import LLM
-    from ..serving.batch_jobs.errors import JobStoppedError
-    from ..serving.batch_jobs.stop import StopSignals
-
-    with StopSignals() as signals:
-        with ProgressDisplay(model) as display:
-            llm = LLM(model, on_progress=display, **options)
-        llm.engine.warm_up()
-        llm.follow()
-        if signals.asked:
-            raise JobStoppedError("stopped; host 0 has what was answered, and --resume on every host goes on")
 
 
 def _object(option: str, text: str | None) -> dict[str, Any]:
@@ -385,9 +367,10 @@ def _report(
     tolerate: bool = False,
 ) -> None:
     """Prints what a job has come to. Raises typer.Exit where lines failed, unless that is to be tolerated."""
-    from ..serving.batch_jobs.work import Price, price_of, summary
+    from ..serving.batch_jobs.cost import Price, price_of
+    from ..serving.batch_jobs.work import summary
 
-    cost = price_of(manifest) if price is None else Price(price, "given by --price")
+    cost = price_of(manifest) if price is None else Price(price, _GIVEN)
     told = {"output": str(store), **summary(manifest, price=cost, limits=limits)}
     if as_json:
         print_json(told)

@@ -46,15 +46,13 @@ def run_on_ray(
         The manifest.
 
     Raises:
-        UsageError: there are parts already, and nobody said what to do with them; or answers outside of parts.
+        UsageError: there are parts already, and nobody said what to do with them.
     """
     from ..serving.batch_jobs.job import open_store
     from ..serving.batch_jobs.merge import publish_shards, shards_of
     from ..serving.batch_jobs.ray_runner import RayRunner
     from ..serving.batch_jobs.ray_worker import num_parts
 
-    if job.journal.index.done:
-        raise UsageError(f"{plan.output}: that job was begun without --runner ray, and goes on without it")
     shards = shards_of(plan.output)
     if shards and not (resume or overwrite):
         raise UsageError(

@@ -53,6 +53,9 @@ class Link:
     When a host is lost every call raises LostHostError, and a process that has not ended by itself within a quarter of
     the time limit is ended with the message and exit code 1: a device that waits for a lost host never comes back.
 
+    Attributes:
+        exit_code: what this process is ended with where a host is lost.
+
     Args:
         hosts: who takes part.
         connections: with each host that this one talks to, and what was read from it beyond the greeting.
@@ -69,14 +72,17 @@ class Link:
     ) -> None:
         self.hosts = hosts
         self.error: HostsError | None = None
+        self.exit_code = 1
         self._addresses = addresses
-        self._end_process = end_process or _exit
+        self._end_process = end_process or self._exit
         self._peers = {i: _Peer(i, sock, addresses[i], buffer) for i, (sock, buffer) in connections.items()}
         self._inbox: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._waiting: set[_Call] = set()
         self._lost = threading.Event()
         self._lock = threading.Lock()
+        self._stop_asked = False
+        self._on_stop: Callable[[], None] = lambda: None
         self._ending = self._ended = False
         self._last_moment = 0.0
         for peer in self._peers.values():
@@ -150,6 +156,20 @@ class Link:
         least = tuple(map(min, zip(numbers, *self.gather("numbers").values(), strict=True)))
         self.send("smallest", least)
         return least
+
+    # Stopping
+
+    def ask_to_stop(self) -> None:
+        """Says that the job is to stop: from host 0 to all, from the others to host 0."""
+        with suppress(HostsError):  # it ends anyhow
+            self.send("stop")
+
+    def when_asked_to_stop(self, call: Callable[[], None]) -> None:
+        """Calls this when another host says so, or now if one has."""
+        with self._lock:
+            self._on_stop, asked = call, self._stop_asked
+        if asked:
+            call()
 
     # Loss
 
@@ -265,6 +285,10 @@ class Link:
                 self._lose(peer, str(value), "failed")
             elif name == "lost":
                 self._break(LostHostError(str(value)))
+            elif name == "stop":
+                with self._lock:
+                    self._stop_asked, call = True, self._on_stop
+                call()
             elif name != "beat":
                 self._ending = self._ending or name == "end"
                 self._inbox.put((peer.index, name, value))
@@ -320,16 +344,15 @@ class Link:
 
     def _at_exit(self) -> None:
         with suppress(HostsError):
-            while self.error is None and not self.hosts.leads and not self._ending:
+            while self.error is None and not self.hosts.leads and not (self._ending or self._ended):
                 self._next()  # host 0 is about to end, or to fail
         self.end()
         if self.error is not None:
             self._end_process()
 
-
-def _exit() -> None:
-    """Without JAX's own end, which would wait for the lost host."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed
-            stream.flush()
-    os._exit(1)
+    def _exit(self) -> None:
+        """Without JAX's own end, which would wait for the lost host."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed
+                stream.flush()
+        os._exit(self.exit_code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -12,6 +13,9 @@ from typing import Any
 
 from ...backends.errors import UsageError
 from .local_store import write_whole
+
+_SENT = re.compile("file-[0-9a-f]{24}")
+"""Ids of files that clients send."""
 
 
 class NoSuchError(UsageError):
@@ -43,11 +47,19 @@ class StoredFile:
 
 
 class FileStore:
-    """Files by id: each has its content, and beside it what is known of it, which is written last."""
+    """Files by id: each has its content, and beside it what is known of it, which is written last.
+
+    Args:
+        folder: this process' alone; what came of files that were being sent when an earlier one was killed is deleted.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            half_sent = _SENT.fullmatch(path.stem) and not self._meta(path.stem).exists()
+            if path.suffix not in (".json", ".content") or half_sent:
+                path.unlink()
 
     def new_path(self) -> tuple[str, Path]:
         """An id, and where its content goes before `add`."""
@@ -62,11 +74,11 @@ class FileStore:
         write_json(self._meta(id), asdict(stored))
         return stored
 
-    def adopt(self, source: Path, filename: str, purpose: str, tenant: str = "", id: str | None = None) -> StoredFile:
-        """Moves a file in; done again under the same `id` it goes on where it was, which may be the end."""
-        if id is not None and self._meta(id).exists():
+    def adopt(self, source: Path, filename: str, purpose: str, tenant: str, id: str) -> StoredFile:
+        """Moves a file in, under an id that files which are sent do not have; done again it goes on where it was, which
+        may be the end."""
+        if self._meta(id).exists():
             return self.get(id, tenant)
-        id = id or self.new_path()[0]
         if source.exists() or not self.path(id).exists():
             shutil.move(source, self.path(id))
         return self.add(id, filename, purpose, tenant)

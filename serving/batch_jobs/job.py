@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .answers import Answers
+from .cost import Price, cost_of, price_of
 from .errors import InputChangedError, JobExistsError, JobMismatchError, JobStoppedError, OutputError
 from .feed import WINDOW_LINES, Feed
 from .formats import InputFiles
@@ -46,6 +47,8 @@ class JobSpec:
         shard: which part of the input.
         settings: everything else, as JSON: a journal with other settings belongs to another job.
         now: when the job began, where this is a part of one; None for what begins now.
+        runner: who begins it, and has to go on with it.
+        price: of its chips; None goes by the hardware table.
     """
 
     ids: Ids = Ids.FAIL
@@ -53,6 +56,8 @@ class JobSpec:
     shard: Shard = WHOLE
     settings: Mapping[str, Any] = field(default_factory=dict)
     now: datetime | None = None
+    runner: str = "local"
+    price: Price | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Job:
         journal: what has been answered.
         total: lines of its shard.
         now: when it began, in the first of its runs; chat templates may print it.
+        runner: who began it.
         complete: the manifest, where an earlier run came to the end.
 
     Args:
@@ -135,7 +141,7 @@ class Job:
         if resume and header is not None:
             if self.journal.index.done and not self.journal.index.runs:
                 raise self._beginning_lost()
-            self.now = datetime.fromisoformat(header["now"])
+            self.now, self.runner = datetime.fromisoformat(header["now"]), header.get("runner", "local")
             return
         if resume and manifest is not None:  # before the journal is looked at: it may be deleted in part
             self._check_header(manifest["job"], "the output")
@@ -144,6 +150,7 @@ class Job:
             self.complete = manifest
             self.journal.remove()
             self.now = datetime.fromisoformat(manifest["job"]["now"])
+            self.runner = manifest["job"].get("runner", "local")
             return
         if resume and self.journal.index.done:
             raise self._beginning_lost()
@@ -155,8 +162,8 @@ class Job:
         self._store.forget_results()
         # Midnight, so that jobs of one day give the same answers.
         today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
-        self.now = self._spec.now or today
-        self.journal.begin({**self._header, "now": self.now.isoformat()})
+        self.now, self.runner = self._spec.now or today, self._spec.runner
+        self.journal.begin({**self._header, "now": self.now.isoformat(), "runner": self.runner})
 
     def _beginning_lost(self) -> JobMismatchError:
         """Whose the answers are stood there."""
@@ -205,7 +212,7 @@ class Job:
         *,
         identity: Mapping[str, Any],
         advance: Callable[[], object],
-        capacity: int,
+        capacity: Callable[[], int],
         stopping: Callable[[], bool] = lambda: False,
         on_step: Callable[[], None] = lambda: None,
         details: Callable[[], Mapping[str, Any]] = dict,
@@ -282,7 +289,7 @@ class Job:
         index = self.journal.index
         failed = sum(index.failed.values())
         runs = list(index.runs.values())
-        return {
+        manifest = {
             "status": "completed",
             "job": index.header,
             "files": list(self._files.files),
@@ -295,6 +302,7 @@ class Job:
             "seconds": round(sum(run["seconds"] for run in runs), 3),
             "runs": runs,
         }  # fmt: skip
+        return {**manifest, "cost": cost_of(manifest, self._spec.price or price_of(manifest))}
 
     def close(self) -> None:
         """Lets go of the lock."""
@@ -324,7 +332,7 @@ class Job:
             )
 
     def _check_header(self, header: Mapping[str, Any], whose: str) -> None:
-        kept, given = ({name: value for name, value in each.items() if name not in ("now", "input", "lines")}
+        kept, given = ({name: value for name, value in each.items() if name not in ("now", "runner", "input", "lines")}
                        for each in (header, self._header))  # fmt: skip
         _compare(kept, given, f"{self._store}: {whose}")
         # Which line it is shows when the records are read.

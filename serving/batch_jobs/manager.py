@@ -1,4 +1,4 @@
-"""Batch jobs of a server: one after the other, beside online traffic and behind it; they survive a restart."""
+"""Batch jobs of a server: a few at once, beside online traffic and behind it; they survive a restart."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ PRIORITY = 1_000_000
 """Of all requests of jobs: whatever comes online runs first."""
 _SHARE = 0.5
 """Of the batch that jobs may fill, so that online requests find a place at once."""
+_AT_ONCE, _OF_TENANT = 6, 2
+"""Jobs that share it, and how many may be one tenant's, so that a short job does not wait until long ones end."""
 _TICK = 0.01
 SHOWN_SECONDS = 1.0
 """How often a job's counts are told anew."""
@@ -44,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobManager:
-    """Takes jobs in any thread, and runs them in one of its own.
+    """Takes jobs in any thread, and runs them in a few of its own.
 
     Raises:
         JobLockedError: another server has the folder.
@@ -91,7 +94,9 @@ class JobManager:
                 job = BatchJob(**json.loads(path.read_text("utf-8")))
                 self._jobs[job.id] = job
         self._closing = False
-        self._thread: threading.Thread | None = None
+        self._running: set[str] = set()
+        self._reading = threading.Lock()  # one input at a time: what is read holds up the engine's thread
+        self._threads: list[threading.Thread] = []
 
     # What clients ask
 
@@ -151,16 +156,17 @@ class JobManager:
 
     def start(self) -> None:
         """Runs what there is, and what comes."""
-        self._thread = threading.Thread(target=self._serve, name="distaff-batch-jobs", daemon=True)
-        self._thread.start()
+        for _ in range(_AT_ONCE):
+            self._threads.append(threading.Thread(target=self._serve, name="distaff-batch-jobs", daemon=True))
+            self._threads[-1].start()
 
     def close(self) -> None:
         """Stops; jobs go on after the next start."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -179,22 +185,38 @@ class JobManager:
                     _log.warning("batch %s waits, and is tried again in %g s: %s", job.id, _RETRY_SECONDS, error)
                     with self._changed:
                         self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+            with self._changed:
+                self._running.remove(job.id)
+                self._changed.notify_all()
 
     def _next(self) -> BatchJob | None:
-        """The oldest job that has not ended, once there is one; None when it is time to go."""
+        """Of the jobs that have not ended and may begin, once there are any: the oldest of those whose tenant has the
+        fewest running. None when it is time to go."""
         with self._changed:
             while not self._closing:
-                waiting = [job for job in self._jobs.values() if not job.ended]
+                busy = Counter(self._jobs[id].tenant for id in self._running)
+                waiting = [
+                    job
+                    for job in self._jobs.values()
+                    if not job.ended and job.id not in self._running and busy[job.tenant] < _OF_TENANT
+                ]
                 if waiting:
-                    return min(waiting, key=lambda each: (each.created_at, each.id))
+                    job = min(waiting, key=lambda each: (busy[each.tenant], each.created_at, each.id))
+                    self._running.add(job.id)
+                    return job
                 self._changed.wait()
         return None
+
+    def _share(self) -> int:
+        """Requests that the engine is to have of each job."""
+        return max(1, self._capacity // max(1, len(self._running)))
 
     def _run(self, job: BatchJob) -> None:
         id = job.id
         files = _BatchFiles(self.files.path(job.input_file_id), job.endpoint, lambda: self._closing)
         preparer = Preparer(None, served_names=self._served_names)
-        found = scan_input(files, Ids.FAIL, preparer.check)
+        with self._reading:
+            found = scan_input(files, Ids.FAIL, preparer.check)
         store = self._store(id)
         with Job(files, found, store, JobSpec(), resume=True) as running:
             began = job.in_progress_at or int(time.time())
@@ -219,7 +241,7 @@ class JobManager:
                     Answers(self._model, Spelling(self._tokenizer)),
                     identity=self._identity,
                     advance=_pause,
-                    capacity=self._capacity,
+                    capacity=self._share,
                     stopping=lambda: self._closing or self._cancelled(id),
                     on_step=on_step,
                 ).manifest

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from .cost import Price, cost_of, price_of
 from .errors import InputError, JobExistsError, JobMismatchError, OutputError
 from .job import Job, Store, open_store
 from .shard import Shard
 from .source import filesystem, is_url, local_path
 
 
-def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[str, Any]:
+def merge_shards(output: str, store: Store, *, overwrite: bool = False, price: Price | None = None) -> dict[str, Any]:
     """Joins all shards of an output; they stay where they are.
+
+    Args:
+        price: of the chips, instead of that of the shards.
 
     Returns:
         The manifest of the whole.
@@ -27,7 +31,7 @@ def merge_shards(output: str, store: Store, *, overwrite: bool = False) -> dict[
     """
     if not overwrite:
         _refuse(store.found())
-    parts = _parts_of(output)
+    parts = _parts_of(output, price)
     try:
         journal = store.open_journal(lambda record: None)  # nobody else publishes there meanwhile
         try:
@@ -63,7 +67,7 @@ class _Parts(NamedTuple):
     manifest: dict[str, Any]
 
 
-def _parts_of(output: str) -> _Parts:
+def _parts_of(output: str, price: Price | None = None) -> _Parts:
     shards = shards_of(output)
     if not shards:
         raise InputError(f"{output}: expected the parts of one job beside it ({output}.shard-...), found none")
@@ -74,13 +78,13 @@ def _parts_of(output: str) -> _Parts:
         raise InputError(
             f"{missing[0]} is not complete ({len(missing)} of {len(stores)} are not): run it with --resume"
         )
-    whole = joined([manifest for manifest in manifests if manifest is not None], output)
+    whole = joined([manifest for manifest in manifests if manifest is not None], output, price)
     rows = [each.read_rows() for each in stores]
     good, bad = (chain.from_iterable(each) for each in zip(*rows, strict=True))
     return _Parts(good, bad, whole)
 
 
-def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any]:
+def joined(manifests: Sequence[Mapping[str, Any]], output: str, price: Price | None = None) -> dict[str, Any]:
     """One manifest of several, in order.
 
     Raises:
@@ -100,7 +104,7 @@ def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any
     def summed(part: str) -> dict[str, int]:
         return {name: sum(each[part][name] for each in manifests) for name in manifests[0][part]}
 
-    return {
+    whole = {
         **manifests[0],
         "job": {**manifests[0]["job"], "shard": [0, 1]},
         "request_counts": summed("request_counts"),
@@ -109,6 +113,7 @@ def joined(manifests: Sequence[Mapping[str, Any]], output: str) -> dict[str, Any
         "seconds": round(sum(each["seconds"] for each in manifests), 3),
         "runs": [run for each in manifests for run in each["runs"]],
     }
+    return {**whole, "cost": cost_of(whole, price or price_of(whole))}
 
 
 def shards_of(output: str) -> list[Shard]:

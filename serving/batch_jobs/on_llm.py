@@ -70,7 +70,7 @@ class LLMRun:
             Answers(self._served_names[0] if self._served_names else self._name, Spelling(llm.tokenizer)),
             identity=model_identity(llm, self._name, dtype=self._dtype),
             advance=engine.step,
-            capacity=_PER_SLOT * engine.config.max_batch * replicas,
+            capacity=lambda: _PER_SLOT * engine.config.max_batch * replicas,
             stopping=stopping,
             on_step=on_step,
             details=self._details,

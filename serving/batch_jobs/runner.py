@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from ...backends.errors import DistaffError, InvalidParameterError, UsageError
 from ..errors import CacheTooSmallError, ContextLengthError, DeviceError, EngineClosedError
 from ..generation import Outlet, Result, Start
+from ..logprobs import PromptLogprobs
 from ..results import Timings, TokenEvent, Usage
 from ..types import Request
 from .errors import LineError
@@ -51,6 +52,9 @@ class _Part:
     def begin(self, start: Start) -> None:
         """Nobody waits for it."""
 
+    def read(self, prompt: PromptLogprobs) -> None:
+        """The result has them."""
+
     def put(self, event: TokenEvent) -> None:
         """The result has all of them."""
 
@@ -81,7 +85,7 @@ class Runner:
         writer: Writer,
         *,
         advance: Callable[[], object],
-        capacity: int,
+        capacity: Callable[[], int],
         stopping: Callable[[], bool] = lambda: False,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
@@ -118,7 +122,7 @@ class Runner:
             self._drop()
 
     def _fill(self) -> None:
-        while self._requests < self._capacity and self._take(0.0):
+        while self._requests < self._capacity() and self._take(0.0):
             pass
 
     def _take(self, timeout: float) -> bool:

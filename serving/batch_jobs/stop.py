@@ -5,6 +5,9 @@ import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,6 +16,7 @@ from .errors import JobStoppedError
 GRACE_SECONDS = 4.5
 """Spot machines vanish soon after SIGTERM: what has not come to an end by then is cut off."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ASK = b"\0"  # no signal has this number
 
 
 class StopSignals:
@@ -20,13 +24,15 @@ class StopSignals:
     process ends whatever it does. For the main thread, which may be inside a compiler at the time.
 
     Attributes:
-        asked: whether a signal came.
+        asked: whether a signal came, or somebody has called `ask`.
     """
 
     def __init__(self, grace: float = GRACE_SECONDS) -> None:
         self.asked = False
         self._grace = grace
         self._left = threading.Event()
+        self._lock = threading.Lock()
+        self._calls: list[Callable[[], object]] = []
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -48,14 +54,30 @@ class StopSignals:
         signal.set_wakeup_fd(self._old_fd)
         self._write.close()  # ends the watching thread
 
+    def ask(self) -> None:
+        """As if a first signal had come; where one has, it does nothing."""
+        with suppress(OSError):  # left already
+            self._write.send(_ASK)
+
+    def tell(self, call: Callable[[], object]) -> None:
+        """Calls this in a thread of its own when the job is asked to stop, or now if it was."""
+        with self._lock:
+            self._calls.append(call)
+            asked = self.asked
+        if asked:
+            _begin(call)
+
     def _watch(self) -> None:
         with self._read:
-            if not self._signalled():
+            if not self._heard((*_SIGNALS, *_ASK)):
                 return
-            self.asked = True
-            self._read.settimeout(self._grace)
+            with self._lock:
+                self.asked = True
+                calls = tuple(self._calls)
+            for call in calls:
+                _begin(call)
             try:
-                if not self._signalled():
+                if not self._heard(_SIGNALS, time.monotonic() + self._grace):
                     return
                 why = "a second signal came"
             except TimeoutError:
@@ -65,12 +87,21 @@ class StopSignals:
             sys.stderr.flush()
             os._exit(JobStoppedError.exit_code)
 
-    def _signalled(self) -> bool:
-        """Waits for one of the signals; False when there is nobody left to send one."""
-        while data := self._read.recv(1):
-            if data[0] in _SIGNALS:
-                return True
-        return False
+    def _heard(self, what: Collection[int], until: float | None = None) -> bool:
+        """Waits for one of these bytes; False when there is nobody left to send one.
+
+        Raises:
+            TimeoutError: none came until then.
+        """
+        while True:
+            self._read.settimeout(None if until is None else max(1e-3, until - time.monotonic()))
+            data = self._read.recv(1)
+            if not data or data[0] in what:
+                return bool(data)
+
+
+def _begin(call: Callable[[], object]) -> None:
+    threading.Thread(target=call, name="distaff-batch-stop", daemon=True).start()
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,13 @@
-"""What a run has done, in figures: occupancy, share of the machine's limits, chip-hours and price."""
+"""What a run has done, in figures: occupancy, and shares of the machine's limits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ...backends.hardware import chips
 from ...models.config import ModelConfig
 from ...models.costs import Steps, Work, work_of
 from ..limits import MachineLimits
 from ..metrics import Metrics, shares
+from .cost import Price, cost_of
 
 _COUNTED = ("steps", "tokens", "drawn", "attended", "read", "seconds", "rows", "bucket_tokens")
 
@@ -49,26 +48,6 @@ class RunWork:
         return work_of(self._config, steps, weight_bytes=self._bytes, kv_bytes=self._bytes)
 
 
-@dataclass(frozen=True)
-class Price:
-    """What a chip costs an hour, and who says so."""
-
-    dollars_per_chip_hour: float
-    source: str
-
-
-def price_of(manifest: Mapping[str, Any]) -> Price | None:
-    """What the hardware table says of the chip that the last run was on."""
-    runs = manifest["runs"]
-    name = runs[-1].get("chip") if runs else None
-    chip = None if name is None else chips().get(name)
-    if chip is None or chip.dollars_per_hour is None:
-        return None
-    source = chip.sources.get("dollars_per_hour")
-    told = "" if source is None else f", {source.page}, {source.read}"
-    return Price(chip.dollars_per_hour, f"the hardware table's for {chip.name}, on demand{told}")
-
-
 def summary(
     manifest: Mapping[str, Any], *, price: Price | None = None, limits: MachineLimits | None = None
 ) -> dict[str, Any]:
@@ -82,9 +61,7 @@ def summary(
     """
     counts, usage, runs = manifest["request_counts"], manifest["usage"], manifest["runs"]
     busy = sum(run.get("busy_seconds", run["seconds"]) for run in runs)
-    chip_hours = sum(run["seconds"] * run.get("chips", 1) for run in runs) / 3600
     chips = runs[-1].get("chips", 1) if runs else 1
-    cost = None if price is None else chip_hours * price.dollars_per_chip_hour
     tokens = usage["total_tokens"]
     return {
         **counts,
@@ -98,11 +75,7 @@ def summary(
         "tokens_per_s_per_chip": _ratio(tokens, busy * chips),
         **_shares_of_limits(runs[-1:], limits),
         "chips": chips,
-        "chip_hours": round(chip_hours, 6),
-        "dollars_per_chip_hour": None if price is None else price.dollars_per_chip_hour,
-        "price_source": None if price is None else price.source,
-        "dollars": None if cost is None else round(cost, 6),
-        "dollars_per_million_tokens": None if cost is None or not tokens else round(cost / tokens * 1e6, 6),
+        **cost_of(manifest, price),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from distaff.backends.select import select_backend
+from distaff.serving.batch_jobs.errors import JobStoppedError
 from distaff.serving.limits import MachineLimits
 from distaff.sharding.multihost import free_port
 
@@ -79,6 +80,8 @@ def test_a_file_in_and_a_file_out(distaff: Run, llm: type[FakeLLM], here: Path, 
     assert told["errors"] == {"invalid_parameter": 1} and told["runs"] == 1 and told["chips"] == 1
     assert told["dollars"] == pytest.approx(told["chip_hours"] * 3.6, abs=2e-6) and told["mbu"] > 0
     assert told["price_source"] == "given by --price"
+    cost = json.loads((here / "out.jsonl.manifest.json").read_text())["cost"]
+    assert cost == {name: told[name] for name in cost} and cost["dollars"] > 0
     assert [row["custom_id"] for row in rows(here / "out.jsonl")] == [f"id-{index}" for index in range(5)]
     (bad,) = rows(here / "out.jsonl.errors.jsonl")
     assert bad["error"]["param"] == "temperature" and bad["error"]["line"] == 6
@@ -103,10 +106,13 @@ def test_again_it_is_refused_resumed_or_replaced(distaff: Run, llm: type[FakeLLM
 def test_parts_are_joined(distaff: Run, llm: type[FakeLLM], here: Path, capsys: Capture) -> None:
     assert distaff("batch", "in.jsonl", "whole.jsonl", "-m", "m") == 3
     for part in ("0/2", "1/2"):
-        distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--shard", part, "--resume")
+        distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--shard", part, "--resume", "--price", "1")
     capsys.readouterr()
-    assert distaff("batch", "merge", "out.jsonl", "--json") == 3
-    assert json.loads(capsys.readouterr().out)["total"] == 6
+    for asked, price in (((), 1), (("--overwrite", "--price", "2"), 2)):
+        assert distaff("batch", "merge", "out.jsonl", "--json", *asked) == 3
+        told = json.loads(capsys.readouterr().out)
+        assert told["total"] == 6 and told["dollars_per_chip_hour"] == price
+        assert json.loads((here / "out.jsonl.manifest.json").read_text())["cost"]["dollars_per_chip_hour"] == price
     for end in ("", ".errors.jsonl"):
         assert (here / f"out.jsonl{end}").read_bytes() == (here / f"whole.jsonl{end}").read_bytes()
 
@@ -166,6 +172,25 @@ def test_wrong_use_is_one_message(
     assert out == "" and message in err and "Traceback" not in err and llm.made == []
 
 
+@pytest.mark.parametrize("began", ["ray", "local"])
+def test_a_job_goes_on_with_the_runner_that_began_it(
+    distaff: Run, llm: type[FakeLLM], here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, began: str
+) -> None:
+    """The other one would answer again what the first has answered."""
+    other = {"ray": "local", "local": "ray"}[began]
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise JobStoppedError("stopped")
+
+    monkeypatch.setattr("distaff.scripts.batch.run_on_ray", stopped)
+    monkeypatch.setattr("distaff.serving.batch_jobs.on_llm.LLMRun.run", stopped)
+    command = ("batch", "in.jsonl", "out.jsonl", "-m", "m", "--resume", "--runner")
+    assert distaff(*command, began) == 75 and distaff(*command, began) == 75
+    assert distaff(*command, other) == 2
+    assert f"out.jsonl: that job was begun with --runner {began}; give the same" in capsys.readouterr().err
+    assert distaff(*command[:-2], "--overwrite", "--runner", other) == 75
+
+
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_its_runner_says_what_to_install(distaff: Run, here: Path, capsys: Capture) -> None:
     assert distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--runner", "ray", "--workers", "2") == 2
@@ -173,7 +198,10 @@ def test_without_ray_its_runner_says_what_to_install(distaff: Run, here: Path, c
 
 
 @pytest.mark.soak  # each process compiles every program
-def test_one_model_on_two_hosts(distaff: Run, tiny_model: Path, here: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("asked", [(0, 1), (0,), (1,)], ids=["both asked", "the first asked", "the other asked"])
+def test_one_model_on_two_hosts(
+    distaff: Run, tiny_model: Path, here: Path, capsys: Capture, asked: tuple[int, ...]
+) -> None:
     """Stopped together in time, whatever each is at; one process alone goes on, and the answers are the same."""
     bodies = [{"prompt": f"number {index}", "max_tokens": 20, "temperature": 0} for index in range(300)]
     lines = [
@@ -197,8 +225,8 @@ def test_one_model_on_two_hosts(distaff: Run, tiny_model: Path, here: Path, caps
     while all(each.poll() is None for each in processes) and not (journal.exists() and journal.stat().st_size > 9000):
         time.sleep(0.02)
     sent = time.monotonic()
-    for each in processes:
-        each.send_signal(signal.SIGTERM)
+    for index in asked:
+        processes[index].send_signal(signal.SIGTERM)
     told = [each.communicate(timeout=60)[1] for each in processes]
     assert time.monotonic() - sent < 5.5 and [each.returncode for each in processes] == [75, 75], told
     assert "stopped (it was asked to) behind" in told[0] and "host 0 has what was answered" in told[1]

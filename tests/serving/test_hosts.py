@@ -79,6 +79,20 @@ def test_messages_arrive_in_order_and_hosts_agree(pair: Pair) -> None:
                 call()
 
 
+def test_whichever_host_is_asked_to_stop_the_others_hear_of_it(pair: Pair) -> None:
+    """Also one that was not ready to: a job may be asked while it begins."""
+    leader, other = pair.links
+    for one, another in ((leader, other), (other, leader)):
+        heard, late = threading.Event(), threading.Event()
+        another.when_asked_to_stop(heard.set)
+        one.ask_to_stop()
+        assert heard.wait(5)
+        another.when_asked_to_stop(late.set)
+        assert late.is_set()
+    leader.send("n", 1)
+    assert other.receive() == ("n", 1)  # no message that somebody waits for
+
+
 def test_a_closed_connection_is_a_lost_host_and_ends_every_wait(pair: Pair) -> None:
     leader = pair.links[0]
     started = time.monotonic()

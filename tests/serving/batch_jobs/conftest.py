@@ -105,7 +105,7 @@ class Bench:
                 Answers("fake", Spelling(TOKENIZER)),
                 identity=IDENTITY,
                 advance=advance,
-                capacity=16,
+                capacity=lambda: 16,
                 stopping=lambda: stopping() or (stop_after is not None and self.steps - begun >= stop_after),
                 on_step=step,
                 window=window,

@@ -67,7 +67,7 @@ def run(source: Path, output: Path) -> dict[str, float]:
     engine = InstantEngine()
     with Job(files, found, LocalStore(output), JobSpec()) as job:
         outcome = job.run(
-            engine, preparer, Answers("m", Spelling(None)), identity={}, advance=engine.step, capacity=2 * BATCH
+            engine, preparer, Answers("m", Spelling(None)), identity={}, advance=engine.step, capacity=lambda: 2 * BATCH
         )
     seconds = time.perf_counter() - began
     # Not ru_maxrss, which begins with what the process that started this one had.

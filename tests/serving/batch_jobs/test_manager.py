@@ -132,6 +132,19 @@ def test_online_requests_come_first(tmp_path: Path) -> None:
     server.stop()
 
 
+def test_a_short_job_does_not_wait_for_a_long_one(tmp_path: Path) -> None:
+    """Nor for those that another tenant has in plenty."""
+    server = Server(tmp_path, step_seconds=0.005)
+    sent = server.send(lines(150), tenant="many")
+    long = [server.manager.create(sent, "/v1/completions", tenant="many") for _ in range(6)]
+    server.manager.start()
+    short = server.manager.create(server.send(lines(3)), "/v1/completions")
+    assert server.wait(short.id, timeout=30).status == "completed"
+    states = [server.manager.get(job.id, "many").status for job in long]
+    assert "completed" not in states and states.count("validating") == 4
+    server.stop()
+
+
 def test_cancelled_it_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manager, "SHOWN_SECONDS", 0.02)
     server = Server(tmp_path, step_seconds=0.02)
@@ -198,6 +211,21 @@ def test_killed_at_the_end_of_a_job_no_file_is_lost(
     assert len(content(second, done.output_file_id)) == 5 and len(content(second, done.error_file_id)) == 1
     listed = {each.id for each in second.manager.files.all()}
     assert {done.output_file_id, done.error_file_id} < listed
+    second.stop()
+
+
+def test_what_came_of_a_file_is_gone_after_a_kill(tmp_path: Path) -> None:
+    """And nothing else, not even an output on its way to the files."""
+    first = Server(tmp_path)
+    sent, (_, half) = first.send(lines(1)), first.manager.files.new_path()
+    left = [half, half.with_name("tmpx1y2"), half.with_name(f".{half.stem}.json.partial")]
+    adopted = first.manager.files.path("file-0123456789abcdef01234567-output")
+    for path in (*left, adopted):
+        path.write_text("x")
+    first.stop()
+    second = Server(tmp_path)
+    kept = {path.name for path in half.parent.iterdir()}
+    assert kept == {f"{sent}.content", f"{sent}.json", adopted.name}
     second.stop()
 
 
