@@ -30,21 +30,22 @@ from .conftest import Killed, bury
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "smollm2-135m-instruct"
 TOPICS = ("the sea", "old bridges", "how bread is made", "a lost key", "the colour of snow")
-CONTEXT, MAX_BATCH = 256, 8
+CONTEXT, MAX_BATCH = 256, 4
 PARTS = 26
 """Of an output: a run comes one of them further, in the mean, before it is ended."""
 
 
-def request_line(index: int) -> dict[str, Any]:
+def request_line(index: int, length: int) -> dict[str, Any]:
     """Mixed: greedy and drawn, several answers, log-probabilities, shared beginnings, embeddings, some of them bad."""
     topic, url = TOPICS[index % len(TOPICS)], "/v1/completions"
     body: dict[str, Any] = {
         "prompt": f"Write about {topic}. {'Be brief. ' * (index % 4)}",
-        "max_tokens": 2 + index % 11,
+        "max_tokens": length * (2 + index % 11),
     }
     if index % 4 == 1:
         url = "/v1/chat/completions"
-        body = {"messages": [{"role": "user", "content": f"Tell me about {topic}, number {index}."}], "max_tokens": 7}
+        body = {"messages": [{"role": "user", "content": f"Tell me about {topic}, number {index}."}]}
+        body["max_tokens"] = 7 * length
         body |= {"temperature": 0.7, "top_p": 0.9, "logprobs": True, "top_logprobs": 2} if index % 8 == 1 else {}
     elif index % 10 == 2:
         url, body = "/v1/embeddings", {"input": [f"{topic} {index}", topic * (1 + index % 30)]}
@@ -90,21 +91,23 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(request: pytest.FixtureRequest, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    folder, lines = tmp_path_factory.mktemp("whole"), request.param
+    folder, (lines, length) = tmp_path_factory.mktemp("whole"), request.param
     source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps(request_line(index)) + "\n" for index in range(lines)))
+    source.write_text("".join(json.dumps(request_line(index, length)) + "\n" for index in range(lines)))
     rows = completed(source, folder / "out.jsonl")
     told = [json.loads(row)["custom_id"] for row in rows[0].splitlines()]
     assert told == [f"r{index}" for index in range(lines) if index % 50 != 49]
     return Whole(source, rows)
 
 
-MANY = pytest.param(500, marks=pytest.mark.soak)
+FEW, MANY = (60, 1), (500, 3)
+"""How many lines and how long their answers are: on a quick machine many take a minute, since a journal is written once
+a second, and what is killed more often than that gets no further."""
 
 
 @pytest.mark.parametrize(
     ("whole", "kills", "terms"),
-    [pytest.param(60, 1, 0, marks=pytest.mark.slow), pytest.param(500, 20, 5, marks=pytest.mark.soak)],
+    [pytest.param(FEW, 1, 0, marks=pytest.mark.slow), pytest.param(MANY, 20, 5, marks=pytest.mark.soak)],
     indirect=["whole"],
 )
 def test_killed_and_resumed_it_gives_the_same_bytes(whole: Whole, tmp_path: Path, kills: int, terms: int) -> None:
@@ -132,6 +135,7 @@ def test_killed_and_resumed_it_gives_the_same_bytes(whole: Whole, tmp_path: Path
     assert len(runs) > 0.7 * len(signals) and rows == whole.rows
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("whole", [MANY], indirect=True)
 def test_a_full_disk_and_room_again(whole: Whole, small_disk: Callable[[str], Path]) -> None:
     folder = small_disk(f"{len(whole.rows[0]) // 2}")
@@ -143,6 +147,7 @@ def test_a_full_disk_and_room_again(whole: Whole, small_disk: Callable[[str], Pa
     assert completed(whole.source, folder / "out.jsonl") == whole.rows
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("whole", [MANY], indirect=True)
 def test_machines_that_vanish_with_their_disks(whole: Whole) -> None:
     """On a store of objects: nothing is left of a machine but what it has put there."""
