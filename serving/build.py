@@ -16,11 +16,12 @@ from .buckets import plan_buckets
 from .cache_size import cache_pages
 from .engine import Engine
 from .engine_config import EngineConfig
-from .host_device import FollowingDevice, LeadingDevice
+from .host_device import hosted
 from .host_link import Link
 from .metrics import Metrics
 from .one_program import OneProgram
 from .programs import Programs
+from .replica_device import SharedDevice
 from .replicated import ReplicatedPrograms
 from .runner import Device
 
@@ -73,9 +74,8 @@ def build_engine(
         on_compile=on_compile,
         link=link,
     )
-    device: Device = programs
-    if link is not None:
-        device = (LeadingDevice if link.hosts.leads else FollowingDevice)(programs, link)
+    device: Device | SharedDevice = programs if link is None else hosted(programs, link)
+    assert isinstance(device, Device)
     on_device(device)
     return make(device)
 
@@ -92,6 +92,8 @@ def build_one_program(
     tokenizer: Tokenizer | None = None,
     metrics: Metrics | None = None,
     on_compile: Callable[[int], None] = lambda number: None,
+    link: Link | None = None,
+    on_device: Callable[[SharedDevice], None] = lambda device: None,
 ) -> OneProgram:
     """As build_engine, for all replicas of the layout of a ShardedBackend; `engine_config` is that of each."""
     assert isinstance(backend, ShardedBackend)
@@ -110,8 +112,12 @@ def build_one_program(
         tokenizer=tokenizer,
         metrics=metrics,
         on_compile=on_compile,
+        link=link,
     )
-    return OneProgram(programs, make)
+    device: Device | SharedDevice = programs if link is None else hosted(programs, link)
+    assert isinstance(device, SharedDevice)
+    on_device(device)
+    return OneProgram(device, make)
 
 
 def _built[P: Programs](
@@ -128,7 +134,7 @@ def _built[P: Programs](
     tokenizer: Tokenizer | None,
     metrics: Metrics | None,
     on_compile: Callable[[int], None],
-    link: Link | None = None,
+    link: Link | None,
 ) -> tuple[Callable[[Device], Engine], P]:
     """What makes an engine on a device, and the device."""
     types, kv_types = jnp.dtype(dtype), jnp.dtype(kv_dtype or dtype)

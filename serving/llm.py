@@ -26,10 +26,11 @@ from .engine import Engine
 from .engine_config import EngineConfig
 from .errors import EmptyPromptError
 from .generation import Generation
-from .host_device import FollowingDevice
+from .host_device import Follower
 from .host_join import join
 from .host_link import Link
 from .one_program import OneProgram
+from .replica_device import SharedDevice
 from .replicas import Replicas
 from .results import Completion, Embedding, Score
 from .runner import Device
@@ -70,7 +71,8 @@ class LLM:
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
         hosts: the hosts whose devices the layout uses together (docs/multihost.md); None is this one alone. Each makes
             the same LLM; those that `follows` is true of call `follow`.
-        one_program: replicas of the layout step together, in one program; otherwise each is an engine of its own.
+        one_program: replicas of the layout step together, in one program, as they always do on several hosts;
+            otherwise each is an engine of its own.
         offline: True never touches the network; None follows HF_HUB_OFFLINE.
         on_progress: called as work goes on.
         config: the engine's fields (EngineConfig) by name: max_batch, context, kv_memory, policy, deterministic, ...
@@ -106,7 +108,7 @@ class LLM:
             raise InvalidParameterError("dtype", dtype, "float32 or bfloat16")
         engine_config = EngineConfig(**config)
         self._link = None if hosts is None else join(hosts)
-        self._following: FollowingDevice | None = None
+        self._following: Follower | None = None
         try:
             self._load(
                 model,
@@ -161,7 +163,8 @@ class LLM:
             )
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
-            sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=one_program)
+            together = one_program or self._link is not None
+            sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=together)
         if sharded:
             self.backend = sharded[0]
             if jnp.dtype(held).itemsize == 1 and self.backend.layout.parts("context") > 1:
@@ -202,8 +205,8 @@ class LLM:
             build: Callable[..., Engine | OneProgram] = build_engine
             if replica is not None and replica.layout.replicas > 1:
                 build = build_one_program
-            elif self._link is not None:
-                build = partial(build_engine, link=self._link, on_device=self._on_device)
+            if self._link is not None:
+                build = partial(build, link=self._link, on_device=self._on_device)
             engine = build(
                 self.config,
                 weights.pop(0),
@@ -314,8 +317,8 @@ class LLM:
             raise UsageError("hosts: several hosts need a layout that uses their devices, such as tensor=8 or auto")
         check_spread(self.backend.layout, link.hosts, jax.devices())
 
-    def _on_device(self, device: Device) -> None:
-        self._following = device if isinstance(device, FollowingDevice) else None
+    def _on_device(self, device: Device | SharedDevice) -> None:
+        self._following = device if isinstance(device, Follower) else None
 
     def _request(self, prompt: str | Sequence[int], params: SamplingParams | None, **fields: Any) -> Request:
         params = params or SamplingParams()

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from ..backends.base import CacheGroup
-from ..models.step import StepBatch, StepOutput
+from ..models.step import StepBatch
 from .plan import Bucket
+from .runner import Output
 
 type Admitted = tuple[list[int], list[list[int]], list[dict[str, np.ndarray]]]
 """Slots, texts and sampling parameters of rows that begin to run."""
@@ -40,7 +41,7 @@ class SharedDevice(Protocol):
 
     def copy_all(self, copies: Row[Copies]) -> None: ...
 
-    def step_all(self, bucket: Bucket, batches: Row[StepBatch]) -> StepOutput: ...
+    def step_all(self, bucket: Bucket, batches: Row[StepBatch]) -> Output: ...
 
     def warm_up(self) -> None: ...
 
@@ -52,7 +53,7 @@ class SharedDevice(Protocol):
 class Whole:
     """What a step of all replicas left, as numpy arrays once somebody asks."""
 
-    def __init__(self, output: StepOutput) -> None:
+    def __init__(self, output: Output) -> None:
         self._output = output
 
     @cached_property
@@ -73,7 +74,7 @@ class Whole:
 
 
 class Part:
-    """One replica's part of a StepOutput, to be read once it has been dispatched."""
+    """One replica's part of what a step left, to be read once it has been dispatched."""
 
     def __init__(self) -> None:
         self._whole: Whole | None = None

@@ -35,6 +35,7 @@ from .layout import Layout
 from .mesh import make_mesh
 from .parsing import parse_layout
 from .remarks import remarks_on
+from .spread import SpreadProgram, spans_hosts, tell_everybody
 from .step import WHOLE, ShardedModel
 
 
@@ -138,8 +139,9 @@ class ShardedBackend:
     ) -> Program:
         """A step or a copy of pages with its collectives; any other function runs whole on each device."""
         specs: tuple[PyTree, ...] = (WHOLE,) * len(abstract_args)
+        outputs: PyTree = None
         if isinstance(step, Step):
-            batch = abstract_args[3]
+            batch, outputs = abstract_args[3], self.model.output_specs(step)
             specs, step = self.model.step_specs(batch), self.model.step(step, self.mesh, batch)
         elif step is copy_pages:
             ids = self.model.batch_spec
@@ -147,7 +149,11 @@ class ShardedBackend:
         elif step is admit:
             specs, step = (self.model.batch_spec,) * 3, self.model.admit(self.mesh)
         placed = [self._placed(*each) for each in zip(specs, abstract_args, strict=True)]
-        return self.inner.compile(step, placed, donate)
+        program = self.inner.compile(step, placed, donate)
+        if not spans_hosts(self.mesh):
+            return program
+        told = None if outputs is None else self._placed(outputs, jax.eval_shape(step, *placed)[0])
+        return SpreadProgram(program, placed, None if told is None else tell_everybody(self.mesh, told))
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
         return self.inner.put(tree, sharding or NamedSharding(self.mesh, WHOLE))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from math import lcm, log2
+from math import inf, lcm, log2, prod
 
 from jax.typing import DTypeLike
 
@@ -20,7 +20,7 @@ from .errors import (
 from .footprint import footprint
 from .layout import LOGICAL_AXES, Layout
 from .placement import MeshPlacement
-from .presets import preset
+from .presets import preset, table
 from .stages import Stages
 
 _NEAREST = 3
@@ -67,9 +67,12 @@ def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) ->
     Raises:
         LayoutMemoryError: nothing fits.
     """
-    fitting = [each for each in candidates(config, devices) if problem(each, config, devices, dtype=dtype) is None]
+    fitting: list[Layout] = []
+    # Stages wait for each other, so a pipeline is taken where nothing else fits.
+    for some in (candidates(config, devices), _pipelines(devices)):
+        fitting = fitting or [each for each in some if problem(each, config, devices, dtype=dtype) is None]
     if not fitting:
-        whole = footprint(config, preset("replica", {}), dtype).weights
+        whole = _whole(config, dtype)
         raise LayoutMemoryError(
             f"layout auto: the weights take {_size(whole)}, and no layout of {devices.count} devices"
             f"{f' of {_size(devices.memory)} each' if devices.memory else ''} holds them; use more devices, or a "
@@ -86,9 +89,12 @@ def nearest(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTy
         steps = sum(abs(log2(layout.sizes.get(axis, 1) / other.sizes.get(axis, 1))) for axis in axes)
         return steps + (layout.preset != other.preset), -other.num_devices, str(other)
 
+    room = inf if devices.memory is None else devices.memory
+    share = _whole(config, dtype) / room  # no layout of fewer devices holds the weights
     found: list[Layout] = []
-    for other in sorted(candidates(config, devices), key=distance):
-        if problem(other, config, devices, dtype=dtype) is None:
+    pool = {str(each): each for each in (*candidates(config, devices), *_alike(layout, devices))}
+    for other in sorted(pool.values(), key=distance):
+        if other.num_devices >= share and problem(other, config, devices, dtype=dtype) is None:
             found.append(other)
         if len(found) == _NEAREST:
             break
@@ -108,6 +114,26 @@ def candidates(config: ModelConfig, devices: Devices) -> Iterator[Layout]:
     for data, across, size in product(sizes, expert, tensor):
         if across > 1 and data * across * size <= devices.count:
             yield preset("expert", {"data": data, "expert": across, "tensor": size})
+
+
+def _pipelines(devices: Devices) -> Iterator[Layout]:
+    sizes = range(1, devices.count + 1)
+    for data, stages, size in product(sizes, sizes[1:], sizes):
+        if data * stages * size <= devices.count:
+            yield preset("pipeline", {"data": data, "stage": stages, "tensor": size})
+
+
+def _alike(layout: Layout, devices: Devices) -> Iterator[Layout]:
+    """The same preset over other sizes, powers of two or as they are; each axis that it has splits something."""
+    if layout.preset == "custom":
+        return
+    powers = {2**power for power in range(devices.count.bit_length())}
+    axes = ("data", *table(layout.preset).axes)
+    kept = set(layout.sizes) - (set() if layout.coupled else {"data"})
+    choices = [sorted((powers | {layout.sizes.get(axis, 1)}) - ({1} if axis in kept else set())) for axis in axes]
+    for sizes in product(*choices):
+        if prod(sizes) <= devices.count:
+            yield preset(layout.preset, dict(zip(axes, sizes, strict=True)))
 
 
 def _clash(layout: Layout, config: ModelConfig, dtype: DTypeLike) -> LayoutError | None:
@@ -231,11 +257,16 @@ def _memory(layout: Layout, config: ModelConfig, memory: int, dtype: DTypeLike) 
     if held.weights <= memory * (1 - _CACHE_SHARE):
         return None
     copies = f", {_size(held.kv_copies)} of it copies of KV heads" if held.kv_copies else ""
-    whole = footprint(config, preset("replica", {}), dtype).weights
+    whole = _whole(config, dtype)
     return LayoutMemoryError(
         f"a device would hold {_size(held.weights)} of the {_size(whole)} of weights{copies}; it has {_size(memory)}, "
         f"of which a tenth ({_size(int(memory * _CACHE_SHARE))}) is left for the KV cache"
     )
+
+
+def _whole(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes of the weights, each held once."""
+    return footprint(config, preset("replica", {}), dtype).weights
 
 
 def _mixtures(config: ModelConfig) -> Iterator[MoeConfig]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..backends.errors import DistaffError, InvalidParameterError, UsageError
-from .errors import DevicesError, UnsupportedLayoutError
+from .errors import DevicesError
 from .layout import Layout
 
 DEFAULT_TIMEOUT = 60.0
@@ -126,17 +126,12 @@ def check_spread(layout: Layout, hosts: Hosts, devices: Sequence[Any]) -> None:
 
     Raises:
         DevicesError: a host has no device, or none that the layout uses.
-        UnsupportedLayoutError: replicas, of which host 0 would not see the others' tokens.
     """
     processes = {device.process_index for device in devices}
     if len(processes) != hosts.count:
         raise DevicesError(
             f"{hosts.count} hosts, but devices of {len(processes)} of them are visible: every host needs at least one, "
             "and the chips of a slice have to be started on all its hosts"
-        )
-    if layout.replicas > 1:
-        raise UnsupportedLayoutError(
-            f"layout {layout}: replicas over several hosts; start a job for each replica, of layout {layout.replica}"
         )
     used = {device.process_index for device in devices[: layout.num_devices]}
     if used != processes:

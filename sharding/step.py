@@ -137,16 +137,20 @@ class ShardedModel:
                 "each step run one"
             )
         placed = replace(step, backend=self.backend_of(placement), placement=placement)
-        rows: Any = self.batch_spec
-        width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
-        prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
-        outputs: Any = StepOutput(rows, rows, rows, prompt, rows, rows)
 
         def of_replica(weights: PyTree, cache: PyTree, state: RowState, batch: StepBatch) -> PyTree:
             # Replicas may run differently many decode steps: each has its number.
             return placed(weights, cache, state, replace(batch, num_steps=batch.num_steps.reshape(())))
 
-        return self._mapped(of_replica, mesh, self.step_specs(batch), (outputs, self.cache_spec, rows))
+        outputs = (self.output_specs(step), self.cache_spec, self.batch_spec)
+        return self._mapped(of_replica, mesh, self.step_specs(batch), outputs)
+
+    def output_specs(self, step: Step) -> PyTree:
+        """Of what a step tells."""
+        rows: Any = self.batch_spec
+        width: Any = PartitionSpec(*(rows or (None,)), self.layout.axes("embed") or None)
+        prompt: Any = PromptOutput(rows, width, width) if step.prompt else rows
+        return StepOutput(rows, rows, rows, prompt, rows, rows)
 
     def copy_pages(self, mesh: Mesh) -> Callable[..., PyTree]:
         """models.kv_cache.copy_pages on each device's part, of each replica its own pages."""

@@ -1,4 +1,5 @@
-"""One of several local hosts: serves six requests, prints their tokens, and goes on until it is ended.
+"""One of several local hosts: serves six requests, prints their tokens, and goes on until it is ended; or serves them
+once, and prints what a text scores and its vector.
 
 Arguments: which host, how many there are, the port of host 0, devices of this process, layout, "once" or "on".
 """
@@ -38,6 +39,8 @@ def main(index: int, count: int, port: int, layout: str, mode: str) -> None:
         print(json.dumps([result.token_ids for result in results if isinstance(result, Completion)]), flush=True)
         if mode == "once":
             break
+    (score,), (vector,) = llm.score([prompts[1]]), llm.embed([prompts[1]])
+    print(json.dumps([score.logprobs.logprobs.tolist(), vector.vector.tolist()]), flush=True)
     llm.close()
 
 

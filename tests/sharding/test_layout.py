@@ -29,6 +29,7 @@ from distaff.sharding.parsing import layout_yaml, parse_layout
 from distaff.sharding.presets import PRESETS
 
 GIB = 2**30
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def shipped(name: str) -> ModelConfig:
@@ -128,6 +129,20 @@ def test_what_does_not_fit_is_explained(
         assert problem(layout, config, devices, dtype=jnp.bfloat16) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("sequence=16", "sequence:sequence=8"),
+        ("tensor-2d:tensor=4,tensor2=3", "tensor-2d:tensor=4,tensor2=2"),
+        ("stage=2,tensor=3", "pipeline:stage=2,tensor=2"),
+    ],
+)
+def test_the_nearest_are_of_the_same_preset_where_that_fits(text: str, near: str) -> None:
+    with pytest.raises(LayoutError) as raised:
+        check_layout(parse_layout(text, num_devices=8), LLAMA_8B, Devices(8), dtype=jnp.bfloat16)
+    assert near in str(raised.value).split("nearest that fit: ")[1].split(" or ")
+
+
 def test_sizes_alone_give_the_product_of_what_they_name() -> None:
     layout = parse_layout("stage=2,expert=4,tensor=2", num_devices=16)
     assert str(layout) == "pipeline+expert:stage=2,expert=4,tensor=2" and layout.prefill.table == ()
@@ -162,6 +177,10 @@ def test_auto_takes_the_smallest_replicas_that_memory_allows() -> None:
     assert str(choose_layout(LLAMA_8B, Devices(8, 32 * GIB), dtype=jnp.bfloat16)) == "replica:data=8"
     assert str(choose_layout(LLAMA_8B, Devices(8, 16 * GIB), dtype=jnp.bfloat16)) == "data=4,tensor=2"
     assert str(choose_layout(LLAMA_70B, Devices(8, 32 * GIB), dtype=jnp.bfloat16)) == "tensor=8"
+    # Nine heads: no more than three devices share them.
+    config = config_from_hf(json.loads((GOLDEN / "smollm2" / "config.json").read_text()))
+    third = footprint(config, parse_layout("data=1", num_devices=8), jnp.bfloat16).weights // 3
+    assert str(choose_layout(config, Devices(8, third), dtype=jnp.bfloat16)) == "pipeline:stage=2,tensor=3"
     with pytest.raises(LayoutMemoryError, match="131.42 GiB"):
         choose_layout(LLAMA_70B, Devices(8, 16 * GIB), dtype=jnp.bfloat16)
 

@@ -93,6 +93,27 @@ def test_a_device_reads_what_was_planned_and_nothing_else(large: HFFolder, text:
     assert abs(counted / expected - 1) < 0.001
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("text", ["tensor=16", "stage=4,tensor=4"])
+def test_a_process_loads_its_share_of_every_layer(large: HFFolder, text: str) -> None:
+    """All that four devices hold, one part after the other, so that this machine has room for it."""
+    config = config_from_hf(large.hf_config)
+    layout = parse_layout(text, num_devices=16)
+    where, positions = arranged(config, layout, jnp.bfloat16), range(12, 16)
+    plan = load_plan(large.tensors, config, layout, jnp.bfloat16, positions=positions)
+    large.reads.clear()
+    before = _read_by_this_process()
+    for leaf in leaf_plans(large.tensors, config, dtype=jnp.bfloat16, source="sparse"):
+        for box in stored_boxes(where[leaf.spec.path], leaf.spec.shape, layout, positions):
+            leaf.read([box])
+    counted = _read_by_this_process() - before
+    print(
+        f"{text}: planned {plan.read}, share {plan.share:.0f}, read {large.reads.read}, by the kernel {counted} bytes"
+    )
+    assert large.reads.read == plan.read
+    assert abs(counted / plan.share - 1) < 0.02
+
+
 def _read_by_this_process() -> int:
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])

@@ -10,7 +10,7 @@ import pytest
 
 from distaff.backends.errors import InvalidParameterError, UsageError
 from distaff.scripts.startup import read_hosts
-from distaff.sharding.errors import DevicesError, UnsupportedLayoutError
+from distaff.sharding.errors import DevicesError
 from distaff.sharding.multihost import Hosts, check_spread
 from distaff.sharding.multihost_detect import PORT, detect_hosts
 from distaff.sharding.parsing import parse_layout
@@ -122,5 +122,4 @@ def test_a_layout_uses_devices_of_every_host() -> None:
         check_spread(parse_layout("tensor=2", num_devices=4), hosts, devices)
     with pytest.raises(DevicesError, match="devices of 1 of them are visible"):
         check_spread(parse_layout("tensor=2", num_devices=2), hosts, devices[:2])
-    with pytest.raises(UnsupportedLayoutError, match="a job for each replica, of layout tensor=2"):
-        check_spread(parse_layout("data=2,tensor=2", num_devices=4), hosts, devices)
+    check_spread(parse_layout("data=2,tensor=2", num_devices=4), hosts, devices)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distaff.sharding.multihost import free_port
@@ -40,8 +41,8 @@ def started(count: int, devices: int, layout: str, mode: str = "on") -> Iterator
             process.communicate()
 
 
-def tokens_of(process: Any) -> list[list[int]]:
-    """The next answers; libraries write to stdout too."""
+def told_by(process: Any) -> Any:
+    """The next answers, or score and vector; libraries write to stdout too."""
     for line in process.stdout:
         if line.startswith("[["):
             return json.loads(line)
@@ -49,17 +50,21 @@ def tokens_of(process: Any) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[list[int]]:
+def alone() -> tuple[list[list[int]], list[list[float]]]:
+    """Tokens of six requests; of a text its log-probabilities and its vector."""
     with started(1, 1, "data=1", "once") as (process,):
-        tokens = tokens_of(process)
+        tokens, texts = told_by(process), told_by(process)
     assert len({tuple(each) for each in tokens}) > 3 and all(len(each) == 8 for each in tokens)
-    return tokens
+    return tokens, texts
 
 
 @pytest.mark.slow
-def test_two_hosts_serve_as_one_and_end_together(alone: list[list[int]]) -> None:
-    with started(2, 1, "tensor=2", "once") as processes:
-        assert tokens_of(processes[0]) == alone
+def test_two_hosts_serve_as_one_and_end_together(alone: Any) -> None:
+    """Each has half of the width of what the vector is made of."""
+    with started(2, 1, "tensor-2d:tensor2=2", "once") as processes:
+        assert told_by(processes[0]) == alone[0]
+        for got, expected in zip(told_by(processes[0]), alone[1], strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-4)
         assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
 
 
@@ -69,15 +74,16 @@ def test_two_hosts_serve_as_one_and_end_together(alone: list[list[int]]) -> None
     [
         (4, "stage=2,tensor=2", 2, signal.SIGKILL, ""),
         (2, "tensor=2", 0, signal.SIGKILL, ""),
-        (2, "tensor=2", 1, signal.SIGSTOP, "nothing was heard from it for 8."),
+        # Replicas, of which each host has one.
+        (2, "data=2", 1, signal.SIGSTOP, "nothing was heard from it for 8."),
     ],
     ids=["another", "host 0", "stopped"],
 )
 def test_a_lost_host_ends_the_others_with_its_name(
-    alone: list[list[int]], count: int, layout: str, victim: int, how: signal.Signals, why: str
+    alone: Any, count: int, layout: str, victim: int, how: signal.Signals, why: str
 ) -> None:
     with started(count, 1, layout) as processes:
-        assert tokens_of(processes[0]) == alone
+        assert told_by(processes[0]) == alone[0]
         processes[victim].send_signal(how)
         killed = time.monotonic()
         others = [process for process in processes if process is not processes[victim]]
