@@ -17,8 +17,8 @@ from .segments import Segments
 type Answered = tuple[Prepared, Sequence[Result]]
 """A line, and what its requests came to."""
 
-_WAITING = 64
-"""Steps whose answers may wait: behind these the engine does."""
+_WAITING_TOKENS, _LINE_TOKENS = 2**18, 100
+"""Of answers that wait: behind so many the engine does. Each line counts as some tokens of its own."""
 _TICK = 0.5
 
 
@@ -38,22 +38,25 @@ class Writer:
         self, journal: Journal | Segments, answers: Answers, stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self._journal, self._answers, self._stopping = journal, answers, stopping
-        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(_WAITING)
+        self._queue: queue.SimpleQueue[tuple[Callable[[], object] | None, int]] = queue.SimpleQueue()
+        self._waiting, self._changed = 0, threading.Condition()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="distaff-batch-writer", daemon=True)
         self._thread.start()
 
     def put(self, answered: Sequence[Answered]) -> None:
         """Takes answers."""
-        self._queue.put(lambda: self._append(answered))
+        tokens = sum(result.usage.total_tokens for _, results in answered for result in results)
+        self._add(lambda: self._append(answered), tokens + _LINE_TOKENS * len(answered))
 
     def refuse(self, line: Line, problem: LineError) -> None:
         """Takes the reason why a line has none."""
-        self._queue.put(lambda: self._journal.append(_record(line, False, problem.code, 0, 0, bad_row(line, problem))))
+        row = bad_row(line, problem)
+        self._add(lambda: self._journal.append(_record(line, False, problem.code, 0, 0, row)), _LINE_TOKENS)
 
     def note(self, run: dict[str, Any]) -> None:
         """Takes what a run has to tell of itself."""
-        self._queue.put(lambda: self._journal.append(note(RUN, run)))
+        self._add(lambda: self._journal.append(note(RUN, run)), _LINE_TOKENS)
 
     def close(self) -> None:
         """Waits until all that came is on the disk.
@@ -61,10 +64,16 @@ class Writer:
         Raises:
             OSError: it is not.
         """
-        self._queue.put(None)
+        self._add(None, 0)
         self._thread.join()
         if self.error is not None:
             raise self.error
+
+    def _add(self, work: Callable[[], object] | None, tokens: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting < _WAITING_TOKENS)
+            self._waiting += tokens
+        self._queue.put((work, tokens))
 
     def _append(self, answered: Sequence[Answered]) -> None:
         for item, results in answered:
@@ -83,15 +92,18 @@ class Writer:
     def _run(self) -> None:
         while True:
             try:
-                work = self._queue.get(timeout=_TICK)
+                work, tokens = self._queue.get(timeout=_TICK)
             except queue.Empty:
-                work = self._journal.sync if self._stopping() else self._journal.tick
+                work, tokens = (self._journal.sync if self._stopping() else self._journal.tick), 0
             ended = work is None
             if self.error is None:  # otherwise what comes is let go, and computed in the next run
                 try:
                     (work or self._journal.sync)()
                 except BaseException as error:
                     self.error = error
+            with self._changed:
+                self._waiting -= tokens
+                self._changed.notify_all()
             if ended:
                 return
 
