@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
+from .logprobs import PromptLogprobs
 from .results import Completion, Embedding, Score, Timings, TokenEvent, Usage
 from .sampling_params import SamplingParams
 
@@ -41,6 +42,10 @@ class Outlet(Protocol):
 
     def begin(self, start: Start) -> None: ...
 
+    def read(self, prompt: PromptLogprobs) -> None:
+        """The prompt is read, where its log-probabilities were asked for; before the first token of choice 0."""
+        ...
+
     def put(self, event: TokenEvent) -> None: ...
 
     def end(self, result: Result | None, error: BaseException | None, usage: Usage, timings: Timings) -> None: ...
@@ -57,6 +62,9 @@ class Outbox:
 
     def begin(self, start: Start) -> None:
         """Readers of a Generation find all of it in the result."""
+
+    def read(self, prompt: PromptLogprobs) -> None:
+        """This too."""
 
     def put(self, event: TokenEvent) -> None:
         self._events.put(event)

@@ -81,7 +81,9 @@ class LiveRequest:
         last, self._last[choice] = self._last[choice], now
         if last is None:
             self._first[choice] = now
-            self._metrics.first_token(now - self._arrival)
+            if choice == 0 and self._output.prompt_logprobs is not None:
+                self.outbox.read(self._output.prompt_logprobs)
+            self._metrics.first_token(now - self._arrival, self.request.counts_as)
             if not self._timings.ttft:
                 self._timings.ttft = now - self._arrival
                 self._timings.prefill = now - (self._started or now)
@@ -91,7 +93,8 @@ class LiveRequest:
             self._timings.decode = now - self._arrival - self._timings.ttft
         self._put(event)
         if event.finish_reason is not None:
-            self._metrics.answered(now - self._first[choice], self._output.choices[choice].num_generated)
+            count = self._output.choices[choice].num_generated
+            self._metrics.answered(now - self._first[choice], count, self.request.counts_as)
         return event.finish_reason is not None
 
     def take_prompt(self, row: PlannedRow, at: slice, index: int, prompt: PromptOutput) -> None:
@@ -165,7 +168,7 @@ class LiveRequest:
         self._end(reason, error)
 
     def _end(self, reason: FinishReason, error: str = "") -> None:
-        kind, timings = self.request.kind.value, self._timings
+        kind, timings = self.request.counts_as, self._timings
         self._metrics.finished(reason.value, self._clock() - self._arrival, kind=kind, error=error)
         if timings.ttft:
             self._metrics.ran_for(timings.prefill, timings.decode, self._output.usage().completion_tokens)

@@ -176,12 +176,14 @@ class Metrics:
         """From arrival to the first slot."""
         self.ttft = Histogram(TTFT_BOUNDS)
         """From arrival to the first token."""
+        self.ttft_of: dict[str, Histogram] = {}
+        """The same, apart for each kind of request: those of Request, and "chat"."""
         self.inter_token = Histogram(LATENCY_BOUNDS)
         """From one token of a sequence to its next, as its reader sees them."""
         self.request_time = Histogram(REQUEST_BOUNDS)
         """From arrival to the last token."""
         self.durations: dict[tuple[str, str], Histogram] = {}
-        """The same, apart for each kind of request and name of the error that ended it ("" for none)."""
+        """The same, apart for each kind and name of the error that ended it ("" for none)."""
         self.prefill_time = Histogram(REQUEST_BOUNDS)
         """From a request's first slot to its first token."""
         self.decode_time = Histogram(REQUEST_BOUNDS)
@@ -190,6 +192,8 @@ class Metrics:
         """From a request's first slot to its last token."""
         self.token_time = Histogram(LATENCY_BOUNDS)
         """Mean time from one token of an answer to its next, an answer of two tokens or more counting once."""
+        self.token_time_of: dict[str, Histogram] = {}
+        """The same, apart for each kind."""
         self.prompt_sizes = Histogram(TOKEN_BOUNDS)
         """Tokens of a request's prompt."""
         self.answer_sizes = Histogram(TOKEN_BOUNDS)
@@ -224,11 +228,12 @@ class Metrics:
             self.prefix_query_tokens += tokens
             self.prefix_hit_tokens += cached_tokens
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, kind: str = "generate") -> None:
         """A sequence's first token reached its stream, `seconds` after it arrived."""
         with self._lock:
             self.output_tokens += 1
             self.ttft.add(seconds)
+            _of(self.ttft_of, kind, TTFT_BOUNDS).add(seconds)
 
     def next_token(self, seconds: float) -> None:
         """A token of a sequence reached its stream, `seconds` after the one before it."""
@@ -236,20 +241,19 @@ class Metrics:
             self.output_tokens += 1
             self.inter_token.add(seconds)
 
-    def answered(self, seconds: float, count: int) -> None:
+    def answered(self, seconds: float, count: int, kind: str = "generate") -> None:
         """An answer of `count` tokens is complete, `seconds` after its first one."""
         if count > 1:
             with self._lock:
                 self.token_time.add(seconds / (count - 1))
+                _of(self.token_time_of, kind, LATENCY_BOUNDS).add(seconds / (count - 1))
 
     def finished(self, reason: str, seconds: float, *, kind: str = "generate", error: str = "") -> None:
         """A request ended: its finish reason ("error" for a failure), how long after it arrived, and which error."""
         with self._lock:
             self.outcomes[reason] = self.outcomes.get(reason, 0) + 1
             self.request_time.add(seconds)
-            if (kind, error) not in self.durations:
-                self.durations[kind, error] = Histogram(REQUEST_BOUNDS)
-            self.durations[kind, error].add(seconds)
+            _of(self.durations, (kind, error), REQUEST_BOUNDS).add(seconds)
 
     def ran_for(self, prefill: float, decode: float, tokens: int) -> None:
         """A request that had a slot and at least one token ended: the seconds of its parts, the tokens generated."""
@@ -327,11 +331,18 @@ class Metrics:
     def snapshot(self) -> dict[str, Any]:
         """Everything, as JSON knows it; histograms and phases are objects of their own."""
         kinds = Histogram | Phase | ExpertLoad
-        values = {name: value for name, value in vars(self).items() if name[0] != "_" and not isinstance(value, kinds)}
-        del values["durations"]
+        plain = {name: value for name, value in vars(self).items() if not isinstance(value, kinds | dict)}
+        values = {name: value for name, value in plain.items() if name[0] != "_"}
         values["outcomes"] = self.outcomes.copy()
         parts = {name: value.snapshot() for name, value in vars(self).items() if isinstance(value, kinds)}
         return {**values, **parts, **shares(values, parts["prefill"], parts["decode"])}
+
+
+def _of[Key](histograms: dict[Key, Histogram], key: Key, bounds: Sequence[float]) -> Histogram:
+    """The histogram of a key, a new one where there is none."""
+    if key not in histograms:
+        histograms[key] = Histogram(bounds)
+    return histograms[key]
 
 
 def shares(values: Mapping[str, Any], prefill: Mapping[str, float], decode: Mapping[str, float]) -> dict[str, float]:

@@ -115,6 +115,7 @@ class Output:
     Attributes:
         choices: the answers under way; none for a request that draws nothing.
         max_tokens: most tokens of an answer, the context considered.
+        prompt_logprobs: where asked for; whole once the first answer has a token.
 
     Args:
         request: with the seed filled in.
@@ -139,9 +140,9 @@ class Output:
             for index in range(request.params.n if request.kind is Kind.GENERATE else 0)
         )
         num_top = request.params.prompt_logprobs
-        self._prompt_logprobs: PromptLogprobs | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
         if num_top is not None or request.kind is Kind.SCORE:
-            self._prompt_logprobs = PromptLogprobs.empty(request.prompt, num_top or 0)
+            self.prompt_logprobs = PromptLogprobs.empty(request.prompt, num_top or 0)
 
     @property
     def finished(self) -> bool:
@@ -157,8 +158,8 @@ class Output:
         top: Float[np.ndarray, "T N"],
     ) -> None:
         """Log-probabilities of the prompt's tokens from position `start` (at least 1) on. A part may come twice."""
-        assert self._prompt_logprobs is not None
-        self._prompt_logprobs.fill(start, chosen, ranks, top_ids, top)
+        assert self.prompt_logprobs is not None
+        self.prompt_logprobs.fill(start, chosen, ranks, top_ids, top)
 
     def completion(self, timings: Timings, *, cached_tokens: int = 0) -> Completion:
         """The answers, once all have ended."""
@@ -169,13 +170,13 @@ class Output:
             usage=self.usage(cached_tokens),
             timings=timings,
             seed=self.request.params.seed,
-            prompt_logprobs=self._prompt_logprobs,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
     def score(self, timings: Timings) -> Score:
         """The log-probabilities of the prompt, once all of it was added."""
-        assert self._prompt_logprobs is not None
-        return Score(self._prompt_logprobs, self.usage(), timings)
+        assert self.prompt_logprobs is not None
+        return Score(self.prompt_logprobs, self.usage(), timings)
 
     def embedding(self, vector: Float[np.ndarray, "D"], timings: Timings) -> Embedding:
         """The prompt as a vector."""

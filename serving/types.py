@@ -59,6 +59,7 @@ class Request:
         pooling: for Kind.EMBED, over all positions or the last one's alone.
         id: the caller's name for it, None lets the engine make one.
         bad_word_ids: the spellings of `params.bad_words` (see bad_words.py).
+        is_chat: whether the prompt was a conversation; only metrics look at it.
 
     Raises:
         EmptyPromptError, InvalidParameterError: the prompt holds nothing, or something that is no token id.
@@ -74,6 +75,7 @@ class Request:
     pooling: Literal["mean", "last"] = "mean"
     id: str | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
+    is_chat: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(self.prompt))
@@ -87,6 +89,11 @@ class Request:
                 is_set = getattr(self.params, parameter.name) != parameter.default
                 if is_set and parameter.name not in _WITHOUT_DRAWING[self.kind]:
                     raise UnsupportedError(f"{parameter.name} is set, but a {self.kind} request draws no token")
+
+    @property
+    def counts_as(self) -> str:
+        """Its kind as metrics tell them apart: conversations are one of their own."""
+        return "chat" if self.is_chat and self.kind is Kind.GENERATE else self.kind.value
 
 
 def _tuples(sequences: Iterable[Iterable[int]]) -> tuple[tuple[int, ...], ...]:

@@ -59,6 +59,7 @@ class Prompts:
             pooling=call.pooling,
             id=id,
             bad_word_ids=words,
+            is_chat=isinstance(call.prompt, Chat),
         )
 
     def tokenize(self, text: str | Chat, *, add_special: bool = True) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ..generation import Result, Start
+from ..logprobs import PromptLogprobs
 from ..results import Timings, TokenEvent, Usage
 from .counters import FrontCounters
 
@@ -20,7 +21,7 @@ class End:
     timings: Timings
 
 
-type Item = Start | TokenEvent | End
+type Item = Start | PromptLogprobs | TokenEvent | End
 
 
 @runtime_checkable
@@ -76,6 +77,9 @@ class Wire:
 
     def begin(self, start: Start) -> None:
         self._relay.add(self._receiver, start)
+
+    def read(self, prompt: PromptLogprobs) -> None:
+        self._relay.add(self._receiver, prompt)
 
     def put(self, event: TokenEvent) -> None:
         self._relay.add(self._receiver, event)

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from ...backends.errors import DistaffError
 from ..generation import Result, Start
+from ..logprobs import PromptLogprobs
 from ..results import Completion, FinishReason, Timings, TokenEvent, Usage
 from ..types import Request
 from .buffer import Buffer
@@ -29,6 +30,7 @@ class Stream(AsyncIterator[Event]):
         finished: the last event of each choice that has ended.
         usage, timings: once it has ended, of what was done until then.
         prompt_token_ids: what the prompt came to.
+        prompt_logprobs: where asked for, from the first token of choice 0 on.
         opened: when it came, by the front's clock.
     """
 
@@ -41,6 +43,7 @@ class Stream(AsyncIterator[Event]):
         self.usage = Usage(0, 0)
         self.timings = Timings()
         self.prompt_token_ids: tuple[int, ...] = ()
+        self.prompt_logprobs: PromptLogprobs | None = None
         self.error: BaseException | None = None
         self.finished: dict[int, Finished] = {}
         self._result: Result | None = None
@@ -183,6 +186,8 @@ class Stream(AsyncIterator[Event]):
             self._token(item)
         elif isinstance(item, Start):
             self._start(item)
+        elif isinstance(item, PromptLogprobs):
+            self.prompt_logprobs = item
         else:
             self._end(item)
         self._wake()

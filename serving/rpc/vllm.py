@@ -10,8 +10,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as pb
 
 from ...backends.errors import InvalidParameterError
 from ..front import Call, Chat, Finished, Front, State
-from ..generation import Result
-from ..results import Completion, Embedding
+from ..results import Embedding
 from .callers import called, current
 from .compatible import only_for_admins, refuse
 from .failures import Context
@@ -51,18 +50,18 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
         self._last_request = time.time()
         call = await self._truncated(generate_call(request), request)
         answer = Answer(stream=request.stream, num_top=call.params.logprobs)
-        wants_prompt = call.params.prompt_logprobs is not None
+        num_top = call.params.prompt_logprobs
         async with await self._front.open(called(call, context)) as stream:
             async for event in stream:
+                if answer.of_prompt is None and stream.prompt_logprobs is not None and num_top is not None:
+                    answer.of_prompt = input_logprobs(stream.prompt_logprobs, stream.prompt_token_ids, num_top)
                 message = answer.add(event)
                 if message is not None:
                     await context.write(message)
-                # What the prompt's tokens are worth is told when all has ended.
-                if isinstance(event, Finished) and request.stream and not wants_prompt:
-                    for message in answer.completes(None):
+                if isinstance(event, Finished) and request.stream:
+                    for message in answer.completes():
                         await context.write(message)
-            of_prompt = _of_prompt(await stream.result(), call.params.prompt_logprobs)
-            for message in answer.completes(of_prompt):
+            for message in answer.completes():
                 await context.write(message)
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
@@ -149,10 +148,3 @@ class VllmEngine(vllm_engine_pb2_grpc.VllmEngineServicer):
         assert not isinstance(prompt, Chat)
         ids = prompt if isinstance(prompt, tuple) else tuple(await self._front.tokenize(prompt))
         return dataclasses.replace(call, prompt=ids[-count:])
-
-
-def _of_prompt(result: Result, num_top: int | None) -> pb.InputLogProbs | None:
-    if num_top is None:
-        return None
-    assert isinstance(result, Completion)
-    return input_logprobs(result.prompt_logprobs or (), result.prompt_token_ids, num_top)

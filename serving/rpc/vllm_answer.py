@@ -22,9 +22,14 @@ class Answer:
     Args:
         stream: whether tokens are sent as they come. If not, each choice is one message at the end.
         num_top: how many of the most likely tokens come with each token, None for no log-probabilities.
+
+    Attributes:
+        of_prompt: log-probabilities of the prompt, once they are there; the next chunk and each last message have them.
     """
 
     def __init__(self, *, stream: bool, num_top: int | None) -> None:
+        self.of_prompt: pb.InputLogProbs | None = None
+        self._told_prompt = False
         self._stream = stream
         self._num_top = num_top
         self._choices: dict[int, _Choice] = {}
@@ -44,15 +49,17 @@ class Answer:
         choice.logprobs += event.logprobs
         return self._chunk(event) if self._stream and event.token_ids else None
 
-    def completes(self, input_logprobs: pb.InputLogProbs | None) -> Iterator[pb.GenerateResponse]:
+    def completes(self) -> Iterator[pb.GenerateResponse]:
         """The last message of each choice that has ended since."""
         for index, choice in sorted(self._choices.items()):
             if choice.finished is not None:
-                yield self._complete(index, choice, choice.finished, input_logprobs)
+                yield self._complete(index, choice, choice.finished)
                 del self._choices[index]
 
     def _chunk(self, delta: Delta) -> pb.GenerateResponse:
         """`completion_tokens` counts this chunk's alone: readers add them up."""
+        of_prompt = None if self._told_prompt else self.of_prompt
+        self._told_prompt = self.of_prompt is not None
         return pb.GenerateResponse(
             chunk=pb.GenerateStreamChunk(
                 token_ids=delta.token_ids,
@@ -60,13 +67,12 @@ class Answer:
                 completion_tokens=len(delta.token_ids),
                 cached_tokens=self._cached_tokens,
                 output_logprobs=self._output_logprobs(delta.logprobs),
+                input_logprobs=of_prompt,
                 index=delta.index,
             )
         )
 
-    def _complete(
-        self, index: int, choice: _Choice, finished: Finished, input_logprobs: pb.InputLogProbs | None
-    ) -> pb.GenerateResponse:
+    def _complete(self, index: int, choice: _Choice, finished: Finished) -> pb.GenerateResponse:
         complete = pb.GenerateComplete(
             output_ids=choice.token_ids,
             finish_reason=finished.reason.finish.value,
@@ -74,7 +80,7 @@ class Answer:
             completion_tokens=finished.completion_tokens,
             cached_tokens=self._cached_tokens,
             output_logprobs=self._output_logprobs(choice.logprobs),
-            input_logprobs=input_logprobs,
+            input_logprobs=self.of_prompt,
             index=index,
         )
         if finished.reason is Reason.STOP_STRING:

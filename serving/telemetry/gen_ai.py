@@ -20,6 +20,10 @@ def _durations(front: Front) -> Mapping[Labels, Histogram]:
     return {(OPERATIONS[kind], error): histogram for (kind, error), histogram in durations.items()}
 
 
+def _by_operation(histograms: Mapping[str, Histogram]) -> Mapping[Labels, Histogram]:
+    return {(OPERATIONS[kind],): histogram for kind, histogram in dict(histograms).items()}
+
+
 _FAMILY = Family("gen_ai_server_", _constant)
 
 GEN_AI = (
@@ -35,7 +39,7 @@ GEN_AI = (
         "time_to_first_token_seconds",
         "From a request's arrival to its first token, the wait in the queue included.",
         OTEL_TTFT,
-        lambda front: {(OPERATIONS["generate"],): front.metrics.ttft},
+        lambda front: _by_operation(front.metrics.ttft_of),
         "gen_ai_operation_name",
     ),
     _FAMILY.histogram(
@@ -43,7 +47,7 @@ GEN_AI = (
         "Mean time per token behind the first: (last token - first token) / (tokens - 1) of each complete answer with "
         "two tokens or more.",
         OTEL_TOKEN,
-        lambda front: {(OPERATIONS["generate"],): front.metrics.token_time},
+        lambda front: _by_operation(front.metrics.token_time_of),
         "gen_ai_operation_name",
     ),
 )

@@ -84,10 +84,12 @@ def test_log_probabilities(stream: bool) -> None:
         async with engine() as (served, stub):
             chunks, (whole,) = await read(stub, ask(stream=stream, logprobs=2, prompt_logprobs=0))
             expected, prompt = served.answer("abc"), served.tokenizer.encode("abc")
-            of_prompt = whole.input_logprobs
-            assert list(of_prompt.token_ids) == prompt and not of_prompt.top_logprobs
-            assert not of_prompt.token_logprobs[0].HasField("value")
-            assert [entry.value for entry in of_prompt.token_logprobs[1:]] == [prompt_logprob(t) for t in prompt[1:]]
+            assert [chunk.HasField("input_logprobs") for chunk in chunks] == [True, *[False] * 7][: len(chunks)]
+            for of_prompt in (whole.input_logprobs, *(chunk.input_logprobs for chunk in chunks[:1])):
+                assert list(of_prompt.token_ids) == prompt and not of_prompt.top_logprobs
+                values = of_prompt.token_logprobs
+                assert not values[0].HasField("value")
+                assert [entry.value for entry in values[1:]] == [prompt_logprob(token) for token in prompt[1:]]
             for logprobs in (whole.output_logprobs, *(chunk.output_logprobs for chunk in chunks)):
                 assert list(logprobs.token_logprobs) == [prompt_logprob(token) for token in logprobs.token_ids]
                 assert [len(top.token_ids) for top in logprobs.top_logprobs] == [2] * len(logprobs.token_ids)

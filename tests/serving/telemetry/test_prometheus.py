@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from distaff.serving.bounds import OTEL_REQUEST, OTEL_TOKEN, OTEL_TTFT, VLLM_REQUEST, VLLM_TTFT
-from distaff.serving.front import Call, FrontLimits, OverloadedError
+from distaff.serving.front import Call, Chat, FrontLimits, OverloadedError
 from distaff.serving.telemetry.exports import EXPORTS
 from distaff.serving.telemetry.prometheus import Exposition
 from distaff.serving.types import Kind, SamplingParams
@@ -50,9 +50,10 @@ class Scrape:
 
 
 async def workload(served: Served) -> None:
-    """Three answers (8, 8 and 2 tokens), a score, an embedding, a cancelled call, a refused one, and one that fails."""
-    front = served.front
-    for prompt, tokens, n in (("hello there, you", 8, 1), ("hello there, me!", 4, 2), ("z", 2, 1)):
+    """Answers to two texts (8 tokens each) and in a conversation (2 tokens), a score, an embedding, a cancelled call,
+    a refused one, and one that fails."""
+    front, chat = served.front, Chat(({"role": "user", "content": "z"},), {"add_generation_prompt": True})
+    for prompt, tokens, n in (("hello there, you", 8, 1), ("hello there, me!", 4, 2), (chat, 2, 1)):
         await (await front.open(Call(prompt, SamplingParams(max_tokens=tokens, n=n)))).result()
     await (await front.open(Call("score", kind=Kind.SCORE))).result()
     await (await front.open(Call("embed", kind=Kind.EMBED))).result()
@@ -82,7 +83,8 @@ def test_what_is_exposed_is_what_was_done(accept: str) -> None:
             assert seen("distaff_requests_total") == 7
             tokens = seen("distaff_output_tokens_total")
             assert 18 <= tokens <= 20 and tokens == seen("vllm:generation_tokens_total", **MODEL)  # one was cancelled
-            prompts = sum(map(len, ("hello there, you", "hello there, me!", "z", "score", "embed", "long", "fails")))
+            spelled = ("hello there, you", "hello there, me!", "<z>:", "score", "embed", "long", "fails")
+            prompts = sum(map(len, spelled))  # the template puts three tokens round a message of one
             assert seen("distaff_prompt_tokens_total") == seen("vllm:prompt_tokens_total", **MODEL) == prompts
             for reason, count in (("length", 3), ("stop", 2), ("abort", 1), ("error", 1)):
                 assert seen("distaff_request_outcomes_total", reason=reason) == count
@@ -105,17 +107,20 @@ def test_what_is_exposed_is_what_was_done(accept: str) -> None:
             assert [float(bound) for bound in ttft][:-1] == list(VLLM_TTFT)
             assert ttft["+Inf"] in (4, 5) and list(ttft.values()) == sorted(ttft.values())
             own = {"gen_ai_provider_name": "distaff", "gen_ai_request_model": "fake", "gen_ai_response_model": "fake"}
-            own["gen_ai_operation_name"] = "text_completion"
-            for name, bounds, count in (
-                ("time_to_first_token", OTEL_TTFT, ttft["+Inf"]),
-                ("time_per_output_token", OTEL_TOKEN, 4),
+            for name, bounds, operation, count in (
+                ("time_to_first_token", OTEL_TTFT, "text_completion", ttft["+Inf"] - 1),
+                ("time_to_first_token", OTEL_TTFT, "chat", 1),
+                ("time_per_output_token", OTEL_TOKEN, "text_completion", 3),
+                ("time_per_output_token", OTEL_TOKEN, "chat", 1),
             ):
-                buckets = seen.buckets(f"gen_ai_server_{name}_seconds", **own)
+                labels = {**own, "gen_ai_operation_name": operation}
+                buckets = seen.buckets(f"gen_ai_server_{name}_seconds", **labels)
                 assert [float(bound) for bound in buckets][:-1] == list(bounds)
-                assert buckets["+Inf"] == seen(f"gen_ai_server_{name}_seconds_count", **own) == count
+                assert buckets["+Inf"] == seen(f"gen_ai_server_{name}_seconds_count", **labels) == count
             durations = "gen_ai_server_request_duration_seconds"
             for operation, error, count in (
-                ("text_completion", "", 4),
+                ("text_completion", "", 3),
+                ("chat", "", 1),
                 ("text_completion", "DeviceError", 1),
                 ("score", "", 1),
                 ("embeddings", "", 1),
@@ -127,7 +132,7 @@ def test_what_is_exposed_is_what_was_done(accept: str) -> None:
             latency = seen.buckets("vllm:e2e_request_latency_seconds", **MODEL)
             assert [float(bound) for bound in latency][:-1] == list(VLLM_REQUEST) and latency["+Inf"] == 7
             sizes = seen.buckets("vllm:request_prompt_tokens", **MODEL)
-            assert (sizes["1.0"], sizes["5.0"], sizes["20.0"]) == (1, 5, 7)
+            assert (sizes["1.0"], sizes["5.0"], sizes["20.0"]) == (0, 5, 7)
             steps = served.front.metrics.prefill.steps + served.front.metrics.decode.steps
             assert seen("vllm:iteration_tokens_total_count", **MODEL) == steps
             if "process_open_fds" in seen.families:
