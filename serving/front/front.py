@@ -155,6 +155,7 @@ class Front:
         hung = DeviceError(f"the device has not come back from a step for {self.limits.hang_seconds:g} s")
         self._fail(hung)
         for stream in tuple(self._streams.values()):
+            stream.end(Reason.DRAINED)  # to its reader it is a server that goes down: others may answer
             stream.refuse(hung)
 
     async def close(self) -> None:

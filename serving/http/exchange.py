@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from .errors import HttpError, error_response
 
 MAX_BODY = 4 * 2**20
-"""Reading a body keeps the loop, and everybody's tokens, waiting: up to 70 ms a megabyte. A megatoken of text fits."""
+"""Bytes. A megatoken of text fits; all of Python, and so everybody's tokens, waits while JSON is parsed."""
 BODY_SECONDS = 30.0
 
 type Work = Callable[["Exchange"], Awaitable[None]]

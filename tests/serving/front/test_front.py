@@ -79,6 +79,21 @@ def test_an_id_that_lives_is_refused_and_may_come_again_later() -> None:
     run(check())
 
 
+def test_whoever_waits_for_a_hung_device_is_told_to_ask_another_server() -> None:
+    async def check() -> None:
+        async with serving() as served:
+            served.programs.gate.clear()
+            stream = await served.front.open(Call("abc", params(4)))
+            served.front.give_up()
+            with pytest.raises(DrainingError, match="went down"):
+                await stream.result()
+            assert served.front.state is State.FAILED
+            served.programs.gate.set()
+            await asyncio.to_thread(served.engine.close)
+
+    run(check())
+
+
 def test_cancel_at_every_stage_frees_everything() -> None:
     async def check() -> None:
         async with serving(slots=2, pages=64) as served:
@@ -185,13 +200,20 @@ def test_cancelling_at_any_moment_frees_everything() -> None:
             served.programs.step_seconds = 0.0005
 
             async def one(number: int) -> None:
-                stream = await served.front.open(Call((number, 5, 7), params(random.randint(1, 6)), id=str(number)))
-                reading = asyncio.create_task(read(stream))
-                await asyncio.sleep(random.uniform(0, 0.02))
-                served.front.cancel(stream.id)
-                await stream.close()
+                tokens, cut = random.randint(1, 6), random.randint(0, 9)
+                stream = await served.front.open(Call((number, 5, 7), params(tokens), id=str(number)))
+                events: list[Event] = []
+
+                async def leave() -> None:
+                    if len(events) == cut:
+                        served.front.cancel(stream.id)
+                        await stream.close()
+
                 with contextlib.suppress(CancelledByClientError):
-                    events = await reading
+                    await leave()
+                    async for event in stream:
+                        events.append(event)
+                        await leave()
                     assert ends(events)[0].reason in (Reason.CANCELLED, Reason.LENGTH)
                     assert tokens_of(events) == served.answer((number, 5, 7), 6)[: len(tokens_of(events))]
 

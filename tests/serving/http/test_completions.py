@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import unquote
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 
 from distaff.serving.front import FrontLimits
+from distaff.serving.http.bodies import CompletionBody
 from distaff.serving.http.completions import Completions
 
 from ...fakes import prompt_logprob
@@ -345,6 +347,34 @@ def test_what_cannot_be_served_now_says_when() -> None:
             assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
 
     run(check())
+
+
+def test_a_large_body_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+    calls = CompletionBody.calls
+
+    def noted(body: CompletionBody) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return calls(body)
+
+    monkeypatch.setattr(CompletionBody, "calls", noted)
+
+    async def check() -> None:
+        async with asking() as (served, client):
+            for pad in (0, 2**17):
+                for tokens, code in ((3, 200), (-3, 400)):
+                    body = json.dumps({"prompt": [1, 2], "max_tokens": tokens, "seed": 0, "return_token_ids": True})
+                    json_type = {"content-type": "application/json"}
+                    response = await client.post("/v1/completions", content=body + " " * pad, headers=json_type)
+                    assert response.status_code == code
+                    if code == 200:
+                        assert response.json()["choices"][0]["token_ids"] == served.answer([1, 2], 3)
+                    else:
+                        assert response.json()["error"]["param"] == "max_tokens"
+            assert served.front.counters.refused["invalid"] == 2
+
+    run(check())
+    assert threads == [True, True, False, False]
 
 
 def test_a_name_is_looked_at_only_where_names_are_given() -> None:
