@@ -131,7 +131,7 @@ def test_a_device_that_hangs_is_not_waited_for() -> None:
         async with running(limits=FrontLimits(hang_seconds=0.1)) as up:
             up.served.programs.gate.clear()
             call = asyncio.create_task(refusal(up.inference.GenerateUnary(request())))
-            await until(lambda: up.served.front.load().streams == 1)
+            await until(lambda: up.served.programs.num_admitted == 1)  # and so in the step that hangs
             up.server.leave(0.0)
             assert (await call).code == "UNAVAILABLE"
             assert await up.task == 1 and up.served.front.hangs

@@ -76,7 +76,7 @@ class _Reader:
     """A client with one request, which keeps what it reads with the times of its arrival."""
 
     def __init__(self, port: int, tokens: int) -> None:
-        connection = http2.Connection(port, preface=False)  # nothing comes before its time is taken
+        connection = http2.Connection(port, preface=False)
         self.socket = connection.socket
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._parts: list[tuple[int, bytes]] = []
@@ -90,7 +90,8 @@ class _Reader:
         data, more, _, _ = self.socket.recvmsg(65536, 64)
         if not data:
             return False
-        seconds, nanoseconds = struct.unpack("ll", more[0][2])
+        # Settings that a quick server has sent before the option was set have no stamp; tokens come later.
+        seconds, nanoseconds = struct.unpack("ll", more[0][2]) if more else (0, 0)
         self._parts.append((seconds * 10**9 + nanoseconds, data))
         return True
 
@@ -194,7 +195,8 @@ def _serve(path: str, streams: int, step_seconds: float) -> int:
         TimedPrograms.stamps = np.frombuffer(mmap.mmap(shared.fileno(), 0), np.int64)
     served = make_served(slots=streams, pages=65_536, max_len=4096, programs=TimedPrograms)
     served.programs.step_seconds = step_seconds
-    settings = ServeSettings(rpc=RpcSettings(port=0), http_port=0)
+    # Readers and idle connections answer no ping: they must be let live for longer than this takes.
+    settings = ServeSettings(rpc=RpcSettings(port=0, keepalive_timeout_seconds=3600.0), http_port=0)
     return run_server(lambda: served.front, settings, lambda ports: print(f"ready {ports.grpc}", flush=True))
 
 
