@@ -62,7 +62,8 @@ def problem(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTy
 
 
 def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> Layout:
-    """The layout for `auto`: each replica as small as the memory allows, as many of them as there are devices for.
+    """The layout for `auto`: each replica as small as the memory allows, as many of them as there are devices for; with
+    stages where nothing else fits.
 
     Raises:
         LayoutMemoryError: nothing fits.
