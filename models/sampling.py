@@ -112,6 +112,11 @@ def draw(
     return tokens, logprobs
 
 
+def take_best(logits: Float[Array, "B V"]) -> tuple[Int[Array, "B"], TokenLogprobs]:
+    """What `draw` gives where no row asks for anything but its most likely token."""
+    return argmax(logits), TokenLogprobs.zeros(len(logits))
+
+
 def _draw(
     logits: Float[Array, "B V"], maxima: Float[Array, "B N"], rows: SamplingRows, positions: Int[Array, "B"],
     used: Bool[Array, "B"],

@@ -24,7 +24,7 @@ from .layers import Machine
 from .logprobs import TokenLogprobs, token_logprobs
 from .placement import OneDevice, Placement
 from .row_state import RowState
-from .sampling import draw, num_accepted
+from .sampling import draw, num_accepted, take_best
 from .split_logits import gather_logits
 
 
@@ -100,6 +100,7 @@ class Step:
         prompt: also report on every token of the prompt.
         return_logits: also return the logits.
         expert_load: also count the load of experts.
+        greedy: take the most likely tokens, whatever rows ask for: most of a compile is drawing all others.
     """
 
     __name__: ClassVar[str] = "step"  # what profiles and dumps call the program
@@ -114,6 +115,7 @@ class Step:
     prompt: bool = False
     return_logits: bool = False
     expert_load: bool = False
+    greedy: bool = False
 
     def __call__(
         self, weights: Weights, cache: KVCache, state: RowState, batch: StepBatch
@@ -164,7 +166,7 @@ class Step:
             else:
                 size = self.config.vocab_size
                 logits = gather_logits(logits, machine.placement, size, state, slots, positions, mask)
-            drawn, logprobs = draw(logits, state, slots, positions, mask)
+            drawn, logprobs = take_best(logits) if self.greedy else draw(logits, state, slots, positions, mask)
         per_row = lambda x: x.reshape(num_rows, num_candidates, *x.shape[1:])  # noqa: E731
         drawn = per_row(drawn)
         accepted = num_accepted(ragged.tokens[ragged.logit_indices], drawn)

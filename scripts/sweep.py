@@ -81,6 +81,10 @@ def plan(
         Path | None, typer.Option("--out", metavar="DIR", help="Where to keep it: sweep.json, rows.csv, rows.parquet.")
     ] = None,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Rows to print.")] = 12,
+    verify: Annotated[
+        int | None,
+        typer.Option("--verify", metavar="N", min=1, help="Then compile the first N rows, as verify does; with --out."),
+    ] = None,
     chips_file: ChipsFile = None,
     figures: Figures = None,
     price: Prices = None,
@@ -90,13 +94,15 @@ def plan(
 ) -> None:
     """Score every layout, batch, chunk and precision by arithmetic; print the best.
 
-    Nothing is compiled: maths, memory bandwidth, links (with wrap-around and hops), network between slices, and
-    memory. `distaff sweep verify` has the compiler look at the best ones. Times are low / best / high estimates.
+    Maths, memory bandwidth, links (with wrap-around and hops), network between slices, and memory are counted; with
+    --verify, or by `distaff sweep verify` later, the compiler looks at the best ones. Times are low / best / high
+    estimates.
 
     \b
     Examples:
       distaff sweep plan -m llama-3.1-8b --hw v5e:4x4
       distaff sweep plan -m llama-3.1-70b --hw v6e:2x4,v5e:4x4 --slo-tpot 40ms --objective cost --out run
+      distaff sweep plan -m llama-3.1-70b --hw v5e:4x4 --phase decode --out run --verify 12
       distaff sweep plan -m qwen3-30b-a3b --hw v6e:2x4 --batch 1:512 --weights bf16,int8 --kv bf16,int8
       distaff sweep plan -m llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=128256 --hw h100:8
 
@@ -105,13 +111,15 @@ def plan(
     decode on slices of their own).
     """
     with reporting(debug):
+        if verify is not None and out is None:
+            raise UsageError("--verify writes what it finds into the sweep's folder: name one with --out")
         prepare_devices()
         from ..sharding.sweep.calibration import read_calibration
         from ..sharding.sweep.efficiency import DEFAULT
         from ..sharding.sweep.models import model_config
         from ..sharding.sweep.request import SweepRequest, Targets, Workload, parse_range
         from ..sharding.sweep.slices import parse_slice
-        from ..sharding.sweep.store import save
+        from ..sharding.sweep.store import load, save
         from ..sharding.sweep.sweep import plan as run
 
         table = chip_table(chips_file, figures, price)
@@ -136,10 +144,17 @@ def plan(
         if out is not None:
             written = save(found, out)
             sys.stderr.write(f"Wrote {', '.join(map(str, written))}\n")
+        if not json:
+            print_sweep(found, top=top)
+        if verify is not None and out is not None:
+            from .sweep_verify import print_verified, verified
+
+            looked_at = verified(out, top=verify, phases=None, jobs=1, timeout=300, cache=None, offline=offline)
+            found = load(out)
+            if not json:
+                print_verified(looked_at)
         if json:
             print_json({"asked": found.asked, "summary": found.summary, "rows": found.rows, "pairs": found.pairs})
-        else:
-            print_sweep(found, top=top)
 
 
 @app.command("verify")
@@ -175,7 +190,7 @@ def verify(
     \b
     --json prints one object: rows (those compiled; compiled has, for decode and prefill, arguments_bytes,
     temporary_bytes, peak_bytes, sends_as_predicted, sends, flops, cycles, estimate_ms, ... or refused), compiled
-    and cached (how many steps), seconds.
+    and cached (how many programs: a step's, and the drawing of its tokens), seconds.
     """
     with reporting(debug):
         prepare_devices()

@@ -17,11 +17,11 @@ from ..sharding.presets import preset
 from ..sharding.sweep.checked import compiled_row, ordered
 from ..sharding.sweep.compile_cache import CompileCache
 from ..sharding.sweep.store import Sweep, load, save
-from ..sharding.sweep.verify import UNAVAILABLE, Check, Verified, checks_of, run_checks
+from ..sharding.sweep.verify import UNAVAILABLE, Answer, Builders, Check, Task, Verified, checks_of, run_tasks
 from .output import size_text
 from .sweep_request import request_of
 
-BUILDER = f"{__package__}.sweep_case:build"
+BUILDERS = Builders(f"{__package__}.sweep_case:step", f"{__package__}.sweep_case:drawing")
 
 
 def verified(
@@ -52,12 +52,13 @@ def verified(
     checks: list[Check] = []
     skipped: dict[str, str] = {}
     for row in chosen:
-        found = checks_of(request, row, layouts[row["id"]], slices[row["hw"]], builder=BUILDER, phases=phases)
+        found = checks_of(request, row, layouts[row["id"]], slices[row["hw"]], builders=BUILDERS, phases=phases)
         if isinstance(found, str):
             skipped[row["id"]] = found
         else:
             checks += found
-    every = _answers(checks, kept, jobs=jobs, timeout=timeout)
+    answers = _answers(checks, kept, jobs=jobs, timeout=timeout)
+    every = [Verified.of(check, answers) for check in checks]
     missing = [each.refused["message"] for each in every if each.refused and each.refused["kind"] == UNAVAILABLE]
     if every and len(missing) == len(every):
         raise CompilerNotFoundError(missing[0])
@@ -73,8 +74,8 @@ def verified(
     save(Sweep(sweep.asked, sweep.summary, rows, sweep.pairs), folder)
     return {
         "rows": [made[row["id"]] for row in chosen],
-        "compiled": sum(not each.cached for each in every),
-        "cached": sum(each.cached for each in every),
+        "compiled": sum(not each.cached for each in answers.values()),
+        "cached": sum(each.cached for each in answers.values()),
         "seconds": time.perf_counter() - began,
     }
 
@@ -122,35 +123,36 @@ def print_verified(found: Mapping[str, Any]) -> None:
     for line in (head, *table):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     typer.echo(
-        f"{found['compiled']} steps compiled and {found['cached']} known, in {found['seconds']:.1f} s; cycles are the "
-        "compiler's estimates, nothing was timed"
+        f"{found['compiled']} programs compiled and {found['cached']} known, in {found['seconds']:.1f} s; cycles are "
+        "the compiler's estimates, nothing was timed"
     )
 
 
-def _say(check: Check) -> None:
-    sys.stderr.write(f"Compiling {check.phase} of {check.row} for {check.job.topology}\n")
+def _say(task: Task) -> None:
+    sys.stderr.write(f"Compiling {task.what} for {task.job.topology}\n")
 
 
-def _answers(checks: Sequence[Check], cache: CompileCache, *, jobs: int, timeout: float) -> list[Verified]:
-    """Of all checks, in their order; several compilers at once have a share each."""
-    # Rows that differ in the batch alone have the same prefill step: it is one compiler's work.
-    distinct = list({check.job_key: check for check in checks}.values())
-    if jobs > 1 and sum(cache.get(check.job) is None for check in distinct) > 1:
-        shares = [distinct[n::jobs] for n in range(jobs)]
+def _answers(checks: Sequence[Check], cache: CompileCache, *, jobs: int, timeout: float) -> dict[str, Answer]:
+    """Of all tasks, by their keys; several compilers at once have a share each."""
+    # Rows that differ in the batch alone have the same prefill step, and many draw in as many rows.
+    tasks = list({task.key: task for check in checks for task in reversed(check.tasks)}.values())
+    if jobs > 1 and sum(cache.get(task.job) is None for task in tasks) > 1:
+        shares = [tasks[n::jobs] for n in range(jobs)]
+        found: dict[str, Answer] = {}
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             waiting = [pool.submit(_share, share, cache, timeout) for share in shares]
-            found: list[Verified] = []
             for share, each in zip(shares, waiting, strict=True):
                 try:
-                    found += each.result()
+                    found |= each.result()
                 except BrokenProcessPool as error:
                     refused = {"kind": "abort", "message": f"the process beside this one ended ({error})"}
-                    found += [Verified(check, None, refused, False) for check in share]
-    else:
-        found = _share(distinct, cache, timeout)
-    known = {each.check.job_key: each for each in found}
-    return [known[check.job_key].of(check) for check in checks]
+                    found |= {task.key: Answer(None, refused, False) for task in share}
+        return found
+    return _share(tasks, cache, timeout)
 
 
-def _share(checks: Sequence[Check], cache: CompileCache, timeout: float) -> list[Verified]:
-    return list(run_checks(checks, cache, timeout=timeout, on_start=_say))
+def _share(tasks: Sequence[Task], cache: CompileCache, timeout: float) -> dict[str, Answer]:
+    return {
+        task.key: answer
+        for task, answer in zip(tasks, run_tasks(tasks, cache, timeout=timeout, on_start=_say), strict=True)
+    }

@@ -17,7 +17,14 @@ from .step import ShardedModel
 
 
 def step_case(
-    model: ShardedModel, *, rows: int, queries: int, context: int, page: int, kv_dtype: DTypeLike | None = None
+    model: ShardedModel,
+    *,
+    rows: int,
+    queries: int,
+    context: int,
+    page: int,
+    kv_dtype: DTypeLike | None = None,
+    greedy: bool = False,
 ) -> Case:
     """One step and the shapes of its arguments, on the devices of the layout.
 
@@ -27,6 +34,7 @@ def step_case(
             step.
         page: positions of a page; the cache has as many pages as the rows fill.
         kv_dtype: of the cache; None: that of the weights.
+        greedy: as Step has it.
     """
     layout, groups = model.layout, model.config.cache_groups
     sizes = dict(layout.mesh) or {"data": 1}
@@ -49,7 +57,7 @@ def step_case(
         whole((rows,), jnp.bool_),
         whole((), jnp.int32),
     )
-    step = Step(model.config, model.backend, num_tokens=rows * queries, decode=queries == 1)
+    step = Step(model.config, model.backend, num_tokens=rows * queries, decode=queries == 1, greedy=greedy)
     specs = model.step_specs(batch)
     arguments = (
         jax.eval_shape(model.prepare(mesh), weights),

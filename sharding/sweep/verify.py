@@ -1,12 +1,14 @@
 """Has the compiler of the chips make the steps of rows, as they would be served.
 
-Of each row its decode step, and its prefill step where prompts are part of the sweep. checked.py says what comes out.
+Of each row its decode step, and its prefill step where prompts are part of the sweep. Both in two programs
+(whole_step.py), of which one is the same for many rows. checked.py says what comes out.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...backends.compile_job import CompileJob
 from ...backends.compile_process import CompileProcess
@@ -26,6 +28,7 @@ from .compile_cache import CompileCache
 from .request import COMPUTED, SweepRequest
 from .rows import Row
 from .slices import Slice
+from .whole_step import whole_step
 
 KERNELS = ".*attention.*"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}
@@ -35,36 +38,76 @@ _MISSING = (CompilerNotFoundError, SchedulesMissingError, UnknownTopologyError)
 
 
 @dataclass(frozen=True)
-class Check:
-    """One step of one row."""
+class Builders:
+    """Names of the callables that make the cases: of a step that takes the most likely tokens, with the arguments that
+    checks_of gives, and of drawing tokens from logits."""
 
-    row: str
-    phase: str
-    shape: StepShape
+    step: str
+    drawing: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program to compile; `what` it is, in words."""
+
     job: CompileJob
+    what: str
 
-    @property
-    def job_key(self) -> str:
-        """The same for checks that have the same answer."""
+    @cached_property
+    def key(self) -> str:
+        """The same for tasks that have the same answer."""
         return json.dumps(dataclasses.asdict(self.job), sort_keys=True)
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What came out of a task: a report, or the kind and the message of a refusal; `cached`: it was known."""
+
+    report: CompileReport | None
+    refused: Mapping[str, str] | None
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """One step of one row, in two programs."""
+
+    row: str
+    phase: str
+    shape: StepShape
+    step: Task
+    drawing: Task
+
+    @property
+    def tasks(self) -> tuple[Task, Task]:
+        return self.step, self.drawing
+
+
+@dataclass(frozen=True)
 class Verified:
-    """What came out of a check: a report, or the kind and the message of a refusal; `cached`: it was known."""
+    """What came out of a check, as an Answer has it; `cached`: both of its programs were known."""
 
     check: Check
     report: CompileReport | None
     refused: Mapping[str, str] | None
     cached: bool
 
-    def of(self, check: Check) -> "Verified":
-        """The same answer to a check of the same job; the first one alone was compiled for."""
-        return self if check is self.check else dataclasses.replace(self, check=check, cached=True)
+    @classmethod
+    def of(cls, check: Check, answers: Mapping[str, Answer]) -> "Verified":
+        """
+        Args:
+            answers: of all tasks, by their keys.
+        """
+        step, drawing = (answers[task.key] for task in check.tasks)
+        cached = step.cached and drawing.cached
+        if step.report is None or drawing.report is None:
+            return cls(check, None, step.refused or drawing.refused, cached)
+        logits = 4 * check.shape.rows * check.drawing.job.arguments["vocab_size"]
+        return cls(check, whole_step(step.report, drawing.report, logits=logits), None, cached)
 
 
 def checks_of(
-    request: SweepRequest, row: Row, layout: Layout, on: Slice, *, builder: str, phases: Sequence[str]
+    request: SweepRequest, row: Row, layout: Layout, on: Slice, *, builders: Builders, phases: Sequence[str]
 ) -> list[Check] | str:
     """What to compile for a row; in words, why it cannot be compiled."""
     for what in ("weights", "activations", "kv"):
@@ -79,55 +122,53 @@ def checks_of(
     rows = row["batch"] // layout.replicas
     chunk = min(row["chunk"], round(request.workload.isl))
     shapes = {"decode": StepShape(rows), "prefill": StepShape(1, chunk)}
-    return [
-        Check(
+
+    def check(phase: str) -> Check:
+        shape, context = shapes[phase], max(request.workload.longest, shapes[phase].queries)
+        both = {"chip": on.chip.name, "rows": shape.rows, "context": context}
+        of_layout = {
+            "model": request.model,
+            "preset": row["preset"],
+            "mesh": row["mesh"],
+            "dtype": DTYPES[row["weights"]],
+            "kv_dtype": DTYPES[row["kv"]],
+            "queries": shape.queries,
+        }
+        drawing = {**both, "vocab_size": request.config.vocab_size}
+        return Check(
             row["id"],
             phase,
-            shapes[phase],
-            CompileJob(
-                builder,
-                {
-                    "model": request.model,
-                    "preset": row["preset"],
-                    "mesh": row["mesh"],
-                    "chip": on.chip.name,
-                    "dtype": DTYPES[row["weights"]],
-                    "kv_dtype": DTYPES[row["kv"]],
-                    "rows": shapes[phase].rows,
-                    "queries": shapes[phase].queries,
-                    "context": request.workload.longest,
-                },
-                on.topology,
-            ),
+            shape,
+            Task(CompileJob(builders.step, {**both, **of_layout}, on.topology), f"{phase} of {row['id']}"),
+            Task(CompileJob(builders.drawing, drawing, on.topology), f"drawing in {shape.rows} rows"),
         )
-        for phase in phases
-    ]
+
+    return [check(phase) for phase in phases]
 
 
-def run_checks(
-    checks: Sequence[Check], cache: CompileCache, *, timeout: float, on_start: Callable[[Check], None] = lambda _: None
-) -> Iterator[Verified]:
+def run_tasks(
+    tasks: Iterable[Task], cache: CompileCache, *, timeout: float, on_start: Callable[[Task], None] = lambda _: None
+) -> Iterator[Answer]:
     """Compiles what is not known yet, one after another; a crash or a time-out is an answer like any other."""
     with CompileProcess(KERNELS) as process:
-        for check in checks:
-            known = cache.get(check.job)
+        for task in tasks:
+            known = cache.get(task.job)
             if known is not None:
-                refused = known if isinstance(known, dict) else None
-                yield Verified(check, None if isinstance(known, dict) else known, refused, True)
+                yield Answer(None, known, True) if isinstance(known, dict) else Answer(known, None, True)
                 continue
-            on_start(check)
+            on_start(task)
             try:
-                report = process.run(check.job, timeout=timeout)
+                report = process.run(task.job, timeout=timeout)
             except CompileError as error:
                 refused = {"kind": error.kind, "message": " ".join(error.message.split())[:500]}
                 # Another machine, or more time, may have another answer.
                 if not isinstance(error, CompileTimeoutError | CompilerAbortedError):
-                    cache.put(check.job, refused)
-                yield Verified(check, None, refused, False)
+                    cache.put(task.job, refused)
+                yield Answer(None, refused, False)
             except DistaffError as error:
                 # Or the builder refuses: a backend that declines, a layout that it cannot run.
                 kind = UNAVAILABLE if isinstance(error, _MISSING) else "declined"
-                yield Verified(check, None, {"kind": kind, "message": str(error)}, False)
+                yield Answer(None, {"kind": kind, "message": str(error)}, False)
             else:
-                cache.put(check.job, report)
-                yield Verified(check, report, None, False)
+                cache.put(task.job, report)
+                yield Answer(report, None, False)

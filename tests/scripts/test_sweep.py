@@ -13,7 +13,7 @@ import yaml
 from distaff.backends.compiler.report import CompileReport, MemoryReport
 from distaff.scripts.sweep_request import parse_time, request_of
 from distaff.scripts.sweep_tables import draw_front
-from distaff.scripts.sweep_verify import BUILDER
+from distaff.scripts.sweep_verify import BUILDERS
 from distaff.sharding.parsing import parse_layout
 from distaff.sharding.presets import preset
 from distaff.sharding.sweep.compile_cache import CompileCache
@@ -87,6 +87,7 @@ def test_the_table_has_a_front_and_targets(distaff: Run, capsys: Capture) -> Non
         (("--hw", "v5e:2x2", "--weights", "int3"), "precisions are fp32, bf16"),
         (("--hw", "v5e:2x2", "--axes", "tensors"), "mesh axes are data"),
         (("--hw", "v5e:2x2", "--slo-ttft", "fast"), "a time such as 500ms"),
+        (("--hw", "v5e:2x2", "--verify", "2"), "name one with --out"),
         (("--hw", "v5e:2x2", "--trace", "nowhere"), "--trace nowhere: line 1 is not a JSON object"),
         (("--hw", "v5e:1x1", "--isl", "900000", "--batch", "64"), "does not fit: v5e:1x1: a device needs at least"),
     ],
@@ -163,7 +164,7 @@ def test_the_report_is_one_file(planned: tuple[Path, dict[str, Any]], distaff: R
 def test_the_compiler_agrees_and_is_asked_once(tmp_path: Path, distaff: Run, capsys: Capture) -> None:
     """Arguments within 0.1 %, the peak within 5 %, what is sent as predicted, and a second run from the cache."""
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    model = "llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096"  # most of a compile draws tokens
+    model = "llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096"
     plan = ("sweep", "plan", "-m", model, "--hw", "v5e:2x2", "--batch", "8", "--isl", "1024", "--osl", "128")
     assert distaff(*plan, "--phase", "decode", "--axes", "tensor", "--out", str(folder)) == 0
     capsys.readouterr()
@@ -180,7 +181,7 @@ def test_the_compiler_agrees_and_is_asked_once(tmp_path: Path, distaff: Run, cap
     assert step["peak_bytes"] == pytest.approx(row["memory_bytes"], rel=0.05)
     assert distaff(*verify) == 0
     again = json.loads(capsys.readouterr().out)
-    assert (again["compiled"], again["cached"]) == (0, 1) and again["seconds"] < 10
+    assert (again["compiled"], again["cached"]) == (0, 2) and again["seconds"] < 10
 
 
 def test_what_the_compiler_refuses_is_behind_what_it_accepts(
@@ -191,18 +192,22 @@ def test_what_the_compiler_refuses_is_behind_what_it_accepts(
     folder, _ = planned
     sweep = load(folder)
     request, cache = request_of(sweep, offline=True), CompileCache(tmp_path / "cache")
+    keys: set[str] = set()
     for row, kind in zip(sweep.rows[:2], ("hbm", None), strict=True):
         layout = preset(row["preset"], row["mesh"])
-        checks = checks_of(request, row, layout, request.slices[0], builder=BUILDER, phases=("decode",))
+        checks = checks_of(request, row, layout, request.slices[0], builders=BUILDERS, phases=("decode",))
         assert not isinstance(checks, str)
         clock = round(request.slices[0].chip.clock_hertz)
         report = CompileReport("v5e:2x2", "libtpu 0", 1.0, 4, MemoryReport(1 << 20, 0, 0), 1, 1, clock, clock)
-        cache.put(checks[0].job, report if kind is None else {"kind": kind, "message": "too much"})
+        nothing = CompileReport("v5e:2x2", "libtpu 0", 1.0, 1, MemoryReport(0, 0, 0), 0, 0, 0, 0)
+        cache.put(checks[0].step.job, report if kind is None else {"kind": kind, "message": "too much"})
+        cache.put(checks[0].drawing.job, nothing)
+        keys |= {task.key for task in checks[0].tasks}
     for _ in range(2):
         arguments = ("--top", "2", "--phase", "decode", "--cache", str(tmp_path / "cache"), "--json")
         assert distaff("sweep", "verify", str(folder), *arguments) == 0
         found = json.loads(capsys.readouterr().out)
-        assert (found["compiled"], found["cached"]) == (0, 2)
+        assert (found["compiled"], found["cached"]) == (0, len(keys))
         refused, accepted = found["rows"]
         assert (
             refused["reason"].startswith("decode: hbm: too much; largest arguments: ")

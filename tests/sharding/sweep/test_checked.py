@@ -15,7 +15,7 @@ from distaff.sharding.sweep.checked import compiled_row, ordered
 from distaff.sharding.sweep.plan import Placed, score
 from distaff.sharding.sweep.request import Targets
 from distaff.sharding.sweep.rows import Row, rows_of
-from distaff.sharding.sweep.verify import Check, Verified
+from distaff.sharding.sweep.verify import Check, Task, Verified
 
 from .asked import SMALL, V5E, request
 
@@ -35,7 +35,8 @@ def report(milliseconds: float, *, memory: MemoryReport = LITTLE) -> CompileRepo
 
 def answer(row: Row, found: CompileReport | str, phase: str = "decode") -> Verified:
     shape = StepShape(row["batch"] // row["replicas"]) if phase == "decode" else StepShape(1, 512)
-    check = Check(row["id"], phase, shape, CompileJob("a:b", {}, "v5e:2x2"))
+    task = Task(CompileJob("a:b", {}, "v5e:2x2"), "")
+    check = Check(row["id"], phase, shape, task, task)
     if isinstance(found, str):
         return Verified(check, None, {"kind": found, "message": "why"}, False)
     return Verified(check, found, None, False)
