@@ -47,10 +47,11 @@ def memory_bytes(
     )
 
 
-_LOGITS = 2.5
 _FIXED = 1.6e6
-"""Copies of the logits of a decode step, and bytes beside them: fitted to programs of the TPU compiler (tests/sharding/
-sweep/test_memory.py has them)."""
+_LOGITS = 2.5
+_MANY_LOGITS, _KEPT = 6.0, 30e6
+"""Copies of the logits of a decode step and bytes beside them, and copies where there are many, less what stays out of
+HBM: fitted to programs of the TPU compiler (tests/sharding/sweep/test_memory.py has them)."""
 _WIDEST = 2.0
 """Copies of the widest activations: an operation's inputs and outputs. Not fitted: in decode they are nothing."""
 
@@ -58,4 +59,6 @@ _WIDEST = 2.0
 def temporary_bytes(of: Columns, tokens: Floats, rows: Floats) -> Floats:
     """What a step holds beside its arguments: logits of the rows that draw, of the whole vocabulary in fp32, and the
     widest activations."""
-    return _FIXED + _LOGITS * 4.0 * of["vocab"] * rows + _WIDEST * 2.0 * of["widest"] * tokens
+    logits = 4.0 * of["vocab"] * rows
+    drawing = np.maximum(_LOGITS * logits, _MANY_LOGITS * logits - _KEPT)
+    return _FIXED + drawing + _WIDEST * 2.0 * of["widest"] * tokens

@@ -21,6 +21,8 @@ COMPILED = (
     ("llama-3.1-8b", "v5e:4x4", "data=2,tensor=8", 8, 2_310_375_424, 11_321_344),
     ("llama-3.1-8b", "v5e:4x4", "data=2,tensor=8", 16, 2_612_709_376, 20_316_160),
     ("llama-3.1-8b", "v5e:4x4", "data=2,tensor=8", 32, 3_217_373_184, 69_992_448),
+    ("llama-3.1-8b", "v5e:4x4", "attention-data:data=2,tensor=8", 32, 2_512_729_600, 69_484_544),
+    ("llama-3.1-8b", "v5e:4x4", "sequence:sequence=2,tensor=8", 64, 2_382_755_840, 167_919_616),
     ("llama-3.1-70b", "v5e:4x4", "tensor=16", 1, 9_083_883_008, 2_899_968),
 )
 """Decode steps with rows of 2,304 positions, compiled by libtpu 0.0.52: model, slice, layout, rows of a replica,
@@ -31,7 +33,7 @@ bytes of arguments, of temporaries."""
 def test_the_peak_is_within_5_percent(
     model: str, hw: str, text: str, rows: int, arguments: int, temporaries: int
 ) -> None:
-    """And temporaries, which are no more than 2 % of it, within 15 %; from 32 rows on the compiler takes more."""
+    """And temporaries, which are no more than 7 % of it, within 15 %."""
     on = parse_slice(hw)
     layout = parse_layout(text, num_devices=on.num_devices)
     asked = request(
@@ -47,4 +49,4 @@ def test_the_peak_is_within_5_percent(
     columns, count = Columns.of([placed.decode], [Rates.of(on.chip)]), np.full(1, rows, float)
     (beside,) = temporary_bytes(columns, count, count)
     print(f"{found / (arguments + temporaries) - 1:+.2%} of the peak, {beside / temporaries - 1:+.0%} of temporaries")
-    assert beside == pytest.approx(temporaries, rel=0.15 if rows < 32 else 0.4)
+    assert beside == pytest.approx(temporaries, rel=0.15)
