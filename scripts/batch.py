@@ -76,6 +76,8 @@ app = typer.Typer(cls=BatchGroup, rich_markup_mode=None)
 
 _WITH_ERRORS = 3
 _GIVEN = "given by --price"
+_WORTH_MEASURING = 5.0
+"""Seconds of the device below which nobody asks for shares of the machine's limits: measuring those takes as long."""
 
 
 @app.callback()
@@ -162,7 +164,7 @@ def run(
     --json prints one object:
       output, total, completed, failed, errors (by code), prompt_tokens, completion_tokens, total_tokens,
       runs, seconds (of all runs, loading included), busy_seconds, tokens_per_s, completion_tokens_per_s,
-      tokens_per_s_per_chip, batch_occupancy, prefix_hit_rate, mfu, mbu (of the last run), chips,
+      tokens_per_s_per_chip, batch_occupancy, prefix_hit_rate, mfu, mbu (of the last run, null below 5 s), chips,
       chip_hours, dollars_per_chip_hour, price_source, dollars, dollars_per_million_tokens
       with --check: lines, good, bad, errors (by code), problems (where, code, message of the first 20), input
     """
@@ -263,7 +265,7 @@ def run(
                     )
                     _report(store, manifest, price, as_json=json, tolerate=tolerate_errors)
                     return
-                with stopping_together(joined, signals):
+                with stopping_together(joined, signals) as ending:
                     with ProgressDisplay(model or "") as display:
                         from ..serving import LLM
                         from ..serving.batch_jobs.chips import attached_chip, limits_of
@@ -271,26 +273,25 @@ def run(
                         from ..serving.garbage import settle_memory
 
                         llm = LLM(model or "", on_progress=display, **options)
+                        ending.callback(llm.close)
                         print_remarks(llm, layout)
                         llm.engine.warm_up()
                         settle_memory()
-                    try:
-                        run = LLMRun(
-                            llm,
-                            job,
-                            name=model or "",
-                            dtype=dtype.value,
-                            layout=layout,
-                            seed=seed,
-                            served_names=names,
-                            began=began,
-                        )
-                        with BatchProgress(lambda: _standing(job, run)) as progress:
-                            outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
-                        limits = limits_of(llm, attached_chip(), dtype.value)
-                        _report(store, outcome.manifest, price, limits, as_json=json, tolerate=tolerate_errors)
-                    finally:
-                        llm.close()
+                    run = LLMRun(
+                        llm,
+                        job,
+                        name=model or "",
+                        dtype=dtype.value,
+                        layout=layout,
+                        seed=seed,
+                        served_names=names,
+                        began=began,
+                    )
+                    with BatchProgress(lambda: _standing(job, run)) as progress:
+                        outcome = run.run(stopping=lambda: signals.asked, on_step=progress.update)
+                    worth_it = run.figures()["device_seconds"] >= _WORTH_MEASURING
+                    limits = limits_of(llm, attached_chip(), dtype.value) if worth_it else None
+                    _report(store, outcome.manifest, price, limits, as_json=json, tolerate=tolerate_errors)
 
 
 @app.command("merge")

@@ -1,8 +1,10 @@
 """`distaff batch` on several hosts: the first reads and writes, all compute, and all stop when one is asked to."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from .progress import ProgressDisplay
 
@@ -30,20 +32,23 @@ def follow(model: str, options: Mapping[str, Any]) -> None:
     with StopSignals() as signals, stopping_together(options["hosts"], signals):
         with ProgressDisplay(model) as display:
             llm = LLM(model, on_progress=display, **options)
-        llm.engine.warm_up()
         llm.follow()
 
 
 @contextmanager
-def stopping_together(hosts: "Hosts | None", signals: "StopSignals") -> Iterator[None]:
+def stopping_together(hosts: "Hosts | None", signals: "StopSignals") -> Iterator[ExitStack]:
     """Joins the other hosts. Whichever is asked to stop asks the others; host 0 then ends the job in order, and all end
-    with the exit code of a job that stopped.
+    with the exit code of a job that stopped. When one fails the others hear why.
+
+    Yields:
+        What is to be closed at the end, when the others know how it came.
 
     Raises:
         JobStoppedError: all of them were asked to stop.
     """
     if hosts is None:
-        yield
+        with ExitStack() as ending:
+            yield ending
         return
     from ..serving.batch_jobs.errors import JobStoppedError
     from ..serving.errors import DeviceError
@@ -59,11 +64,18 @@ def stopping_together(hosts: "Hosts | None", signals: "StopSignals") -> Iterator
     signals.tell(ask_others)
     link.when_asked_to_stop(signals.ask)
     stopped = JobStoppedError("stopped; host 0 has what was answered, and --resume on every host goes on")
-    try:
-        yield
-    except (HostsError, DeviceError) as error:  # one of them was at its end before
-        if signals.asked:
-            raise stopped from error
-        raise
+    with ExitStack() as ending:
+        try:
+            yield ending
+        except JobStoppedError:  # asked, or its disk is full
+            ask_others()
+            raise
+        except typer.Exit:  # how the whole job came out
+            raise
+        except Exception as error:
+            if signals.asked and isinstance(error, HostsError | DeviceError):  # another one was at its end before
+                raise stopped from error
+            link.fail(error)
+            raise
     if signals.asked and not hosts.leads:
         raise stopped

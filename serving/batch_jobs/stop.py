@@ -33,6 +33,7 @@ class StopSignals:
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._calls: list[Callable[[], object]] = []
+        self._told = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -56,6 +57,7 @@ class StopSignals:
 
     def ask(self) -> None:
         """As if a first signal had come; where one has, it does nothing."""
+        self.asked = True
         with suppress(OSError):  # left already
             self._write.send(_ASK)
 
@@ -63,8 +65,8 @@ class StopSignals:
         """Calls this in a thread of its own when the job is asked to stop, or now if it was."""
         with self._lock:
             self._calls.append(call)
-            asked = self.asked
-        if asked:
+            told = self._told
+        if told:
             _begin(call)
 
     def _watch(self) -> None:
@@ -72,7 +74,7 @@ class StopSignals:
             if not self._heard((*_SIGNALS, *_ASK)):
                 return
             with self._lock:
-                self.asked = True
+                self.asked = self._told = True
                 calls = tuple(self._calls)
             for call in calls:
                 _begin(call)

@@ -71,7 +71,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_file_in_and_a_file_out(distaff: Run, llm: type[FakeLLM], here: Path, capsys: Capture) -> None:
+def test_a_file_in_and_a_file_out(
+    distaff: Run, llm: type[FakeLLM], here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distaff.scripts.batch._WORTH_MEASURING", 0.0)
     assert distaff("batch", "in.jsonl", "out.jsonl", "-m", "m", "--json", "--price", "3.6") == 3
     out, err = capsys.readouterr()
     told = json.loads(out)
@@ -99,7 +102,8 @@ def test_again_it_is_refused_resumed_or_replaced(distaff: Run, llm: type[FakeLLM
     assert "exists already; --resume goes on with that job, --overwrite replaces it" in capsys.readouterr().err
     assert distaff(*command, "--resume", "--json") == 3
     assert json.loads(capsys.readouterr().out)["completed"] == 5 and len(llm.made) == 1
-    assert distaff(*command, "--overwrite", "--seed", "1") == 3
+    assert distaff(*command, "--overwrite", "--seed", "1", "--json") == 3
+    assert json.loads(capsys.readouterr().out)["mbu"] is None  # it was over at once
     assert len(llm.made) == 2 and (here / "out.jsonl").read_bytes() != whole
 
 
