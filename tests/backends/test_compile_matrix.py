@@ -3,8 +3,8 @@
 How deep a model is makes no difference to its program, so the golden models stand for the published ones. Their heads
 are made as wide as real ones.
 
-Most of a compile is the sampler's, which takes logits and knows no family. So CI compiles each family for each chip with
-the most likely tokens taken, and whole for one of the chips; `scripts/test --soak` compiles all of them whole.
+Most of a compile is the sampler's, which takes logits and knows no family. So CI compiles each family for each chip
+with the most likely tokens taken, and whole for one of the chips; `scripts/test --soak` compiles all of them whole.
 """
 
 import json
