@@ -179,4 +179,4 @@ def _flat(work: DeviceWork) -> dict[str, float]:
 
 
 _PLAIN = ("linear", "head", "scores", "weights", "experts", "share", "cache", "held", "stages", "replicas", "coupled",
-          "widest", "vocab", "layers")  # fmt: skip
+          "widest", "gathered", "vocab", "layers")  # fmt: skip

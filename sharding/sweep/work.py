@@ -6,7 +6,7 @@ sizes and the line between them is kept.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -80,6 +80,7 @@ class DeviceWork:
         replicas: copies of the model that share a batch.
         coupled: tokens of all replicas go through the same feed-forward layers.
         widest: numbers for each token of the largest intermediate activation.
+        gathered: numbers of the weights that are gathered for a layer, of the layer with most.
         vocab: logits of a row, as sampling looks at them: of the whole vocabulary.
     """
 
@@ -98,6 +99,7 @@ class DeviceWork:
     replicas: int
     coupled: bool
     widest: float
+    gathered: float
     vocab: int
     layers: int
 
@@ -155,6 +157,7 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool,
         replicas=layout.replicas,
         coupled=layout.coupled,
         widest=_widest(config, layout, placement) / own,
+        gathered=_gathered_at_once(leaves, placement, layout),
         vocab=config.vocab_size,
         layers=config.num_layers,
     )
@@ -214,6 +217,17 @@ def _sent_by(config: ModelConfig, layout: Layout, links: Links, shape: StepShape
 def _gathered(leaf: Arranged, placement: MeshPlacement, layout: Layout) -> int:
     """How many times as large a weight is where it is computed with."""
     return prod(layout.size(placement.gathered[logical]) for logical in leaf.logical)
+
+
+def _gathered_at_once(leaves: Mapping[str, Arranged], placement: MeshPlacement, layout: Layout) -> float:
+    """What of a layer's weights is gathered: on a v5e nearly all of it is held before the layer begins."""
+    of_layers: dict[tuple[str, ...], float] = {}
+    for path, leaf in leaves.items():
+        times = _gathered(leaf, placement, layout)
+        if path.startswith("segments.") and times > 1:
+            layer = tuple(path.split(".", 4)[:4])
+            of_layers[layer] = of_layers.get(layer, 0.0) + times * prod(leaf.part[1:])
+    return max(of_layers.values(), default=0.0)
 
 
 def _mixture(config: ModelConfig, path: str) -> MoeConfig:

@@ -105,6 +105,7 @@ def point(row: Row) -> Point:
         replicas=1,
         coupled=False,
         widest=0.0,
+        gathered=0.0,
         vocab=256_000,
         layers=model.layers,
     )
