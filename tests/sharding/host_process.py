@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[4]}"
+# Every process compiles for itself, and what comes of it runs a few times: LLVM need not optimise it.
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[4]} --xla_backend_optimization_level=0"
 
 from distaff.serving.engine_config import EngineConfig
 from distaff.serving.llm import LLM

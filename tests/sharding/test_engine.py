@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from distaff.backends.base import Backend
-from distaff.backends.reference import ReferenceBackend
 from distaff.backends.select import select_backend
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.config import MoeConfig
@@ -27,6 +26,7 @@ from distaff.sharding.backend import shard_backends
 from distaff.sharding.errors import IndivisibleError
 from distaff.sharding.parsing import layout_yaml, parse_layout
 
+from .quick import QuickReference
 from .tiny import tiny
 
 SETTINGS = EngineConfig(max_batch=3, context=64, max_step_tokens=16, max_decode_steps=4)
@@ -57,13 +57,13 @@ def under(case: str, text: str, inner: Backend) -> list[tuple[int, ...]]:
 
 @lru_cache
 def on_one_device(case: str) -> list[tuple[int, ...]]:
-    return answers(case, [ReferenceBackend()])
+    return answers(case, [QuickReference()])
 
 
 @lru_cache
 def long_on_one_device(case: str) -> list[tuple[int, ...]]:
     config, weights = tiny(case)
-    return served(case, Replicas([build_engine(config, weights, ReferenceBackend(), LONG)]), tokens=48)
+    return served(case, Replicas([build_engine(config, weights, QuickReference(), LONG)]), tokens=48)
 
 
 EVERY = (
@@ -88,7 +88,7 @@ def pairs() -> list[Any]:
 
 @pytest.mark.parametrize(("case", "text"), pairs())
 def test_greedy_tokens_are_those_of_one_device(case: str, text: str) -> None:
-    got = under(case, text, ReferenceBackend())
+    got = under(case, text, QuickReference())
     assert len(set(got)) > 3 and got == on_one_device(case)
 
 
@@ -117,7 +117,7 @@ def test_greedy_tokens_are_those_of_one_device(case: str, text: str) -> None:
 def test_replicas_in_one_program_give_the_tokens_of_one_device(case: str, text: str, pages: int | None) -> None:
     """With the prefix cache on; with few pages rows give way to each other and are computed anew."""
     config, weights = tiny(case)
-    backend = shard_backends(ReferenceBackend(), config, text, jnp.dtype(jnp.float32), one_program=True)[0]
+    backend = shard_backends(QuickReference(), config, text, jnp.dtype(jnp.float32), one_program=True)[0]
     memory = None
     if pages is not None:
         size = backend.page_size
@@ -141,7 +141,7 @@ def test_the_load_of_experts_is_that_of_one_device(text: str, tmp_path: Path) ->
     small.write_text(layout_yaml(parse_layout(text, num_devices=8)).replace("capacity: 1.25", "capacity: 0.3"))
     for layout in (None, str(small)):
         config, weights = tiny("qwen3_moe")
-        backend: Backend = ReferenceBackend()
+        backend: Backend = QuickReference()
         if layout is not None:
             backend = shard_backends(backend, config, layout, jnp.dtype(jnp.float32), one_program=True)[0]
         several = layout is not None and "data" in text
