@@ -31,8 +31,10 @@ def stack(rows: list[Row], size: int) -> SamplingRows:
     return table
 
 
-def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, position: int, mask: np.ndarray | None) -> int:
-    """The token of a row (fields without their first axis), computed the long way round in fp64."""
+def adjusted(
+    logits: np.ndarray, row: SamplingRows, history: np.ndarray, position: int, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits of a row behind refusals, penalties and bias, in fp64."""
     size = len(logits)
     x = logits.astype(np.float64)
     text = history[:position].tolist()
@@ -58,6 +60,13 @@ def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, positio
     for token, bias in zip(row.bias_ids, row.bias, strict=True):
         if token >= 0:
             x[token] += bias
+    return x
+
+
+def by_numpy(logits: np.ndarray, row: SamplingRows, history: np.ndarray, position: int, mask: np.ndarray | None) -> int:
+    """The token of a row (fields without their first axis), computed the long way round in fp64."""
+    size = len(logits)
+    x = adjusted(logits, row, history, position, mask)
     if row.temperature == 0:
         return int(x.argmax())
 
