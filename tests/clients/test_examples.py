@@ -48,6 +48,12 @@ def test_the_page_of_the_client(server: Server) -> None:
     assert "Paris" in text and "Finished(index=1" in text and "top_p" in text
 
 
+def test_the_page_of_serving(server: Server) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text().replace("127.0.0.1:50051", server.target)
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert "".join(output(sys.executable, "-c", program)).strip()
+
+
 def test_node_client(clients: Clients, node_modules: Path, server: Server) -> None:
     program = shutil.copy(EXAMPLES / "client.js", node_modules.parent)
     protos = ROOT / "serving" / "rpc" / "protos"
