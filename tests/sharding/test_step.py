@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distaff.backends.base import Backend
+from distaff.backends.reference import ReferenceBackend
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights
 from distaff.models.kv_cache import allocate_cache
@@ -19,10 +20,9 @@ from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
 
 from ..models.step_inputs import row_state, step_batch
-from .quick import QuickReference
 from .tiny import tiny
 
-BACKEND = QuickReference()
+BACKEND = ReferenceBackend()
 
 
 def inputs(config: ModelConfig, seed: int) -> tuple[RowState, StepBatch]:
