@@ -1,6 +1,8 @@
 """Ways to ask the HTTP application in tests: in memory, or over a socket as clients do."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,3 +37,19 @@ async def listening(
                 yield served, client, listener
         finally:
             await listener.stop(0.2)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 30))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The server-sent events of a whole stream, without its end mark."""
+    parts = text.split("\n\n")
+    assert parts[-1] == "" and parts[-2] == "data: [DONE]"
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]

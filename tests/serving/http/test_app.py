@@ -1,7 +1,7 @@
 """Probes, guards and limits of the application, without a socket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,7 @@ from distaff.serving.front import AuthenticationError, State
 from distaff.serving.http.guards import Caller
 from distaff.serving.rpc.tokens import TokenFile
 
-from .asked import asking
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
+from .asked import asking, run
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,19 @@
 """OpenAI's endpoints over the fake model: the engine's tokens in OpenAI's shapes, and nothing held afterwards."""
 
 import asyncio
-import json
-import threading
-from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import unquote
 
-import httpx2
 import pytest
 
-from distaff.serving.front import FrontLimits
-from distaff.serving.http.bodies import CompletionBody
 from distaff.serving.http.completions import Completions
 
 from ...fakes import prompt_logprob
 from ..served import EOS
-from .asked import asking, listening
+from .asked import asking, events, listening, run, until
 
 CHAT = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
 CHAT_PROMPT = "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
-
-
-def events(text: str) -> list[dict[str, Any]]:
-    """The server-sent events of a whole stream, without its end mark."""
-    parts = text.split("\n\n")
-    assert parts[-1] == "" and parts[-2] == "data: [DONE]"
-    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
 
 def joined(chunks: list[dict[str, Any]], index: int) -> str:
@@ -242,7 +225,7 @@ def test_ids_are_those_that_the_client_gave(told: str) -> None:
             headers = {"x-request-id": "mine"} if told == "header" else {}
             served.programs.gate.clear()
             first = asyncio.ensure_future(client.post("/v1/completions", json=body, headers=headers))
-            await _until(lambda: bool(served.front.streams()))
+            await until(lambda: bool(served.front.streams()))
             second = asyncio.ensure_future(client.post("/v1/completions", json=body, headers=headers))
             await asyncio.sleep(0.05)
             served.programs.gate.set()
@@ -276,105 +259,6 @@ def test_an_id_of_the_header_names_the_first_of_several_prompts(stream: bool) ->
             assert served.front.counters.refused == {}, "a name that is taken is replaced, not refused"
 
     run(check())
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_ends_its_request(stream: bool) -> None:
-    async def check() -> None:
-        async with listening() as (served, client, _):
-            served.programs.step_seconds = 0.01
-            body = {"prompt": ["abc", "def"], "max_tokens": 120, "stream": stream}
-            if stream:
-                async with client.stream("POST", "/v1/completions", json=body) as response:
-                    async for _line in response.aiter_lines():
-                        break
-            else:
-                with pytest.raises(httpx2.ReadTimeout):
-                    await client.post("/v1/completions", json=body, timeout=0.1)
-            assert served.used_pages > 0, "it runs"
-            await served.check_empty()
-            assert served.front.counters.ended == {"cancelled": 2}
-            assert served.front.metrics.outcomes == {"abort": 2}
-
-    run(check())
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_cut_answer_is_an_error_and_not_a_short_answer(stream: bool) -> None:
-    async def check() -> None:
-        async with asking() as (served, client):
-            served.programs.step_seconds = 0.02
-            body = {"prompt": "abc", "max_tokens": 100, "timeout": 0.25, "stream": stream}
-            response = await client.post("/v1/completions", json=body)
-            if stream:
-                error = events(response.text)[-1]["error"]
-                assert error["usage"]["completion_tokens"] > 0
-            else:
-                assert response.status_code == 504
-                error = response.json()["error"]
-            assert error["code"] == "deadline" and error["type"] == "server_error"
-            await served.check_empty()
-
-    run(check())
-
-
-def test_a_step_that_fails_is_told_without_the_servers_insides() -> None:
-    async def check() -> None:
-        async with asking() as (served, client):
-            served.programs.failure = RuntimeError("/secret/path")
-            for stream in (False, True):
-                response = await client.post("/v1/completions", json={"prompt": "abc", "stream": stream})
-                assert response.status_code == 500 and "secret" not in response.text
-                assert response.json()["error"]["type"] == "server_error"
-
-    run(check())
-
-
-def test_what_cannot_be_served_now_says_when() -> None:
-    async def check() -> None:
-        async with asking(limits=FrontLimits(max_streams=1)) as (served, client):
-            served.programs.gate.clear()
-            first = asyncio.ensure_future(client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}))
-            await _until(lambda: bool(served.front.streams()))
-            response = await client.post("/v1/completions", json={"prompt": "a"})
-            assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
-            assert response.json()["error"]["type"] == "rate_limit_error"
-            served.programs.gate.set()
-            assert (await first).status_code == 200
-            await served.settle()
-            await served.front.drain(0)
-            response = await client.post("/v1/completions", json={"prompt": "a"})
-            assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
-
-    run(check())
-
-
-def test_a_large_body_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[bool] = []
-    calls = CompletionBody.calls
-
-    def noted(body: CompletionBody) -> Any:
-        threads.append(threading.current_thread() is threading.main_thread())
-        return calls(body)
-
-    monkeypatch.setattr(CompletionBody, "calls", noted)
-
-    async def check() -> None:
-        async with asking() as (served, client):
-            for pad in (0, 2**17):
-                for tokens, code in ((3, 200), (-3, 400)):
-                    body = json.dumps({"prompt": [1, 2], "max_tokens": tokens, "seed": 0, "return_token_ids": True})
-                    json_type = {"content-type": "application/json"}
-                    response = await client.post("/v1/completions", content=body + " " * pad, headers=json_type)
-                    assert response.status_code == code
-                    if code == 200:
-                        assert response.json()["choices"][0]["token_ids"] == served.answer([1, 2], 3)
-                    else:
-                        assert response.json()["error"]["param"] == "max_tokens"
-            assert served.front.counters.refused["invalid"] == 2
-
-    run(check())
-    assert threads == [True, True, False, False]
 
 
 def test_a_name_is_looked_at_only_where_names_are_given() -> None:
@@ -420,8 +304,3 @@ def test_part_of_a_character_is_named_by_its_bytes() -> None:
             assert served.tokenizer.token_bytes(10**6) == b""
 
     run(check())
-
-
-async def _until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine
 from itertools import pairwise
-from typing import Any
 
 import httpx2
 import pytest
@@ -17,11 +15,7 @@ from distaff.serving.http.exchange import until_disconnect
 from distaff.serving.http.server import HttpServer
 
 from ..served import serving
-from .asked import listening
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
+from .asked import listening, run
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ import asyncio
 import os
 import shutil
 import ssl
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -18,11 +16,7 @@ from distaff.serving.http.tls import TlsContext
 from distaff.serving.tls_files import TlsFiles
 
 from ..certificates import make_certificates
-from .asked import listening
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
+from .asked import listening, run
 
 
 @pytest.fixture(scope="module")
