@@ -22,7 +22,8 @@ class Cores:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._locks: list[int] = []
         numbers: list[int] = []
-        for number in sorted(os.sched_getaffinity(0)) if count else ():
+        known = hasattr(os, "sched_getaffinity")  # elsewhere nobody can be kept to a core
+        for number in sorted(os.sched_getaffinity(0)) if count and known else ():
             if len(numbers) == count:
                 break
             lock = os.open(folder / f"{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

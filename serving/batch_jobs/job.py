@@ -141,7 +141,7 @@ class Job:
         if resume and header is not None:
             if self.journal.index.done and not self.journal.index.runs:
                 raise self._beginning_lost()
-            self.now, self.runner = datetime.fromisoformat(header["now"]), header.get("runner", "local")
+            self.now, self.runner = datetime.fromisoformat(header["now"]), header["runner"]
             return
         if resume and manifest is not None:  # before the journal is looked at: it may be deleted in part
             self._check_header(manifest["job"], "the output")
@@ -150,7 +150,7 @@ class Job:
             self.complete = manifest
             self.journal.remove()
             self.now = datetime.fromisoformat(manifest["job"]["now"])
-            self.runner = manifest["job"].get("runner", "local")
+            self.runner = manifest["job"]["runner"]
             return
         if resume and self.journal.index.done:
             raise self._beginning_lost()

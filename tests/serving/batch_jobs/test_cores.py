@@ -34,3 +34,10 @@ def test_a_thread_keeps_to_them_with_those_that_it_starts(tmp_path: Path) -> Non
     thread.join()
     cores.close()
     assert seen == [set(cores.numbers)] and len(seen[0]) == 1 and os.sched_getaffinity(0) == before
+
+
+def test_where_nobody_can_be_kept_to_a_core_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    cores = Cores(1, tmp_path)
+    assert cores.numbers == ()
+    cores.keep_to()
