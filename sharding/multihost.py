@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 def start_jax(hosts: Hosts, port: int) -> None:
-    """Makes the devices of all hosts visible in each; returns once all have called it.
+    """Makes the devices of all hosts visible in each; returns once all have called it. SIGTERM stays this process'.
 
     Args:
         hosts: who takes part.
@@ -98,6 +98,8 @@ def start_jax(hosts: Hosts, port: int) -> None:
         UsageError: JAX has looked for devices before.
         HostsError: JAX did not find the others.
     """
+    # JAX's handler of SIGTERM takes the place of whatever there is, and notes a signal that nobody here asks it about.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             f"127.0.0.1:{port}",

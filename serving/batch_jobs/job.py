@@ -235,14 +235,12 @@ class Job:
         self.check_model(identity)
         name, began = secrets.token_hex(4), time.monotonic()
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        before = self.journal.index.done
         noted = began
 
         def told() -> dict[str, Any]:
             return {
                 "run": name, "started": started, "seconds": round(time.monotonic() - began, 3),
-                "host": socket.gethostname(), "lines": self.journal.index.done - before, "model": dict(identity),
-                **details(),
+                "host": socket.gethostname(), "model": dict(identity), **details(),
             }  # fmt: skip
 
         def step() -> None:

@@ -38,6 +38,7 @@ class Writer:
         self, journal: Journal | Segments, answers: Answers, stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self._journal, self._answers, self._stopping = journal, answers, stopping
+        self._before = journal.index.done
         self._queue: queue.SimpleQueue[tuple[Callable[[], object] | None, int]] = queue.SimpleQueue()
         self._waiting, self._changed = 0, threading.Condition()
         self.error: BaseException | None = None
@@ -55,8 +56,12 @@ class Writer:
         self._add(lambda: self._journal.append(_record(line, False, problem.code, 0, 0, row)), _LINE_TOKENS)
 
     def note(self, run: dict[str, Any]) -> None:
-        """Takes what a run has to tell of itself."""
-        self._add(lambda: self._journal.append(note(RUN, run)), _LINE_TOKENS)
+        """Takes what a run has to tell of itself; how many lines it has written is added when all before it are."""
+
+        def append() -> None:
+            self._journal.append(note(RUN, {**run, "lines": self._journal.index.done - self._before}))
+
+        self._add(append, _LINE_TOKENS)
 
     def close(self) -> None:
         """Waits until all that came is on the disk.

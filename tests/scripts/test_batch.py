@@ -242,7 +242,8 @@ def test_one_model_on_two_hosts(
     assert distaff("batch", "in.jsonl", "alone.jsonl", *options) == 0
     assert (here / "out.jsonl").read_bytes() == (here / "alone.jsonl").read_bytes()
     late = start("1")  # where nothing is left to be done host 0 does not come
-    assert late.wait(30) == 0, late.communicate()
+    said = late.communicate(timeout=30)
+    assert late.returncode == 0, said
 
 
 def test_help_is_that_of_the_command_without_a_name(distaff: Run, capsys: Capture) -> None:

@@ -46,6 +46,18 @@ def test_a_signal_is_told_too_and_a_second_one_ends_the_process(
     assert exits == [75] and "a second signal came; --resume goes on" in capsys.readouterr().err
 
 
+def test_a_signal_behind_the_word_of_another_host_is_the_first(exits: list[int]) -> None:
+    """All hosts get one, and one of them is quicker."""
+    with StopSignals(grace=60) as signals:
+        signals.ask()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        assert exits == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(exits)
+    assert exits == [75]
+
+
 def test_other_signals_give_no_more_time(exits: list[int]) -> None:
     with StopSignals(grace=0.3) as signals:
         signals.ask()

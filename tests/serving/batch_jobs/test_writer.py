@@ -62,3 +62,23 @@ def test_behind_a_full_disk_nobody_waits(tmp_path: Path) -> None:
         writer.close()
     assert done[0] == LINES and isinstance(writer.error, OSError)
     journal.close()
+
+
+def test_a_run_tells_of_all_lines_that_it_was_given_before(tmp_path: Path) -> None:
+    """Though they wait to be written when it speaks."""
+    journal, may_write = Journal(tmp_path / "out.journal"), threading.Event()
+    append = journal.append
+
+    def slow(record: Any) -> None:
+        may_write.wait(60)
+        append(record)
+
+    journal.append = slow
+    writer = Writer(journal, Answers("m", Spelling(None)))
+    for number in range(1, 4):
+        writer.refuse(Line(number, "in", "a", "", {}, b""), LineError("code", "message"))
+    writer.note({"run": "r", "seconds": 1.0})
+    may_write.set()
+    writer.close()
+    assert journal.index.runs["r"]["lines"] == 3
+    journal.close()
