@@ -298,7 +298,7 @@ class Engine:
         ticket = None if plan is None else self._runner.run(plan, self._clock)
         previous, self._in_flight = self._in_flight, ticket
         if ticket is not None:
-            self._live.started(ticket)
+            self._live.started(ticket, started)
             self.metrics.preempted(len(ticket.plan.preempted))
             self.note_levels()
         return Begun(started, ticket, previous)

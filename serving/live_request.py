@@ -63,10 +63,11 @@ class LiveRequest:
         self._hidden_last: np.ndarray | None = None
         metrics.submitted(len(request.prompt))
 
-    def started(self, sequence: Sequence) -> None:
-        """One of its sequences got a slot."""
+    def started(self, sequence: Sequence, at: float) -> None:
+        """One of its sequences got a slot at this time. What its first step took since, compiling included, is no
+        waiting."""
         if self._started is None:
-            self._started = self._clock()
+            self._started = at
             self._timings.queue = self._started - self._arrival
             self._metrics.admitted(self._timings.queue)
             self.outbox.begin(Start(self._timings.queue, sequence.num_cached, self._effective()))

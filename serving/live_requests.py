@@ -56,10 +56,10 @@ class LiveRequests:
         batch = {row.sequence for ticket in tickets for row in ticket.plan.rows}
         return {self.by_sequence[sequence] for sequence in batch if sequence in self.by_sequence}
 
-    def started(self, ticket: Ticket) -> None:
-        """A step was dispatched: those that it admits have begun."""
+    def started(self, ticket: Ticket, at: float) -> None:
+        """A step that was planned `at` this time is dispatched: those that it admits have begun."""
         for sequence in ticket.plan.admitted:
-            self.by_sequence[sequence].started(sequence)
+            self.by_sequence[sequence].started(sequence, at)
 
     def read(self, ticket: Ticket, tokens: Items[Items[int]], now: float) -> None:
         """Hands the tokens of a step on; what goes wrong with one request ends that one alone."""

@@ -79,8 +79,8 @@ def test_a_request_and_its_parts_stand_below_the_callers_span() -> None:
     assert {name for name in attributes if name.startswith("gen_ai.")} <= CONVENTIONS
     assert 0 < attributes["distaff.time_in_queue"] < attributes["distaff.time_to_first_token"]
     assert "hello" not in str(attributes), "no prompt"
-    # Each part begins where the one before ends. The five steps took 5 ms each; a step begins before the token of the
-    # one before is read, so of five the decode part has three or four.
+    # Each part begins where the one before ends. The five steps took 5 ms each, none of which is waiting; a step begins
+    # before the token of the one before is read, so of five the decode part has three or four.
     parts = [(span.start_time or 0, span.end_time or 0) for span in (queue, prefill, decode)]
     assert parts[0][0] == request.start_time and parts[0][1] == parts[1][0] and parts[1][1] == parts[2][0]
     assert parts[2][1] <= (request.end_time or 0)
