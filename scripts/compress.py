@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .compress_prune import prune
 from .evaluate import MaxKL, MaxPplIncrease, check_quality, quality_table, read_text
 from .options import Backend, Debug, Dtype, Json, Offline
 from .output import print_json, size_text
@@ -15,6 +16,7 @@ from .startup import prepare_devices
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make a model smaller, and measure what that costs."
 )
+app.command("prune")(prune)
 
 
 @app.command("quantize")

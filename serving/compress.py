@@ -1,6 +1,6 @@
 """Makes a smaller checkpoint, measures it, and leaves it only where it is good enough."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def quantize_checkpoint(
     select_backend(backend)
     check_window(window, config)
     text_ids(checkpoint.tokenizer(), text, max_tokens)
-    windows = [] if method == "rtn" else _windows(checkpoint, calibration, calibration_tokens, window)
+    windows = [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, window)
     made, before = quantizer(found, config), 0
 
     def counted(spec: Any, leaf: Any) -> Any:
@@ -107,14 +107,22 @@ def quantize_checkpoint(
             offline=offline,
         )
         check(quality)
-        write_object(
-            folder / "config.json", {**read_object(folder / "config.json"), "distaff": told | quality.to_dict()}
-        )
-        after = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        note(folder, told | quality.to_dict())
+        after = stored_bytes(folder)
     return Compressed(before, after, quality)
 
 
-def _windows(checkpoint: Checkpoint, text: str | None, tokens: int | None, size: int) -> list[list[int]]:
+def note(folder: Path, told: Mapping[str, Any]) -> None:
+    """Writes what was done and measured into a checkpoint's config.json."""
+    write_object(folder / "config.json", {**read_object(folder / "config.json"), "distaff": dict(told)})
+
+
+def stored_bytes(folder: Path) -> int:
+    """Of a folder's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def calibration_windows(checkpoint: Checkpoint, text: str | None, tokens: int | None, size: int) -> list[list[int]]:
     """A text to calibrate with, in pieces.
 
     Raises:

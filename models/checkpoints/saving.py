@@ -1,7 +1,7 @@
 """Writes a model to disk: whole or not at all."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -35,6 +35,7 @@ def save(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     layout: str | None = None,
+    described: Mapping[str, Any] | None = None,
     progress: OnBytes | None = None,
 ) -> None:
     """Write weights with the configuration and tokenizer of the checkpoint that they came from.
@@ -49,13 +50,14 @@ def save(
         overwrite: replace what is at the destination.
         max_shard_bytes: size of a safetensors shard.
         layout: for orbax, whose parts the weights lie in.
+        described: what config.json says, where it is not what the source's does.
         progress: called with bytes written and their sum; once, at the end, for orbax.
 
     Raises:
         UsageError: the destination exists and `overwrite` is not set.
         CheckpointError: it cannot be written.
     """
-    hf, config = text_only(source.hf_config, config)
+    hf, config = text_only(source.hf_config if described is None else described, config)
     with new_path(destination, overwrite=overwrite) as folder:
         folder.mkdir()
         target = None if dtype is None else jnp.dtype(dtype)

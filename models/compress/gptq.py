@@ -24,7 +24,7 @@ def gptq(
     """
     work, size = weight.astype(np.float32).copy(), weight.shape[1]
     length, bound = group or size, BOUNDS[kind]
-    factor = _factor(products)
+    factor = inverse_factor(products)
     work[:, np.diag(products) == 0] = 0  # never used
     values = np.empty(work.shape, np.int8)
     scales = np.empty((len(work), size // length), np.float32)
@@ -46,7 +46,7 @@ def gptq(
     return values, scales
 
 
-def _factor(products: Float[np.ndarray, "K K"]) -> Float32[np.ndarray, "K K"]:
+def inverse_factor(products: Float[np.ndarray, "K K"]) -> Float32[np.ndarray, "K K"]:
     """The upper Cholesky factor of the inverse of the damped products."""
     damped = products.astype(np.float64)
     diagonal = np.diag(damped).copy()
