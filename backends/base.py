@@ -98,6 +98,7 @@ class Capabilities:
     `matmul_dtypes` are the types that the chip multiplies at a rate of their own, the fastest last.
     `batch_invariant`: a token's numbers are the same bits in every bucket and beside any neighbours.
     `custom_masks`: ragged_attention takes a mask in its RaggedIndex.
+    `rehearsals`: first calls in which the device still compiles or records, so that a warm-up makes them.
     """
 
     dtypes: tuple[str, ...]
@@ -107,6 +108,7 @@ class Capabilities:
     matmul_dtypes: tuple[str, ...] = ("float32",)
     batch_invariant: bool = False
     custom_masks: bool = False
+    rehearsals: int = 0
 
 
 @runtime_checkable

@@ -14,6 +14,8 @@ from .options import Backend, Debug
 from .reporting import FAILURE, reporting
 from .startup import prepare_devices
 
+_PACKAGES = ("distaff", "jax", "jaxlib", "torch", "torch_xla")
+
 if TYPE_CHECKING:
     from ..backends.base import Backend as BackendProtocol
     from .device_checks import Check
@@ -36,17 +38,22 @@ def verify_device(
     Examples:
       scripts/verify_device
       scripts/verify_device --backend tpu --out tpu-v6e.json
+      scripts/verify_device --backend torch:hpu --out gaudi.json
     """
     with reporting(debug):
         prepare_devices()
         import json
+        from importlib.util import find_spec
 
         import jax
 
         from ..backends.select import select_backend
 
         chosen = select_backend(backend)
-        typer.echo(f"backend {chosen.name} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
+        devices = [device.device_kind for device in jax.devices()]
+        if chosen.name.startswith("torch:"):  # which are not JAX's
+            devices = [chosen.kernels["dense_attention"]]
+        typer.echo(f"backend {chosen.name} on {len(devices)} x {devices[0]}")
         checks: list[Check] = []
         for check in _run(chosen):
             checks.append(check)
@@ -54,8 +61,8 @@ def verify_device(
         report = {
             "backend": chosen.name,
             "kernels": dict(chosen.kernels),
-            "devices": [device.device_kind for device in jax.devices()],
-            "versions": {name: version(name) for name in ("distaff", "jax", "jaxlib")},
+            "devices": devices,
+            "versions": {name: version(name) for name in _PACKAGES if find_spec(name) is not None},
             "system": platform.platform(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "checks": [asdict(check) for check in checks],

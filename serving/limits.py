@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,6 @@ def _largest(matrix: Float[Array, "A B"], *, times: int) -> Float[Array, "A"]:
 
 def _matmul_rates(backend: Backend, dtype: DTypeLike) -> tuple[float, float]:
     xla = jax.jit(partial(jnp.einsum, "TD,FD->TF", preferred_element_type=jnp.float32))
-    ours = jax.jit(lambda x, weight: backend.linear(x, weight, "TD,FD->TF"))
     size = _START_SIZE
     while True:
         # Chips with a power limit multiply equal numbers faster than those of real texts.
@@ -84,11 +84,13 @@ def _matmul_rates(backend: Backend, dtype: DTypeLike) -> tuple[float, float]:
             break
         size *= 2
     weight = backend.prepare_params({"weight": x})["weight"]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (x, weight))
+    ours, given = backend.compile(lambda x, weight: backend.linear(x, weight, "TD,FD->TF"), shapes), backend.put(x)
     flops = 2.0 * size**3
-    return flops / seconds, flops / _best(lambda: ours(x, weight))
+    return flops / seconds, flops / _best(lambda: ours(given, weight))
 
 
-def _best(run: Callable[[], Array]) -> float:
+def _best(run: Callable[[], Any]) -> float:
     """Seconds of the fastest run; the first one compiles and does not count."""
     run().block_until_ready()
     times: list[float] = []

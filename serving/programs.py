@@ -71,7 +71,7 @@ class Programs:
         self._weights = backend.prepare_params(weights)
         self._planned = tuple(buckets)
         self._programs: dict[Bucket | str, Program] = {}
-        self._only_ready = self._warm = self._closed = False
+        self._only_ready = self._warm = self._closed = self._rehearsing = False
         self._compiling = threading.RLock()
         self._on_compile = on_compile
         self.compile_seconds = 0.0
@@ -87,6 +87,8 @@ class Programs:
     @property
     def buckets(self) -> tuple[Bucket, ...]:
         """Those that may be used now: all, or during a warm-up those that are compiled."""
+        if self._rehearsing:
+            return ()
         if not self._only_ready:
             return self._planned
         return tuple(bucket for bucket in self._planned if bucket in self._programs)
@@ -95,14 +97,44 @@ class Programs:
         """Compiles everything; other threads may use what is ready meanwhile.
 
         The smallest bucket that reads prompts comes first: it can serve, since rows that only draw fit into it too.
+        Where a device compiles or records in a program's first calls, nothing is ready before all have been made: they
+        go through the cache that everybody uses. The smallest come first there, since memory may run out.
         """
-        self._only_ready = True
+        rehearsals = self._backend.capabilities.rehearsals
+        self._only_ready, self._rehearsing = True, rehearsals > 0
         first = [bucket for bucket in self._planned if bucket.kind == "mixed"][:1]
-        for name in dict.fromkeys(("admit", "copy", *first, *self._planned)):
+        names = dict.fromkeys(("admit", "copy", *first, *self._planned))
+        if rehearsals:
+            names = ("admit", "copy", *sorted(self._planned, key=lambda bucket: bucket.num_tokens))
+        for name in names:
             if self._closed:
                 return
             self._program(name)
-        self._only_ready, self._warm = False, True
+            for _ in range(rehearsals):
+                self._rehearse(name)
+        self._only_ready, self._rehearsing, self._warm = False, False, True
+
+    def _rehearse(self, name: Bucket | str) -> None:
+        """A call that leaves nothing behind: no row is admitted, no page copied, and a step reads one token of slot 0
+        into page 0, where nothing stands yet."""
+        if name == "admit":
+            none = np.full(MAX_ADMITTED, self.num_slots, np.int32)
+            few = RowState.empty(MAX_ADMITTED, self.max_len, self._config.vocab_size)
+            self._state = self._program(name)(self._state, none, few)
+            return
+        if name == "copy":
+            sources = tuple(np.zeros(MAX_COPIED, np.int32) for _ in self.groups)
+            nowhere = tuple(np.full(MAX_COPIED, pages, np.int32) for pages in self.num_pages)
+            self._cache = self._program(name)(self._cache, sources, nowhere)
+            return
+        assert isinstance(name, Bucket)
+        slots, kv_lens = np.full(name.num_rows, self.num_slots, np.int32), np.zeros(name.num_rows, np.int32)
+        starts = np.ones(name.num_rows + 1, np.int32)
+        slots[0], kv_lens[0], starts[0] = 0, 1, 0
+        pages = np.zeros((name.num_rows, -(-self.max_len // self.page_size)), np.int32)
+        draws = np.zeros(name.num_rows, np.bool_)
+        arrays: Any = (slots, starts, kv_lens, (pages,) * len(self.groups), draws, np.asarray(1, np.int32))
+        self.step(name, StepBatch(*arrays))
 
     def admit(self, slots: list[int], histories: list[list[int]], rows: list[dict[str, np.ndarray]]) -> None:
         """Uploads the text and the sampling parameters of rows that begin to run."""

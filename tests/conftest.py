@@ -35,6 +35,27 @@ install_import_hook(
 )
 
 
+BACKEND = os.environ.get("DISTAFF_TEST_BACKEND")
+"""What `auto` shall be, in a run of the tests that are marked any_backend (None: what it is)."""
+
+
+@pytest.fixture(scope="session")
+def backend_option() -> tuple[str, ...]:
+    """What commands are told of the backend, in a process of their own."""
+    return () if BACKEND is None else ("--backend", BACKEND)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def chosen_backend() -> None:
+    """In this process `auto` tries that backend first."""
+    if BACKEND is not None:
+        from distaff.backends.select import CANDIDATES
+
+        first = {BACKEND: CANDIDATES.pop(BACKEND), **CANDIDATES}
+        CANDIDATES.clear()
+        CANDIDATES.update(first)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs() -> Iterator[None]:
     """Frees the compiled programs of a file: each has a hundred memory maps or so, and a process at most 65,530."""

@@ -50,6 +50,12 @@ class DeviceArray:
     def is_deleted(self) -> bool:
         return self._tensor is None
 
+    def block_until_ready(self) -> "DeviceArray":
+        """Waits for the device: one number cannot be read before all of them are there."""
+        if self.tensor.device.type != "cpu" and self.size:
+            self.tensor.reshape(-1)[:1].cpu()
+        return self
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = to_numpy(self.tensor, self.dtype)
         if dtype is not None and array.dtype != dtype:

@@ -5,11 +5,14 @@ that nothing is computed for padding.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ..base import AttentionSpec
 from .names import Tensor, torch
+
+type Fused = Callable[..., Tensor]
+"""Attention in one call, as torch's scaled_dot_product_attention is called."""
 
 
 @dataclass
@@ -34,9 +37,9 @@ class _Rows:
 class Attention(torch.nn.Module):
     """One `ragged_attention` of a jaxpr, called once for each layer that it stands for."""
 
-    def __init__(self, spec: AttentionSpec, *, sinks: bool, mask: bool) -> None:
+    def __init__(self, spec: AttentionSpec, *, sinks: bool, mask: bool, fused: Fused | None = None) -> None:
         super().__init__()
-        self.spec, self.sinks, self.mask = spec, sinks, mask
+        self.spec, self.sinks, self.mask, self.fused = spec, sinks, mask, fused
         self._last: _Rows | None = None
 
     def forward(
@@ -93,7 +96,7 @@ class Attention(torch.nn.Module):
         read = pages[at.table].flatten(1, 2)[:, :longest].to(q.dtype)  # [n, S, 2, K, H]
         hidden = None if at.hidden is None else at.hidden[:, :longest]
         if hidden is not None:  # positions that were never written may hold anything, and 0 * NaN is NaN
-            read = read.masked_fill(hidden[..., None, None, None], 0)
+            read.masked_fill_(hidden[..., None, None, None], 0)  # what was gathered is a copy
         keys, values = read[:, :, 0].transpose(1, 2), read[:, :, 1].transpose(1, 2)  # [n, K, S, H]
         if self.spec.window is not None and longest > self.spec.window:
             last = torch.tensor(at.lens, device=q.device)[:, None]
@@ -102,7 +105,7 @@ class Attention(torch.nn.Module):
         shown = None if hidden is None else ~hidden[:, None, None, :]
         queries = q.reshape(n, num_kv_heads, num_heads // num_kv_heads, head_dim)
         heads = None if sinks is None else sinks.reshape(num_kv_heads, -1, 1)
-        return attend(queries, keys, values, shown, self.spec, heads).reshape(q.shape)
+        return attend(queries, keys, values, shown, self.spec, heads, self.fused).reshape(q.shape)
 
     def _row(
         self, q: Tensor, pages: Tensor, table: Tensor, kv_len: int, sinks: Tensor | None, mask: Tensor | None
@@ -129,18 +132,21 @@ class Attention(torch.nn.Module):
         queries = q.transpose(0, 1).reshape(num_kv_heads, groups * count, head_dim)
         shown = shown.repeat(groups, 1)[None, None]
         heads = None if sinks is None else sinks.reshape(num_kv_heads, groups, 1).repeat_interleave(count, dim=1)
-        out = attend(queries[None], keys[None], values[None], shown, self.spec, heads)
+        out = attend(queries[None], keys[None], values[None], shown, self.spec, heads, self.fused)
         return out.reshape(num_heads, count, head_dim).transpose(0, 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None, spec: AttentionSpec, sinks: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None, spec: AttentionSpec, sinks: Tensor | None,
+    fused: Fused | None = None,
+) -> Tensor:  # fmt: skip
     """Softmax attention of q [..., T, H] over k and v [..., S, H] where `shown` [..., T, S] says so.
 
-    Fused, unless scores are capped or a sink takes part.
+    In one call of `fused` (torch's own where it is None), unless scores are capped or a sink takes part.
     """
     if spec.soft_cap is None and sinks is None:
-        fused: Any = torch.nn.functional.scaled_dot_product_attention
-        return fused(q, k, v, attn_mask=shown, scale=spec.scale)
+        run = fused or torch.nn.functional.scaled_dot_product_attention
+        return run(q, k, v, attn_mask=shown, scale=spec.scale)
     scores = torch.matmul(q.to(torch.float32), k.to(torch.float32).transpose(-1, -2)) * spec.scale
     if spec.soft_cap is not None:
         scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)

@@ -4,7 +4,7 @@ As the reference: queries are padded to a rectangle, and every page of a row is 
 """
 
 from ..base import AttentionSpec
-from .attention import attend
+from .attention import Fused, attend
 from .names import Tensor, torch
 
 
@@ -15,11 +15,15 @@ class StaticAttention(torch.nn.Module):
         spec: the call's.
         sinks, mask: whether these follow the other operands.
         max_query_len: the most queries of a row (None: all tokens).
+        fused: what computes it in one call (None: torch's own).
     """
 
-    def __init__(self, spec: AttentionSpec, *, sinks: bool, mask: bool, max_query_len: int | None) -> None:
+    def __init__(
+        self, spec: AttentionSpec, *, sinks: bool, mask: bool, max_query_len: int | None, fused: Fused | None = None
+    ) -> None:
         super().__init__()
-        self.spec, self.sinks, self.mask, self.max_query_len = spec, sinks, mask, max_query_len
+        self.spec, self.sinks, self.mask = spec, sinks, mask
+        self.max_query_len, self.fused = max_query_len, fused
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, layer: Tensor, table: Tensor, query_starts: Tensor,
@@ -68,7 +72,7 @@ class StaticAttention(torch.nn.Module):
         sink = None
         if sinks is not None:
             sink = sinks.reshape(num_kv_heads, groups, 1, 1).expand(-1, -1, queries, -1).flatten(1, 2)
-        out = attend(heads.flatten(2, 3), keys, values, shown, self.spec, sink)
+        out = attend(heads.flatten(2, 3), keys, values, shown, self.spec, sink, self.fused)
         out = out.reshape(num_rows, num_kv_heads, groups, queries, head_dim).permute(0, 3, 1, 2, 4)
         mine = out.flatten(2, 3)[row, torch.clamp(offset, 0, queries - 1)]
         return torch.where(padding[:, None, None], 0, mine).to(q.dtype)

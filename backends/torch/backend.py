@@ -1,7 +1,7 @@
 """The backend of torch devices."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -45,7 +45,8 @@ class TorchBackend(ReferenceBackend):
         """Raises:
         UnsupportedError: torch, or what reaches the device, is missing.
         """
-        _ = self.driver
+        capabilities = replace(self.capabilities, rehearsals=self.driver.rehearsals)
+        object.__setattr__(self, "capabilities", capabilities)
 
     @property
     def driver(self) -> Driver:
@@ -92,13 +93,15 @@ class TorchBackend(ReferenceBackend):
         self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
     ) -> Program:
         """Raises:
-        UnsupportedError: names the primitives that have no rule, and where they were written.
+        UnsupportedError: names the primitives that have no rule, and where they were written; or the device has no room
+        for what a run takes.
         """
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tuple(abstract_args))
         traced = jax.jit(step).trace(*shapes)
         donated = _leaves_of(shapes, donate)
-        target = Target(self.driver.device, self.driver.reads_values)
+        target = Target(self.driver.device, self.driver.reads_values, self.driver.attention())
         lowered = lower(traced.lojax.jaxpr, target, given=donated)
+        self._check_room(lowered.scratch)
         return TorchProgram(
             self.driver.compile(lowered.module),
             lowered.module,
@@ -108,6 +111,15 @@ class TorchBackend(ReferenceBackend):
             device=self.driver.device,
             finish=self.driver.finish,
         )
+
+    def _check_room(self, scratch: int) -> None:
+        """Before a device records a program, since running out of memory there may end the process."""
+        memory = self.driver.memory()
+        if memory is not None and scratch > memory.free:
+            raise UnsupportedError(
+                f"backend {self.name}: a step takes {scratch / 2**20:.1f} MiB beside weights and cache, and the device "
+                f"has {memory.free / 2**20:.1f} MiB left; lower --kv-memory, --max-batch or --context"
+            )
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
         # Who donates what comes out has it written over, and arrays of JAX do not change.

@@ -150,6 +150,19 @@ def prepare(builder: GraphBuilder, number: int, op: Op) -> None:
             builder.bodies[number] = tuple(lower(branch, target, is_body=True) for branch in op.params["branches"])
 
 
+def scratch_inside(held: Any) -> int:
+    """The bytes that the programs inside an operation take: those of one turn, of the largest branch."""
+    match held:
+        case _Scan():
+            return held.body.scratch
+        case _While():
+            return max(held.body.scratch, held.test.scratch)
+        case Lowered():
+            return held.scratch
+        case _:
+            return max(branch.scratch for branch in held)
+
+
 def effect(builder: GraphBuilder, number: int, op: Op) -> Effect | None:
     """What such an operation does to memory; None for others."""
     held: Any = builder.bodies.get(number)
@@ -229,10 +242,11 @@ def _attention(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...]:
     if cache != _CACHE:
         raise UnsupportedError(f"a cache with scales of its own, at {place_of(op)}: torch backends keep plain numbers")
     spec, more = op.params["spec"], {"sinks": sinks is not None, "mask": index.mask is not None}
+    fused = builder.target.attention
     if builder.target.reads_values:
-        module: Module = Attention(spec, **more)
+        module: Module = Attention(spec, fused=fused, **more)
     else:
-        module = StaticAttention(spec, max_query_len=index.max_query_len, **more)
+        module = StaticAttention(spec, max_query_len=index.max_query_len, fused=fused, **more)
     places = [q, k, v, cache, layer, index.page_table, index.query_starts, index.kv_lens]
     places += [place for place in (sinks, index.mask) if place is not None]
     values = [builder.value(op.ins[place]) for place in places]

@@ -21,6 +21,15 @@ class Driver(Protocol):
         """Whether the host can look at numbers for free, so that lengths need no padding."""
         ...
 
+    @property
+    def rehearsals(self) -> int:
+        """First calls of a program in which the device still compiles or records."""
+        ...
+
+    def attention(self) -> Callable[..., Any] | None:
+        """What computes attention in one call, as torch's scaled_dot_product_attention does; None: that one."""
+        ...
+
     def describe(self) -> str:
         """What runs graphs, for people."""
         ...

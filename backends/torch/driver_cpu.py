@@ -14,12 +14,16 @@ class CpuDriver:
 
     device: str = "cpu"
     reads_values: bool = True
+    rehearsals: int = 0
 
     def describe(self) -> str:
         return f"torch {torch.__version__}, eager"
 
     def compile(self, graph: Module) -> Callable[..., Any]:
         return graph
+
+    def attention(self) -> None:
+        return None
 
     def finish(self) -> None:
         """Nothing is put off here."""

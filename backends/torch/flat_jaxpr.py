@@ -2,7 +2,7 @@
 
 import itertools
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,12 @@ class FlatJaxpr:
         return last
 
 
-def flatten_jaxpr(jaxpr: Jaxpr) -> FlatJaxpr:
-    """Inlines and prunes a jaxpr."""
+type Whole = Callable[[str, Jaxpr], tuple[str, Mapping[str, Any]] | None]
+"""Which operation, with which parameters, stands for a call of a function of this name; None: its body does."""
+
+
+def flatten_jaxpr(jaxpr: Jaxpr, whole: Whole = lambda name, called: None) -> FlatJaxpr:
+    """Inlines and prunes a jaxpr, but for calls that are one operation as a whole."""
     numbers = itertools.count()
     program = FlatJaxpr([], {}, [], [], {})
     scope: dict[Any, Atom] = {}
@@ -88,25 +92,29 @@ def flatten_jaxpr(jaxpr: Jaxpr) -> FlatJaxpr:
         number = scope[var] = next(numbers)
         program.avals[number] = Aval.of(var.aval)
         program.inputs.append(number)
-    _inline(jaxpr, scope, program, numbers)
+    _inline(jaxpr, scope, program, numbers, whole)
     program.outputs = [_read(scope, atom) for atom in jaxpr.outvars]
-    _prune(program)
+    prune(program)
     return program
 
 
 def _inline(
-    jaxpr: Jaxpr, scope: dict[Any, Atom], program: FlatJaxpr, numbers: Iterator[int], callers: tuple[Any, ...] = ()
-) -> None:
+    jaxpr: Jaxpr, scope: dict[Any, Atom], program: FlatJaxpr, numbers: Iterator[int], whole: Whole,
+    callers: tuple[Any, ...] = (),
+) -> None:  # fmt: skip
     for var, value in zip(jaxpr.constvars, jaxpr.consts, strict=True):
         number = scope[var] = next(numbers)
         program.avals[number] = Aval.of(var.aval)
         program.constants[number] = value
     for eqn in jaxpr.eqns:
         ins = [_read(scope, atom) for atom in eqn.invars]
-        called = _called(eqn)
-        if called is not None:
+        called, name, params = _called(eqn), eqn.primitive.name, eqn.params
+        spelled = None if called is None else whole(str(params.get("name")), called)
+        if spelled is not None:
+            name, params = spelled
+        elif called is not None:
             inner: dict[Any, Atom] = dict(zip(called.invars, ins, strict=True))
-            _inline(called, inner, program, numbers, (eqn.source_info, *callers))
+            _inline(called, inner, program, numbers, whole, (eqn.source_info, *callers))
             scope.update({var: _read(inner, atom) for var, atom in zip(eqn.outvars, called.outvars, strict=True)})
             continue
         outs: list[int] = []
@@ -114,7 +122,7 @@ def _inline(
             number = scope[var] = next(numbers)
             program.avals[number] = Aval.of(var.aval)
             outs.append(number)
-        program.ops.append(Op(eqn.primitive.name, eqn.params, tuple(ins), tuple(outs), (eqn.source_info, *callers)))
+        program.ops.append(Op(name, params, tuple(ins), tuple(outs), (eqn.source_info, *callers)))
 
 
 def _called(eqn: JaxprEqn) -> Jaxpr | None:
@@ -126,7 +134,7 @@ def _read(scope: Mapping[Any, Atom], atom: Any) -> Atom:
     return Constant(atom.val, Aval.of(atom.aval)) if isinstance(atom, Literal) else scope[atom]
 
 
-def _prune(program: FlatJaxpr) -> None:
+def prune(program: FlatJaxpr) -> None:
     """Leaves out operations whose results nobody reads: no primitive of a step has an effect."""
     wanted = {atom for atom in program.outputs if isinstance(atom, int)}
     kept: list[Op] = []

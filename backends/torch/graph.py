@@ -12,12 +12,14 @@ from . import control_flow
 from .alias_analysis import SHARED, Effect, Ownership, analyse
 from .dtypes import from_numpy, is_key, torch_dtype
 from .flat_jaxpr import Atom, Constant, FlatJaxpr, Op, flatten_jaxpr, place_of
+from .idioms import find_idioms, whole_call
 from .keys import with_words
 from .lowered import Lowered, Target
 from .names import Module, Value, fx, torch
 from .narrowing import narrow_products
 from .primitives import RULES, effect_of_rule
 from .rules import Equation, copied, literal
+from .scratch import scratch_bytes
 
 
 class _Tracer(fx.proxy.GraphAppendingTracer):
@@ -89,7 +91,9 @@ class Builder:
         self.graph.output(self.tracer.create_arg(tuple(outputs)))
         module = fx.GraphModule(self.root, self.graph, class_name="Step")
         alone = frozenset(place for place in range(len(self.program.outputs)) if self._is_alone(place))
-        return Lowered(module, self.program, self._written(), self._views(), alone)
+        inside = {number: control_flow.scratch_inside(held) for number, held in self.bodies.items()}
+        scratch = scratch_bytes(self.program, self.known, inside)
+        return Lowered(module, self.program, self._written(), self._views(), alone, scratch)
 
     def value(self, atom: Atom) -> Value:
         """A tensor or proxy."""
@@ -128,7 +132,7 @@ class Builder:
             if worded is None:
                 raise UnsupportedError(f"primitive {op.name} of random keys, at {place_of(op)}: torch backends lack it")
             op, ins = worded, tuple(self.program.aval(atom) for atom in worded.ins)
-        eqn = Equation(op, ins, outs, self.device, self.call, self.known.writable[number])
+        eqn = Equation(op, ins, outs, self.device, self.call, self.call_module, self.known.writable[number])
         numbers = rule.scalars and any(isinstance(atom, int) for atom in op.ins)
         values = [
             literal(atom.value, atom.aval) if numbers and isinstance(atom, Constant) else self.value(atom)
@@ -210,10 +214,12 @@ def lower(
     Raises:
         UnsupportedError: names each primitive that has no rule, and where it was written.
     """
-    program = flatten_jaxpr(jaxpr)
+    program = flatten_jaxpr(jaxpr, whole_call)
     if not is_body:
         check_primitives(program)
     narrow_products(program)
+    if target.reads_values:
+        find_idioms(program)
     with torch.no_grad():
         return Builder(program, target, given, carry).build(is_body=is_body)
 

@@ -11,7 +11,6 @@ _UNCHANGED = (
     "unstack",
     "squeeze",
     "reshape",
-    "expand_dims",
     "rev",
     "split",
     "select_n",

@@ -1,6 +1,6 @@
 """What lowering gives: a program as a torch.fx graph; and what those who build parts of it ask of the builder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +11,12 @@ from .names import Module, Value
 
 @dataclass(frozen=True)
 class Target:
-    """What a graph is built for: torch's name of the device, and whether the host can look at its numbers for free."""
+    """What a graph is built for: torch's name of the device, whether the host can look at its numbers for free, and
+    what computes attention there (None: torch's own)."""
 
     device: str = "cpu"
     reads_values: bool = True
+    attention: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Lowered:
     """A program as a module that takes and gives tensors.
 
     `writes` are the inputs that it writes into; `views` tell of each result the inputs whose memory it may look at.
-    `alone` are the results whose memory is the program's, and no other result's.
+    `alone` are the results whose memory is the program's, and no other result's. `scratch` is an estimate of the bytes
+    that a run takes beside what it is given.
     """
 
     module: Module
@@ -30,6 +33,7 @@ class Lowered:
     writes: frozenset[int]
     views: tuple[frozenset[int], ...]
     alone: frozenset[int]
+    scratch: int
 
 
 @runtime_checkable

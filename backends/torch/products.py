@@ -10,13 +10,42 @@ def _dot_general(eqn: Equation, x: Value, y: Value) -> Value:
     (x_sum, y_sum), (x_batch, y_batch) = eqn.params["dimension_numbers"]
     x_free = [axis for axis in range(len(eqn.ins[0].shape)) if axis not in (*x_sum, *x_batch)]
     y_free = [axis for axis in range(len(eqn.ins[1].shape)) if axis not in (*y_sum, *y_batch)]
-    x, y = (_in_type(eqn, number, value) for number, value in enumerate((x, y)))
+    tabled = eqn.device == "cpu" and not x_batch and _is_narrow_table(eqn)
+    if not tabled:
+        x, y = (_in_type(eqn, number, value) for number, value in enumerate((x, y)))
     batch, summed = _sizes(eqn, 0, x_batch), _sizes(eqn, 0, x_sum)
     rows, columns = _sizes(eqn, 0, x_free), _sizes(eqn, 1, y_free)
     left = x.permute((*x_batch, *x_free, *x_sum)).reshape(*batch, math.prod(rows), math.prod(summed))
     right = y.permute((*y_batch, *y_free, *y_sum)).reshape(*batch, math.prod(columns), math.prod(summed))
+    if tabled:
+        return eqn.call(widened, left, right).reshape(eqn.out.shape)
     product = torch.matmul(left, right.transpose(-1, -2)) if batch else torch.nn.functional.linear(left, right)
     return product.to(eqn.dtype()).reshape(eqn.out.shape)
+
+
+def _is_narrow_table(eqn: Equation) -> bool:
+    """Whether a matrix of 16 bits, larger than caches, is multiplied to numbers of 32: that of the vocabulary."""
+    given = {eqn.dtype(aval) for aval in eqn.ins}
+    table = math.prod(eqn.ins[1].shape)
+    narrow = len(given) == 1 and given <= {torch.bfloat16, torch.float16}
+    return narrow and eqn.dtype() == torch.float32 and table > _TILE
+
+
+def widened(x: Value, table: Value) -> Value:
+    """x [T, K] times a table [N, K], both of 16 bits, in fp32. torch's products on the host have no wider result than
+    operands; the table is converted a tile at a time, which stays in a cache, instead of as a whole in each step."""
+    wide, rows = x.to(torch.float32), max(1, _TILE // table.shape[1])
+    out = wide.new_empty((x.shape[0], table.shape[0]))
+    buffer = wide.new_empty((min(rows, table.shape[0]), table.shape[1]))
+    for first in range(0, table.shape[0], rows):
+        part = table[first : first + rows]
+        tile = buffer[: part.shape[0]].copy_(part)
+        out[:, first : first + rows] = torch.mm(wide, tile.t())
+    return out
+
+
+_TILE = 2**19
+"""Numbers of a table that are converted at once: 2 MiB in fp32."""
 
 
 def _in_type(eqn: Equation, number: int, value: Value) -> Value:

@@ -18,7 +18,8 @@ class Equation:
     """An operation as its rule sees it.
 
     `ins` and `outs` are shapes and types; `device` is where constants are made; `may_write` are the inputs whose memory
-    the rule may use for its result; `call(function, *values)` records a call of a function of ours as one node.
+    the rule may use for its result; `call(function, *values)` records a call of a function of ours as one node,
+    `call_module(module, values)` one of a module.
     """
 
     op: Op
@@ -26,6 +27,7 @@ class Equation:
     outs: tuple[Aval, ...]
     device: str
     call: Callable[..., Value]
+    call_module: Callable[..., Value]
     may_write: frozenset[int] = frozenset()
 
     @property

@@ -90,12 +90,11 @@ RULES: dict[str, Rule] = {
         name: Rule(_same, fresh=False, keys=True)
         for name in (
             "copy", "stop_gradient", "optimization_barrier", "device_put", "name", "sharding_constraint",
-            "reshard", "random_wrap", "random_unwrap", "random_clone", "layout_constraint",
+            "random_wrap", "random_unwrap", "random_clone",
         )
     },
     "reshape": Rule(_reshape, fresh=False),
     "squeeze": Rule(lambda eqn, x: x.reshape(eqn.out.shape), fresh=False),
-    "expand_dims": Rule(lambda eqn, x: x.reshape(eqn.out.shape), fresh=False),
     "broadcast_in_dim": Rule(_broadcast, fresh=False),
     "transpose": Rule(lambda eqn, x: x.permute(tuple(eqn.params["permutation"])), fresh=False),
     "slice": Rule(_slice, fresh=False),
@@ -107,5 +106,4 @@ RULES: dict[str, Rule] = {
     "pad": Rule(_pad, fresh=False),
     "iota": Rule(_iota, fresh=False),
     "empty": Rule(_empty),
-    "empty2": Rule(_empty),
 }  # fmt: skip

@@ -1,8 +1,10 @@
 """What every backend promises, asked of each: kernels of accelerators run interpreted."""
 
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,11 +22,15 @@ from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu.backend import TpuBackend
 from distaff.models.kv_cache import read_pages, write_pages
 
+OWN = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "examples" / "own_backend.py"))["OwnBackend"]
+"""The worked example of docs/backends.md."""
+
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "reference": ReferenceBackend,
     "cpu": CpuBackend,
     "tpu": partial(TpuBackend, interpret=True, page_size=16),
     "gpu": partial(GpuBackend, interpret=True),
+    "own": OWN,
 }
 ROWS, TOKENS, PAGE, PAGES_PER_ROW = 3, 24, 16, 3
 

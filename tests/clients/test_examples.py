@@ -34,6 +34,11 @@ def test_offline(smollm2: Path) -> None:
     assert "Paris" in lines[0] and any("Paris" in line for line in lines[2:])
 
 
+def test_a_backend_of_ones_own(smollm2: Path) -> None:
+    lines = output(sys.executable, str(EXAMPLES / "own_backend.py"))
+    assert len(lines) == 2 and "Paris" in lines[0] and "Rome" in lines[1]
+
+
 def test_python_client(server: Server) -> None:
     text = "\n".join(output(sys.executable, str(EXAMPLES / "client.py"), server.target))
     assert text.count("Paris") >= 2 and "refused because of" in text and "perplexity" in text

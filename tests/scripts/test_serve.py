@@ -42,7 +42,8 @@ def test_help_has_sections(distaff: Callable[..., int], capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_real_model_is_served_and_drained(smollm2: Path) -> None:
+@pytest.mark.any_backend
+def test_a_real_model_is_served_and_drained(smollm2: Path, backend_option: tuple[str, ...]) -> None:
     """Tokens through the server are the oracle's; SIGTERM ends it with 0. Its programs are those of the servers that
     other tests start, so that one compiles for all."""
     from distaff.models.checkpoints import open_checkpoint
@@ -54,6 +55,7 @@ def test_a_real_model_is_served_and_drained(smollm2: Path) -> None:
 
     async def check() -> None:
         command = [sys.executable, "-c", PROGRAM, "serve", "-m", str(smollm2), "--port", "0", "--http-port", "0"]
+        command += backend_option
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
         try:

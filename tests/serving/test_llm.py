@@ -13,6 +13,7 @@ from distaff.backends.errors import InvalidParameterError, UnsupportedError
 from distaff.models.errors import ChatTemplateError, ModelNotFoundError, TokenizerError
 from distaff.serving import LLM, ContextLengthError, EmptyPromptError, FinishReason, Progress, SamplingParams
 
+pytestmark = pytest.mark.any_backend
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama32"
 EXPECTED = np.load(GOLDEN / "expected.npz")
 PROMPT_LEN = int(EXPECTED["prompt_len"])

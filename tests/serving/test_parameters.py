@@ -14,6 +14,7 @@ from distaff.serving.types import Completion, FinishReason
 
 from .test_llm import PROMPT, model_folder
 
+pytestmark = pytest.mark.any_backend
 PLAIN = SamplingParams(seed=4, max_tokens=24, temperature=1.5)
 
 

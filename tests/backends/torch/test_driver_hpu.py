@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from distaff.backends.base import AttentionSpec, Backend, RaggedIndex
 from distaff.backends.errors import UnsupportedError
+from distaff.backends.reference import ReferenceBackend
 from distaff.backends.torch import backend as backend_module
 from distaff.backends.torch.backend import TorchBackend
-from distaff.backends.torch.driver_hpu import ENVIRONMENT, make
+from distaff.backends.torch.driver_hpu import ENVIRONMENT, RECIPES, make
 
 from ...golden.harness import GOLDEN, Golden
 from .fake_habana import FakeHabana, installed
@@ -23,12 +27,12 @@ from .test_engine import engine_of, requests
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHabana]:
-    for name in ENVIRONMENT:
+    for name in (*ENVIRONMENT, RECIPES):
         monkeypatch.delenv(name, raising=False)
     habana = FakeHabana()
     with installed(habana):
         yield habana
-    for name in ENVIRONMENT:
+    for name in (*ENVIRONMENT, RECIPES):
         os.environ.pop(name, None)
 
 
@@ -43,19 +47,82 @@ def on_the_host(fake: FakeHabana, monkeypatch: pytest.MonkeyPatch) -> TorchBacke
 def test_a_step_is_marked_and_layers_are_captured_once_for_each_shape(
     fake: FakeHabana, on_the_host: TorchBackend
 ) -> None:
-    def step(x: jax.Array, weights: jax.Array) -> jax.Array:
-        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+    def step(of: Backend, x: Any, weights: Any, cache: Any) -> Any:
+        rows = x.shape[0]
+        table, starts = jnp.arange(rows, dtype=jnp.int32)[:, None], jnp.arange(rows + 1, dtype=jnp.int32)
+        index = RaggedIndex(table, starts, jnp.ones(rows, jnp.int32), 1)
+
+        def layer(state: Any, w: Any) -> Any:
+            x, cache, number = state
+            q = (x @ w).reshape(rows, 1, 4)
+            out, cache = of.ragged_attention(q, q, q * 2, cache, number, index, AttentionSpec(0.5))
+            return (out.reshape(rows, 4), cache, number + 1), None
+
+        return lax.scan(layer, (x, cache, jnp.int32(0)), weights)[0][0]
 
     weights = np.random.default_rng(0).normal(size=(5, 4, 4)).astype(np.float32)
     for rows in (2, 2, 8):
-        x = np.ones((rows, 4), np.float32)
-        program = on_the_host.compile(
-            step, (jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(weights.shape, x.dtype))
-        )
+        args = np.ones((rows, 4), np.float32), weights, np.zeros((5, rows, 2, 2, 1, 4), np.float32)
+        program = on_the_host.compile(partial(step, on_the_host), args)
         for _ in range(2):
-            np.testing.assert_allclose(np.asarray(program(x, weights)), jax.jit(step)(x, weights), atol=1e-6)
+            want = jax.jit(partial(step, ReferenceBackend()))(*args)
+            np.testing.assert_allclose(np.asarray(program(*args)), want, rtol=1e-5)
     assert fake.captured == 3 and fake.replayed == 3 * 10 - 3  # five layers, twice, by three programs
-    assert fake.events == ["wrap", "mark_step", "mark_step"] * 3
+    told = [event for event in fake.events if event != "capture"]
+    assert told == ["memory", "wrap", "mark_step", "mark_step"] * 3
+
+
+def test_the_warm_up_asks_for_memory_and_records_each_bucket_the_smallest_first(
+    fake: FakeHabana, on_the_host: TorchBackend
+) -> None:
+    """After it nothing is recorded: requests find every graph."""
+    golden = Golden(GOLDEN / "llama31")
+    layers = len(golden.config.layers)
+    with engine_of(golden, on_the_host) as engine:
+        sizes = [bucket.num_tokens for bucket in engine._device.buckets]
+        fake.events.clear()
+        engine.warm_up()
+        events = "".join({"memory": "m", "wrap": "w", "capture": "c", "mark_step": "s"}[each] for each in fake.events)
+        # Admission and copies hold no layers; for a step memory, a graph of its layers, their recording, its end.
+        assert events == "ms" * 2 + "mwcs" * len(sizes)
+        recorded = fake.captured
+        assert recorded == len(sizes) and fake.replayed == recorded * (layers - 1)
+        answers = engine.generate(requests(golden, 4))
+        assert len(answers) == 4 and fake.captured == recorded
+        assert fake.fused > 0
+        programs = engine._device._programs  # pyright: ignore[reportAttributeAccessIssue]
+        made = [name.num_tokens for name in programs if not isinstance(name, str)]
+        assert made == sorted(sizes)
+
+
+def test_a_bucket_that_memory_does_not_hold_is_refused_before_it_is_recorded(
+    fake: FakeHabana, on_the_host: TorchBackend
+) -> None:
+    golden = Golden(GOLDEN / "llama31")
+    with engine_of(golden, on_the_host) as engine:
+        fake.free = 200_000
+        with pytest.raises(
+            UnsupportedError, match=r"a step takes 0.2 MiB beside weights and cache, and the device has 0.2 MiB left"
+        ):
+            engine.warm_up()
+        assert fake.captured == 2  # the smaller ones
+
+
+def test_recipes_are_kept_where_nobody_says_otherwise(fake: FakeHabana, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/var/cache/distaff/jax")
+    make()
+    assert os.environ.pop(RECIPES) == "/var/cache/distaff/hpu-recipes,false,8192"
+    for given in ("/elsewhere,False,100", "/elsewhere,true,100,false"):
+        monkeypatch.setenv(RECIPES, given)
+        make()
+        assert os.environ[RECIPES] == given
+    monkeypatch.setenv(RECIPES, "/elsewhere")
+    with pytest.raises(UnsupportedError, match=rf"{RECIPES}=/elsewhere: expected FOLDER,DELETE,MB"):
+        make()
+    monkeypatch.delenv(RECIPES)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is to be kept
+    make()
+    assert RECIPES not in os.environ
 
 
 def test_the_engine_gives_the_references_tokens(fake: FakeHabana, on_the_host: TorchBackend) -> None:

@@ -59,6 +59,7 @@ def request_line(index: int, length: int) -> dict[str, Any]:
 def start(source: Path, output: Path) -> "subprocess.Popen[str]":
     program = "from distaff.scripts.main import main; main()"
     options = ["--model", MODEL, "--context", str(CONTEXT), "--max-batch", str(MAX_BATCH)]
+    options += ["--backend", os.environ.get("DISTAFF_TEST_BACKEND", "auto")]
     command = ["batch", str(source), str(output), *options, "--resume", "--tolerate-errors"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
     return subprocess.Popen(
@@ -108,7 +109,10 @@ a second, and what is killed more often than that gets no further."""
 
 @pytest.mark.parametrize(
     ("whole", "kills", "terms"),
-    [pytest.param(FEW, 1, 0, marks=pytest.mark.slow), pytest.param(MANY, 20, 5, marks=pytest.mark.soak)],
+    [
+        pytest.param(FEW, 1, 0, marks=(pytest.mark.slow, pytest.mark.any_backend)),
+        pytest.param(MANY, 20, 5, marks=pytest.mark.soak),
+    ],
     indirect=["whole"],
 )
 def test_killed_and_resumed_it_gives_the_same_bytes(whole: Whole, tmp_path: Path, kills: int, terms: int) -> None:
