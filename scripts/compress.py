@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
+from .compress_distill import distill
 from .compress_prune import prune
 from .evaluate import MaxKL, MaxPplIncrease, check_quality, quality_table, read_text
 from .options import Backend, Debug, Dtype, Json, Offline
 from .output import print_json, size_text
 from .progress import ProgressDisplay, Step
 from .reporting import reporting
+from .sections import SectionedCommand
 from .startup import prepare_devices
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Make a model smaller, and measure what that costs."
 )
 app.command("prune")(prune)
+app.command("distill", cls=SectionedCommand)(distill)
 
 
 @app.command("quantize")

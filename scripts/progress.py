@@ -8,7 +8,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-_TITLES = {"resolve": "Fetching", "load": "Loading", "compile": "Compiling", "read": "Measuring", "save": "Writing"}
+_TITLES = {
+    "resolve": "Fetching",
+    "load": "Loading",
+    "compile": "Compiling",
+    "read": "Measuring",
+    "save": "Writing",
+    "train": "Training",
+}
 
 
 class Reported(Protocol):
@@ -58,6 +65,14 @@ class ProgressDisplay:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
     def __call__(self, step: Reported) -> None:
         """Show how far a stage has come."""
