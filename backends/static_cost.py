@@ -85,6 +85,8 @@ def report_of(
     runs = executions(module)
     calls = kernel_calls(module, runs)
     schedules = read_schedules({call.name for call in calls}) if tpu else {}
+    printed = {call.program: schedules[call.name] for call in calls if call.program and call.name in schedules}
+    schedules = {call.name: printed[call.program] for call in calls if call.program in printed} | dict(schedules)
     works = _works(work, calls)
     kernels = tuple(_kernel(call, schedules, described.chip, works.get(call.name)) for call in calls if tpu)
     gpu_kernels = tuple(_gpu_kernel(call, works.get(call.name)) for call in calls if not tpu)

@@ -84,7 +84,8 @@ def predict(
     Args:
         config, layout: that check_layout has accepted.
         dtype: of weights and activations.
-        chips: how many stand beside each other along each axis of the slice, where that is known.
+        chips: how many stand beside each other along each axis of the slice, where that is known; one number is that
+            of GPUs behind a switch.
     """
     counter = _Counter(config, layout, shape, jnp.dtype(dtype), chips)
     counts: dict[Sent, int] = {}
@@ -129,8 +130,9 @@ class _Counter:
             for sent in self.gather(f"best logits, {when}", num_bytes, "vocab"):
                 yield replace(sent, when=when)
         for sent in self.gather("logits", self.rows * vocab * _FP32, "vocab"):
-            # Of parts of a single row that are no whole vectors XLA makes a sum: each device's part among zeros.
-            short = self.rows == 1 and part % _LANES
+            # Of parts of a single row that are no whole vectors of a TPU's, XLA makes a sum there: each device's part
+            # among zeros.
+            short = self.rows == 1 and part % _LANES and len(self.chips) != 1
             yield replace(sent, op="all-reduce" if short else sent.op, when="otherwise")
 
     def layers(self) -> Iterator[Sent]:

@@ -24,7 +24,8 @@ class ExchangeBackend(Wrapped):
         axes: mesh axes that split the cache's heads and not the projections'.
         parts: devices along them.
         split: whether the tokens of this step are split along them.
-        as_stored: weights keep the checkpoint's form, since they are gathered in steps with prompts.
+        as_stored: weights keep the checkpoint's form, since they are gathered in steps with prompts, which packed ones
+            cannot be.
     """
 
     axes: Axes = ()

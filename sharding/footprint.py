@@ -30,8 +30,10 @@ class Footprint:
     cache_token: int
 
 
-def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: DTypeLike | None = None) -> Footprint:
-    """What a device of a layout that check_layout has accepted holds."""
+def footprint(
+    config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: DTypeLike | None = None, *, lanes: int = 1
+) -> Footprint:
+    """What a device of a layout that check_layout has accepted holds; `lanes` as cache_numbers has them."""
     leaves = arranged(config, layout, dtype)
     specs = weight_specs(config, dtype)
     copied = padded = 0
@@ -43,17 +45,21 @@ def footprint(config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: D
         weights=sum(leaf.num_bytes for leaf in leaves.values()),
         kv_copies=copied,
         padding=padded,
-        cache_token=jnp.dtype(kv_dtype or dtype).itemsize * sum(cache_numbers(config, layout).values()),
+        cache_token=jnp.dtype(kv_dtype or dtype).itemsize * sum(cache_numbers(config, layout, lanes=lanes).values()),
     )
 
 
-def cache_numbers(config: ModelConfig, layout: Layout) -> dict[int | None, int]:
+def cache_numbers(config: ModelConfig, layout: Layout, *, lanes: int = 1) -> dict[int | None, int]:
     """The numbers of keys and values that a device holds of one position, by the window of their layers (None: they
-    see everything)."""
-    parts = layout.parts("cache_heads") * layout.parts("context")
+    see everything).
+
+    Args:
+        lanes: the keys of a device's heads, side by side, fill up multiples of so many numbers, and so do the values.
+    """
     layers_held = Stages(config, layout.parts("layers")).layers_held
     found: dict[int | None, int] = {}
     for layers, group in zip(layers_held, config.cache_groups, strict=True):
         heads = group.num_kv_heads * kv_copies(group.num_kv_heads, layout)
-        found[group.window] = found.get(group.window, 0) + 2 * layers * heads * group.head_dim // parts
+        width = -(-heads * group.head_dim // layout.parts("cache_heads") // lanes) * lanes
+        found[group.window] = found.get(group.window, 0) + 2 * layers * width // layout.parts("context")
     return found

@@ -48,16 +48,18 @@ class ShardedModel:
     def backend_of(self, placement: MeshPlacement) -> Backend:
         """What runs on each device in a step."""
         chip, layout = self.backend, self.layout
+        axes = layout.axes("context")
+        exchanged = placement.exchanged
+        as_stored = layout.gathers_weights and chip.capabilities.packed_weights
         made: Any = chip
-        if axes := layout.axes("context"):
+        if axes:
             pages = shared_pages(chip)
             if pages is None:
                 chip, pages = PlainPages(chip), ReferencePages()
             made = ContextBackend(chip, axes, layout.size(axes), placement.attended == axes, pages)
-        elif placement.exchanged or layout.gathers_weights:
-            axes = placement.exchanged
-            split = bool(axes) and placement.attended == axes
-            made = ExchangeBackend(chip, axes, layout.size(axes), split, layout.gathers_weights)
+        elif exchanged or as_stored:
+            split = bool(exchanged) and placement.attended == exchanged
+            made = ExchangeBackend(chip, exchanged, layout.size(exchanged), split, as_stored)
         return made
 
     def weight_specs(self) -> PyTree:

@@ -16,6 +16,8 @@ _UNKNOWN_CYCLES = 1 << 50
 """What XLA prints for loops it cannot count is close to 2^64."""
 
 _KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|__gpu\$xla\.gpu\.triton|mosaic_gpu\w*)"')
+_BODY = re.compile(r'"body":"[^"]*"')
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(?:[^{}]|\{[^{}]*\})*\}")
 _NAMED = re.compile(r'op_name="(?:[^"]*/)?([^"/]*)/pallas_call')
 _NUMBER = re.compile(r"\.\d+$")
 
@@ -29,12 +31,15 @@ class KernelCall:
         label: the kernel's own name, `pallas_call(name=)`.
         count: how often it runs.
         vmem_bytes: vector memory that it takes, where the compiler says so.
+        program: its serialised code and the layouts of its operands; "" where the text does not show them. The TPU
+            compiler makes the same program once, and prints one schedule, by the name of one of its calls.
     """
 
     name: str
     label: str
     count: int
     vmem_bytes: int | None
+    program: str = ""
 
 
 def operation_costs(module: Module, runs: Executions) -> tuple[OperationCost, ...]:
@@ -67,7 +72,7 @@ def path_cycles(module: Module, choose: Callable[[Iterable[int]], int]) -> int:
 def kernel_calls(module: Module, runs: Executions) -> tuple[KernelCall, ...]:
     """Mosaic and Triton kernels in the order of the text."""
     return tuple(
-        KernelCall(instruction.name, _label(instruction), count, _vmem(instruction))
+        KernelCall(instruction.name, _label(instruction), count, _vmem(instruction), _program(instruction))
         for _, instruction, count in scheduled(module, runs)
         if is_kernel(instruction)
     )
@@ -96,6 +101,10 @@ def is_kernel(instruction: Instruction) -> bool:
 def _label(kernel: Instruction) -> str:
     named = _NAMED.search(kernel.attributes)
     return _NUMBER.sub("", kernel.name) if "tpu_custom_call" in kernel.attributes or not named else named[1]
+
+
+def _program(kernel: Instruction) -> str:
+    return "".join(found[0] for pattern in (_BODY, _OPERANDS) if (found := pattern.search(kernel.attributes)))
 
 
 def _vmem(kernel: Instruction) -> int | None:

@@ -46,6 +46,7 @@ class CpuBackend(ReferenceBackend):
         kv_dtypes=KV_DTYPES,
         matmul_dtypes=("float32", "bfloat16"),
         batch_invariant=True,
+        packed_weights=True,
     )
 
     def __post_init__(self) -> None:

@@ -39,6 +39,9 @@ def grouped_matmul(
         generation=generation,
         blocks=blocks,
     )
+    block: tuple[Any, ...] = (None, None, plan.tile_columns, num_inputs)
+    if plan.inputs_first:
+        weight, block = jnp.swapaxes(weight, 2, 3), (None, None, num_inputs, plan.tile_columns)
     x = jnp.pad(x, ((0, plan.num_rows - num_rows), (0, 0)))
     scalars = (jnp.reshape(layer, 1).astype(jnp.int32), *steps_of(plan, group_sizes))
     y = pl.pallas_call(
@@ -50,8 +53,10 @@ def grouped_matmul(
             in_specs=[
                 pl.BlockSpec((plan.tile_rows, num_inputs), lambda o, at, layer, group, tile, *_: (tile[at], 0)),
                 pl.BlockSpec(
-                    (None, None, plan.tile_columns, num_inputs),
-                    lambda o, at, layer, group, *_: (layer[0], group[at], o, 0),
+                    block,
+                    lambda o, at, layer, group, *_: (
+                        (layer[0], group[at], 0, o) if plan.inputs_first else (layer[0], group[at], o, 0)
+                    ),
                 ),
             ],
             out_specs=pl.BlockSpec(

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from .grouped_plan import ALIGNMENT, GroupedPlan
 
 _BOTH_LAST = (((1,), (1,)), ((), ()))
+_PLAIN = (((1,), (0,)), ((), ()))
 
 
 def grouped_kernel(
@@ -29,7 +30,7 @@ def grouped_kernel(
     Args:
         low, high: for each step, the rows of its tile that are the group's, in SMEM.
         x: the tile's rows [tile_rows, I] in VMEM; rows of other groups, and any numbers behind the last row.
-        weight: [tile_columns, I] in VMEM.
+        weight: [tile_columns, I] in VMEM, or [I, tile_columns].
         out: [tile_rows, tile_columns] in VMEM; keeps what the steps before this one wrote of the same tile.
         sums: fp32 [piece_rows, columns], where a row is contracted in several parts.
     """
@@ -56,23 +57,26 @@ def grouped_kernel(
 
 def _product(plan: GroupedPlan, x: Any, weight: Any, sums: Any, rows: Any, lanes: Any) -> jax.Array:
     """fp32 [piece_rows, columns]; all inputs at once, or first those that are left over, then `depth` at a time."""
+
+    def product(inputs: Any) -> jax.Array:
+        if plan.inputs_first:
+            return _dot(x[rows, inputs], weight[inputs, lanes], _PLAIN)
+        return _dot(x[rows, inputs], weight[lanes, inputs], _BOTH_LAST)
+
     parts, rest = divmod(plan.num_inputs, plan.depth)
     if parts == 0 or (parts == 1 and rest == 0):
-        return _dot(x[rows], weight[lanes])
-    if rest:
-        sums[...] = _dot(x[rows, parts * plan.depth :], weight[lanes, parts * plan.depth :])
-    else:
-        sums[...] = _dot(x[rows, : plan.depth], weight[lanes, : plan.depth])
+        return product(pl.ds(0, plan.num_inputs))
+    sums[...] = product(pl.ds(parts * plan.depth, rest) if rest else pl.ds(0, plan.depth))
 
     def of_part(part: Any, carry: Any) -> Any:
         inputs = pl.ds(pl.multiple_of(part * plan.depth, plan.depth), plan.depth)
-        sums[...] += _dot(x[rows, inputs], weight[lanes, inputs])
+        sums[...] += product(inputs)
         return carry
 
     jax.lax.fori_loop(0 if rest else 1, parts, of_part, 0)
     return sums[...]
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array, dimensions: Any) -> jax.Array:
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, _BOTH_LAST, precision=precision, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

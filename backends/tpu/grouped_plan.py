@@ -18,6 +18,7 @@ ALIGNMENT = 16
 """Rows: pieces begin at multiples of the rows that share a tile of memory."""
 _FEWEST_ROWS = 32
 _LANES = 128
+_SUBLANES = 8
 _PIECE_COLUMNS = (1024, 768, 512, 256, _LANES)
 _SHARE = 0.85  # of the VMEM that the kernel may take: the compiler needs some for itself
 
@@ -161,15 +162,26 @@ class GroupedPlan:
         return self.blocks.depth // (4 if self.dtype == "float32" else 1)
 
     @property
+    def inputs_first(self) -> bool:
+        """Whether a matrix lies in memory as [I, O].
+
+        XLA lays out what a program is given so that the fewest numbers fill up its tiles; a kernel that wants the
+        other order has the whole stack copied in each step.
+        """
+        outputs, inputs = self.num_outputs, self.num_inputs
+        return _tiled(inputs, _SUBLANES) * _tiled(outputs, _LANES) < _tiled(outputs, _SUBLANES) * _tiled(inputs, _LANES)
+
+    @property
     def matrix_bytes(self) -> int:
         """Of a matrix's part in VMEM."""
-        return self.tile_columns * -(-self.num_inputs // _LANES) * _LANES * jnp.dtype(self.dtype).itemsize
+        inputs = _tiled(self.num_inputs, ALIGNMENT if self.inputs_first else _LANES)
+        return self.tile_columns * inputs * jnp.dtype(self.dtype).itemsize
 
     @property
     def vmem_bytes(self) -> int:
         """Two of each block, one of them on its way, and fp32 sums."""
         itemsize = jnp.dtype(self.dtype).itemsize
-        rows = self.tile_rows * (-(-self.num_inputs // _LANES) * _LANES + self.tile_columns) * itemsize
+        rows = self.tile_rows * (_tiled(self.num_inputs, _LANES) + self.tile_columns) * itemsize
         return 2 * (self.matrix_bytes + rows) + 4 * self.piece_rows * self.piece_columns
 
     @property
@@ -212,3 +224,7 @@ def steps_of(plan: GroupedPlan, group_sizes: Int[Array, "E"]) -> Steps:
     live = step < jnp.sum(tiles)
     low, high = jnp.clip(start - tile * rows, 0, rows), jnp.clip(end - tile * rows, 0, rows)
     return Steps(of_step(jnp.arange(plan.num_groups)), tile, jnp.where(live, low, 0), jnp.where(live, high, 0))
+
+
+def _tiled(size: int, tile: int) -> int:
+    return -(-size // tile) * tile

@@ -19,7 +19,7 @@ from ..footprint import footprint
 from ..layout import Layout
 from ..report import comparison
 from .links import Links
-from .memory import page_size
+from .pages import cache_lanes, page_size
 from .rank import along_front, front
 from .request import Objective, SweepRequest, Targets
 from .rows import Row
@@ -83,7 +83,7 @@ def ordered(rows: Sequence[Row], objective: Objective, *, prefill: bool) -> list
 
 
 def argument_buffers(
-    config: ModelConfig, layout: Layout, row: Row, shape: StepShape, longest: int, page: int
+    config: ModelConfig, layout: Layout, row: Row, shape: StepShape, longest: int, *, page: int, lanes: int
 ) -> dict[str, int]:
     """Bytes of what a step is given, on one device: weights, the pages of the rows' caches, what is known of rows."""
     dtype = DTYPES[row["weights"]]
@@ -91,7 +91,7 @@ def argument_buffers(
     pages = shape.rows * -(-longest // page)
     state = RowState.empty(shape.rows, longest, config.vocab_size)
     return weights | {
-        "KV cache": pages * page * footprint(config, layout, dtype, DTYPES[row["kv"]]).cache_token,
+        "KV cache": pages * page * footprint(config, layout, dtype, DTYPES[row["kv"]], lanes=lanes).cache_token,
         "page tables": 4 * pages * len(config.cache_groups),
         "parameters and texts of rows": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     }
@@ -163,7 +163,8 @@ def _meets(targets: Targets, ttft: float, tpot: float) -> bool:
 def _arguments(row: Row, found: Verified, request: SweepRequest, layout: Layout, on: Slice) -> dict[str, int]:
     shape = found.check.shape
     longest = max(request.workload.longest, shape.queries)
-    return argument_buffers(request.config, layout, row, shape, longest, page_size(on.chip.platform))
+    page, lanes = page_size(on.chip.platform), cache_lanes(on.chip.platform)
+    return argument_buffers(request.config, layout, row, shape, longest, page=page, lanes=lanes)
 
 
 def _step(

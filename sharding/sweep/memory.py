@@ -4,14 +4,6 @@ import numpy as np
 
 from .roofline import MOST_WINDOWS, Columns, Floats
 
-_PAGES = {"tpu": 128}
-_SMALL_PAGE = 16
-
-
-def page_size(platform: str) -> int:
-    """Positions of a page of the cache, as the backend of a platform has them: a row fills whole ones."""
-    return _PAGES.get(platform, _SMALL_PAGE)
-
 
 def memory_bytes(
     decode: Columns,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..layout import Layout
 from .errors import NothingFitsError
-from .memory import memory_bytes, page_size
+from .memory import memory_bytes
+from .pages import page_size
 from .request import WIDTHS, SweepRequest
 from .roofline import Columns, Floats, Ints, Rates, Split, Steps, step_seconds
 from .served import prompt_steps, served

@@ -30,7 +30,8 @@ from .rows import Row
 from .slices import Slice
 from .whole_step import whole_step
 
-KERNELS = ".*attention.*"
+KERNELS = ".*(attention|grouped_matmul).*"
+"""The kernels of steps (backends/tpu). Schedules of XLA's operations are not asked for: there are hundreds of them."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}
 UNAVAILABLE = "unavailable"
 """The kind of a refusal that is not the program's: there is no compiler for these chips here."""

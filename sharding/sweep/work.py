@@ -20,6 +20,7 @@ from ..footprint import cache_numbers
 from ..layout import Layout
 from ..placement import MeshPlacement
 from .links import Links
+from .pages import cache_lanes
 from .slices import Slice
 
 _DECODE_ROWS = (128, 256)
@@ -139,7 +140,7 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool,
         divided = layout.parts("cache_heads") * layout.parts("context")
     scores, windowed = _scores(config, divided)
     stages = layout.parts("layers")
-    cache = dict(cache_numbers(config, layout))
+    cache = dict(cache_numbers(config, layout, lanes=cache_lanes(on.chip.platform)))
     everything = float(cache.pop(None, 0))
     return DeviceWork(
         linear=linear,

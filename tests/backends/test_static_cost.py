@@ -54,6 +54,19 @@ def test_a_kernel_in_a_scan_is_called_at_each_step() -> None:
     assert CompileReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
+def test_a_kernel_that_is_called_twice_is_told_of_twice() -> None:
+    """The compiler makes it once, and prints one schedule. Its arrays are too large to be moved into fast memory, where
+    its calls would be different programs."""
+    many = jax.ShapeDtypeStruct((2**18, 256), jnp.float32)
+    block = pl.BlockSpec((128, 256), lambda i: (i, 0))
+    add = pl.pallas_call(
+        _add_kernel, grid=(2**11,), in_specs=[block, block], out_specs=block, out_shape=many, name="add_blocks"
+    )
+    report = analyze(lambda x, y, z: (add(x, y), add(z, y)), (many, many, many), "v6e:2x2")
+    first, second = report.kernels
+    assert first.name != second.name and first.bundles == second.bundles > 0
+
+
 def test_work_is_given_by_the_kernels_name() -> None:
     work = {"add_blocks": KernelWork(flops=1024 * 256)}
     assert analyze(_add, (BLOCK, BLOCK), "v6e:2x2", work=work).kernels[0].flops == 1024 * 256

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.backends.base import Backend
+from distaff.backends.base import Backend, PyTree
 from distaff.backends.reference import ReferenceBackend
+from distaff.backends.tpu.backend import TpuBackend
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights
 from distaff.models.kv_cache import allocate_cache
@@ -23,6 +24,13 @@ from ..models.step_inputs import row_state, step_batch
 from .tiny import tiny
 
 BACKEND = ReferenceBackend()
+
+
+class MatrixProjections(ReferenceBackend):
+    """Has output projections as matrices, as they are on TPUs."""
+
+    def prepare_params(self, params: PyTree) -> PyTree:
+        return TpuBackend(generation="v5e").prepare_params(params)
 
 
 def inputs(config: ModelConfig, seed: int) -> tuple[RowState, StepBatch]:
@@ -50,11 +58,11 @@ def on_one_device(case: str, *, prompt: bool) -> StepOutput:
     return run(*tiny(case), BACKEND, prompt=prompt)
 
 
-def compare(case: str, text: str, *, prompt: bool = False) -> tuple[StepOutput, StepOutput]:
+def compare(case: str, text: str, *, prompt: bool = False, backend: Backend = BACKEND) -> tuple[StepOutput, StepOutput]:
     config, weights = tiny(case)
     layout = parse_layout(text, num_devices=8)
     check_layout(layout, config, Devices(8), dtype=jnp.float32)
-    sharded = ShardedBackend(BACKEND, config, jnp.dtype(jnp.float32), layout, make_mesh(layout))
+    sharded = ShardedBackend(backend, config, jnp.dtype(jnp.float32), layout, make_mesh(layout))
     whole, split = on_one_device(case, prompt=prompt), run(config, weights, sharded, prompt=prompt)
     assert whole.logits is not None and split.logits is not None and float(whole.logits.std()) > 0.3
     np.testing.assert_allclose(split.logits, whole.logits, atol=1e-4)
@@ -125,6 +133,11 @@ def test_replicas_that_step_together_give_the_logits_of_one_device(case: str, te
         assert whole.logits is not None and split.logits is not None
         np.testing.assert_allclose(split.logits[rows], whole.logits, atol=1e-4)
         np.testing.assert_array_equal(split.tokens[rows], whole.tokens)
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_in_the_form_that_the_backend_gives_them() -> None:
+    compare("gpt_oss", "weight-gathered:tensor=4", backend=MatrixProjections())
 
 
 SPLIT = (

@@ -28,6 +28,7 @@ BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
 """Of outputs whose standard deviation is 1."""
 SHAPES: dict[str, tuple[int, int, int, int]] = {
     "several tiles, parts and columns": (200, 5, 300, 320),
+    "the same, of matrices that lie the other way": (150, 4, 512, 200),
     "one tile": (40, 3, 128, 96),
     "more groups than rows": (16, 24, 64, 130),
 }
@@ -147,6 +148,13 @@ def test_what_the_kernel_does_not_have_is_refused() -> None:
         GroupedPlan.of(**wide, dtype="bfloat16", generation="v4")
 
 
+def test_matrices_lie_as_the_compiler_lays_them() -> None:
+    shape: dict[str, Any] = dict(num_rows=64, num_groups=8, dtype="bfloat16", generation="v6e")
+    sizes = {(192, 2048): True, (96, 2048): True, (2048, 192): False, (2048, 768): False, (256, 256): False}
+    for (inputs, outputs), inputs_first in sizes.items():
+        assert GroupedPlan.of(**shape, num_inputs=inputs, num_outputs=outputs).inputs_first == inputs_first
+
+
 @pytest.mark.parametrize("generation", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
 @pytest.mark.parametrize("shape", [(512, 128, 2048, 768), (16384, 8, 4096, 14336), (16384, 8, 14336, 4096)])
 def test_plans_fit(generation: str, shape: tuple[int, int, int, int]) -> None:
@@ -186,7 +194,7 @@ def test_the_backend_multiplies_by_the_kernel_and_slices_no_stack() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2", "tpu7x:2x2x1"])
-@pytest.mark.parametrize("shape", [(512, 128, 2048, 768), (4096, 8, 4096, 14336), (32, 4, 64, 96)])
+@pytest.mark.parametrize("shape", [(512, 128, 2048, 768), (4096, 8, 4096, 14336), (32, 4, 64, 96), (32, 32, 192, 2048)])
 def test_it_compiles_small_and_earns_its_place(shape: tuple[int, int, int, int], topology: str) -> None:
     """Under 5,000 bundles and 10 s of compile; at the model's sizes within twice the time that memory or the matrix
     unit needs, where `lax.ragged_dot` takes 5 to 520 times as long."""
