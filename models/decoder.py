@@ -157,21 +157,10 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: RaggedBatch, cache: KVCache, machine: Machine) -> tuple[Float[Array, "T D"], KVCache]:
         """Hidden states behind the last norm, and the cache with this step's keys and values in it."""
-        config = self.config
-        with jax.named_scope("embed"):
-            x = self.embedder(batch.tokens, machine)
-            x *= jnp.asarray(config.embed_scale, x.dtype)
-            if self.project_in is not None:
-                x = self.project_in(x, machine)
-            if self.positions is not None and config.learned_positions is not None:
-                x += self.positions(batch.positions() + config.learned_positions, machine)
-            x = machine.placement.constrain(x, "tokens", "embed")
-
-        ropes = {layer.attention.rope for layer in config.layers} - {None}
+        config, x = self.config, self.embed(batch, machine)
 
         def run(state: State, batch: RaggedBatch) -> State:
-            where = machine.placement.constrain(batch.positions(), "attended")
-            positions = Positions(batch.indices(), {r: rope.rotation(r, where) for r in ropes if r is not None})
+            positions = shared_positions(config, batch, machine)
             for number, stack in enumerate(self.segments):
                 state = stack(state, machine.placement.held(config, number), positions, machine)
             return state
@@ -180,6 +169,18 @@ class Decoder(nnx.Module):
         if self.final_norm is not None:
             x = self.final_norm(x, machine)
         return machine.placement.gather(x, "tokens", 0), cache
+
+    def embed(self, batch: RaggedBatch, machine: Machine) -> Float[Array, "T D"]:
+        """What goes into the first layer."""
+        config = self.config
+        with jax.named_scope("embed"):
+            x = self.embedder(batch.tokens, machine)
+            x *= jnp.asarray(config.embed_scale, x.dtype)
+            if self.project_in is not None:
+                x = self.project_in(x, machine)
+            if self.positions is not None and config.learned_positions is not None:
+                x += self.positions(batch.positions() + config.learned_positions, machine)
+            return machine.placement.constrain(x, "tokens", "embed")
 
     def logits(self, x: Float[Array, "R D"], machine: Machine) -> Float[Array, "R V"]:
         """fp32 scores of each row of hidden states."""
@@ -190,6 +191,13 @@ class Decoder(nnx.Module):
             if self.config.logit_soft_cap is not None:
                 logits = self.config.logit_soft_cap * jnp.tanh(logits / self.config.logit_soft_cap)
             return logits
+
+
+def shared_positions(config: ModelConfig, batch: RaggedBatch, machine: Machine) -> Positions:
+    """What all layers of a step share."""
+    ropes = {layer.attention.rope for layer in config.layers} - {None}
+    where = machine.placement.constrain(batch.positions(), "attended")
+    return Positions(batch.indices(), {r: rope.rotation(r, where) for r in ropes if r is not None})
 
 
 @lru_cache(maxsize=64)

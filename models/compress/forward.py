@@ -50,12 +50,12 @@ def read(
             begin with each text. Padding is a text of its own.
         remember: keep what derivatives take; otherwise each layer is computed once more where they are taken.
     """
-    backend = _Rows(documents=documents, remember=remember)
+    backend = Rows(documents=documents, remember=remember)
     groups = len(config.cache_groups)
     cache = (jnp.zeros(()),) * groups  # nothing is kept
     machine = Machine(backend, OneDevice())
     decoder = bind(config, weights)
-    last, _ = decoder(_Packed.of(tokens, documents, groups), cache, machine)
+    last, _ = decoder(Packed.of(tokens, documents, groups), cache, machine)
     shape = tokens.shape
     return Read(
         jnp.concatenate(backend.seen).reshape(-1, *shape, config.embed_dim),
@@ -64,13 +64,13 @@ def read(
     )
 
 
-class _Packed(RaggedBatch):
+class Packed(RaggedBatch):
     """A batch whose positions are known, rather than found from where rows begin."""
 
     places: Int[Array, "T"]
 
     @classmethod
-    def of(cls, tokens: Int[Array, "B S"], documents: Int[Array, "B S"], groups: int) -> "_Packed":
+    def of(cls, tokens: Int[Array, "B S"], documents: Int[Array, "B S"], groups: int) -> "Packed":
         zero = jnp.zeros(1, jnp.int32)
         batch = cls(tokens.reshape(-1), zero, zero, (zero[None],) * groups, zero[None])
         here = jnp.arange(tokens.shape[1])
@@ -84,7 +84,7 @@ class _Packed(RaggedBatch):
 
 
 @dataclass(frozen=True)
-class _Rows(ReferenceBackend):
+class Rows(ReferenceBackend):
     """Attention within rows, and a loop that remembers what goes from layer to layer."""
 
     documents: Int[Array, "B S"] | None = None

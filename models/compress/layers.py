@@ -10,7 +10,9 @@ import numpy as np
 
 from ..config import ModelConfig, Segment
 from ..decoder import Weights, flatten, unflatten, weight_specs
-from .calibrate import Key
+
+type Key = tuple[str, int]
+"""A leaf's path, and the number of a matrix along its first axis (0 where none are stacked)."""
 
 type Entry = tuple[str, int | None]
 """A leaf's key inside its layer and the number of the layer; None for what stands outside of the layers."""
