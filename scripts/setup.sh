@@ -74,6 +74,20 @@ setup_venv() {
     echo "$want [$extras]" >.venv/.installed
 }
 
+# setup_torch_venv: .venv-torch sees what .venv has, and torch with torch_xla and what these need in addition.
+setup_torch_venv() {
+    local stamp=.venv-torch/.installed want packages
+    want="$(digest constraints-torch.txt) beside $(cat .venv/.installed)"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return; fi
+    say "Setting up .venv-torch: torch and torch_xla (6 GB, some minutes the first time)"
+    install .venv-torch .venv/bin/python --no-deps --requirement constraints-torch.txt
+    packages=$(.venv-torch/bin/python -c 'import site; print(site.getsitepackages()[0])')
+    # A folder of .pth files, the editable install's among them, is not enough on the path: it has to be added as a site.
+    .venv/bin/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+        >"$packages/distaff-tests.pth"
+    echo "$want" >"$stamp"
+}
+
 # setup_oracle_venv: .venv-oracle holds torch and transformers, which remake the golden files.
 setup_oracle_venv() {
     local python stamp=.venv-oracle/.installed want

@@ -35,10 +35,23 @@ class _Rows:
 
 
 class Attention(torch.nn.Module):
-    """One `ragged_attention` of a jaxpr, called once for each layer that it stands for."""
+    """One `ragged_attention` of a jaxpr, called once for each layer that it stands for.
 
-    def __init__(self, spec: AttentionSpec, *, sinks: bool, mask: bool, fused: Fused | None = None) -> None:
+    Rows of one query are computed together where the program has no others. Beside prompts each row is computed alone,
+    so that its numbers do not depend on its neighbours.
+
+    Args:
+        spec: the call's.
+        sinks, mask: whether these follow the other operands.
+        max_query_len: the most queries of a row (None: all tokens).
+        fused: what computes it in one call (None: torch's own).
+    """
+
+    def __init__(
+        self, spec: AttentionSpec, *, sinks: bool, mask: bool, max_query_len: int | None, fused: Fused | None = None
+    ) -> None:
         super().__init__()
+        self.together = max_query_len == 1 and not mask
         self.spec, self.sinks, self.mask, self.fused = spec, sinks, mask, fused
         self._last: _Rows | None = None
 
@@ -55,7 +68,7 @@ class Attention(torch.nn.Module):
         n = at.num_tokens
         pages[at.page, at.offset] = torch.stack((k[:n], v[:n]), dim=1).to(pages.dtype)
         out = torch.zeros_like(q)
-        if max(at.counts, default=0) == 1 and mask is None:
+        if self.together and n:
             out[:n] = self._decode(q[:n], pages, at, sinks)
             return out
         for number, row in enumerate(at.rows):

@@ -241,12 +241,11 @@ def _attention(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...]:
     assert isinstance(index, RaggedIndex)
     if cache != _CACHE:
         raise UnsupportedError(f"a cache with scales of its own, at {place_of(op)}: torch backends keep plain numbers")
-    spec, more = op.params["spec"], {"sinks": sinks is not None, "mask": index.mask is not None}
-    fused = builder.target.attention
-    if builder.target.reads_values:
-        module: Module = Attention(spec, fused=fused, **more)
-    else:
-        module = StaticAttention(spec, max_query_len=index.max_query_len, fused=fused, **more)
+    kind = Attention if builder.target.reads_values else StaticAttention
+    module = kind(
+        op.params["spec"], sinks=sinks is not None, mask=index.mask is not None, max_query_len=index.max_query_len,
+        fused=builder.target.attention,
+    )  # fmt: skip
     places = [q, k, v, cache, layer, index.page_table, index.query_starts, index.kv_lens]
     places += [place for place in (sinks, index.mask) if place is not None]
     values = [builder.value(op.ins[place]) for place in places]

@@ -132,7 +132,8 @@ class Builder:
             if worded is None:
                 raise UnsupportedError(f"primitive {op.name} of random keys, at {place_of(op)}: torch backends lack it")
             op, ins = worded, tuple(self.program.aval(atom) for atom in worded.ins)
-        eqn = Equation(op, ins, outs, self.device, self.call, self.call_module, self.known.writable[number])
+        may_write, reads = self.known.writable[number], self.target.reads_values
+        eqn = Equation(op, ins, outs, self.device, reads, self.call, self.call_module, may_write)
         numbers = rule.scalars and any(isinstance(atom, int) for atom in op.ins)
         values = [
             literal(atom.value, atom.aval) if numbers and isinstance(atom, Constant) else self.value(atom)

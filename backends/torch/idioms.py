@@ -258,7 +258,7 @@ def _rotate(eqn: Equation, x: Value, cos: Value, sin: Value) -> Value:
 
 
 def _searchsorted(eqn: Equation, table: Value, sought: Value) -> Value:
-    if eqn.device != "cpu":  # compilers know comparisons, and tables have an entry for each row of a batch
+    if not eqn.reads_values:  # compilers know comparisons, and tables have an entry for each row of a batch
         wide = sought.unsqueeze(-1)
         return (table <= wide if eqn.params["right"] else table < wide).sum(dim=-1).to(eqn.dtype())
     return torch.searchsorted(table, sought, right=eqn.params["right"], out_int32=eqn.dtype() == torch.int32)

@@ -75,6 +75,8 @@ def _places(
             place = len(batch) + partial.index(axis)
             at = at + offset.reshape([-1 if number == place else 1 for number in range(rank)])
         index.append(at)
+    if not eqn.reads_values:  # torch_xla joins what it indexes by
+        index = [each.to(torch.int64) for each in index]
     return _Places(indexed, whole, index, inside, partial)
 
 
@@ -157,10 +159,31 @@ def _scatter(eqn: Equation, x: Value, starts: Value, updates: Value) -> Value:
     index = [each.expand(lead) for each in at.index]
     turned = x.permute((*at.indexed, *at.whole))
     back = [[*at.indexed, *at.whole].index(axis) for axis in range(len(operand))]
+    if not eqn.reads_values and inside is not None:
+        index, updates = eqn.call(all_inside, turned, index, updates, inside, accumulate)
+        index, inside = [operator.getitem(index, number) for number in range(len(at.index))], None
     if 0 in eqn.may_write:
         eqn.call(write, turned, index, updates, inside, accumulate)
         return x
     return eqn.call(written, turned, index, updates, inside, accumulate).permute(tuple(back))
+
+
+def all_inside(
+    x: Value, index: list[Value], updates: Value, inside: Value, accumulate: bool
+) -> tuple[list[Value], Value]:
+    """Places and updates that do the same where some are not `inside`, in shapes that never change: those write what
+    the first one inside writes, to its place, or where there is none what stands there. What is added is 0 there."""
+    spread = inside.reshape(*inside.shape, *[1] * (updates.dim() - inside.dim()))
+    if accumulate:
+        return index, torch.where(spread, updates, torch.zeros_like(updates))
+    flat = inside.reshape(-1)
+    first = torch.argmax(flat.to(torch.int32)).reshape(1)
+    places = [each.reshape(-1)[first] for each in index]
+    rows = updates.reshape(flat.shape[0], -1)
+    there = x[tuple(places)].reshape(1, -1)
+    kept = torch.where(flat.any(), rows[first], there).reshape(updates.shape[inside.dim() :])
+    moved = [torch.where(inside, each, place) for each, place in zip(index, places, strict=True)]
+    return moved, torch.where(spread, updates, kept)
 
 
 def write(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> Value:

@@ -10,7 +10,7 @@ def _dot_general(eqn: Equation, x: Value, y: Value) -> Value:
     (x_sum, y_sum), (x_batch, y_batch) = eqn.params["dimension_numbers"]
     x_free = [axis for axis in range(len(eqn.ins[0].shape)) if axis not in (*x_sum, *x_batch)]
     y_free = [axis for axis in range(len(eqn.ins[1].shape)) if axis not in (*y_sum, *y_batch)]
-    tabled = eqn.device == "cpu" and not x_batch and _is_narrow_table(eqn)
+    tabled = eqn.reads_values and not x_batch and _is_narrow_table(eqn)
     if not tabled:
         x, y = (_in_type(eqn, number, value) for number, value in enumerate((x, y)))
     batch, summed = _sizes(eqn, 0, x_batch), _sizes(eqn, 0, x_sum)
@@ -68,7 +68,7 @@ def _ragged_dot(eqn: Equation, x: Value, weight: Value, sizes: Value) -> Value:
     if not plain or tuple(numbers.rhs_group_dimensions) != (0,) or len(eqn.ins[1].shape) != 3:
         return NotImplemented
     weight = weight if tuple(w_sum) == (2,) else weight.transpose(1, 2)
-    return eqn.call(grouped, x, weight, sizes, eqn.dtype())
+    return eqn.call(grouped if eqn.reads_values else grouped_static, x, weight, sizes, eqn.dtype())
 
 
 def grouped(x: Value, weight: Value, sizes: Value, dtype: Value) -> Value:
@@ -80,6 +80,18 @@ def grouped(x: Value, weight: Value, sizes: Value, dtype: Value) -> Value:
             rows = x[first : first + size].to(dtype)
             out[first : first + size] = torch.nn.functional.linear(rows, weight[expert].to(dtype))
         first += size
+    return out
+
+
+def grouped_static(x: Value, weight: Value, sizes: Value, dtype: Value) -> Value:
+    """The same in shapes that never change: every row by every matrix, of which it keeps its own group's. As many times
+    the arithmetic as there are groups, but no wait."""
+    row = torch.arange(x.shape[0], device=x.device)
+    group = (row[:, None] >= torch.cumsum(sizes.to(torch.int64), dim=0)).sum(dim=1)
+    out, wide = x.new_zeros((x.shape[0], weight.shape[1]), dtype=dtype), x.to(dtype)
+    for number in range(weight.shape[0]):
+        product = torch.nn.functional.linear(wide, weight[number].to(dtype))
+        out = torch.where((group == number)[:, None], product, out)
     return out
 
 

@@ -17,15 +17,17 @@ from .names import DType, Value, torch
 class Equation:
     """An operation as its rule sees it.
 
-    `ins` and `outs` are shapes and types; `device` is where constants are made; `may_write` are the inputs whose memory
-    the rule may use for its result; `call(function, *values)` records a call of a function of ours as one node,
-    `call_module(module, values)` one of a module.
+    `ins` and `outs` are shapes and types; `device` is where constants are made; `reads_values` says whether the host
+    may look at numbers there, so that shapes can depend on them; `may_write` are the inputs whose memory the rule may
+    use for its result; `call(function, *values)` records a call of a function of ours as one node, `call_module(module,
+    values)` one of a module.
     """
 
     op: Op
     ins: tuple[Aval, ...]
     outs: tuple[Aval, ...]
     device: str
+    reads_values: bool
     call: Callable[..., Value]
     call_module: Callable[..., Value]
     may_write: frozenset[int] = frozenset()

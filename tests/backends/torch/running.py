@@ -11,7 +11,8 @@ from distaff.backends.torch.graph import lower
 from distaff.backends.torch.lowered import Lowered, Target
 from distaff.backends.torch.names import torch
 
-EAGER = Target()
+EAGER, STATIC = Target(), Target(reads_values=False)
+"""For devices whose numbers the host may look at, and for those where shapes never depend on them."""
 
 
 def lowered(function: Callable[..., Any], *args: Any, given: Collection[int] = ()) -> Lowered:
@@ -33,9 +34,10 @@ def on_torch(function: Callable[..., Any], *args: Any, target: Target = EAGER) -
 
 
 def compare(function: Callable[..., Any], *args: Any, ulps: float = 0, atol: float = 0) -> None:
-    """Asserts that both give the same: the same bits, or numbers so close."""
-    want, got = jax.jit(function)(*args), on_torch(function, *args)
-    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+    """Asserts that graphs of both kinds give what JAX gives: the same bits, or numbers so close."""
+    want = jax.tree.leaves(jax.jit(function)(*args))
+    got = [leaf for target in (EAGER, STATIC) for leaf in jax.tree.leaves(on_torch(function, *args, target=target))]
+    for a, b in zip([*want, *want], got, strict=True):
         a, b = np.asarray(a), np.asarray(b)
         if ulps or atol:
             eps = float(jax.numpy.finfo(a.dtype).eps)

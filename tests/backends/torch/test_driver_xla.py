@@ -13,6 +13,7 @@ from distaff.backends.torch import driver_xla
 
 from ...golden.harness import FP32_BOUND, GOLDEN, Golden
 from . import test_families
+from .test_engine import engine_of, requests, tokens_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch_xla's own
 
@@ -39,6 +40,19 @@ def test_logits_of_a_family_and_the_number_of_compilations(monkeypatch: pytest.M
     found += [text.feed([token], width=1) for token in golden.tokens[end + 2 :]]
     assert metrics.counter_value("UncachedCompile") == before
     assert np.abs(np.concatenate(found) - golden.logits).max() <= FP32_BOUND
+
+
+@pytest.mark.parametrize("case", ["llama31", "gemma2", "gpt_oss", "qwen3_moe"])
+def test_the_engine_gives_the_references_tokens_and_compiles_nothing_once_it_is_warm(case: str) -> None:
+    golden, counter = Golden(GOLDEN / case), importlib.import_module("torch_xla.debug.metrics").counter_value
+    wanted = requests(golden, 3)
+    with engine_of(golden, select_backend("torch:xla")) as engine:
+        engine.warm_up()
+        compiled = counter("UncachedCompile")
+        got = [list(answer.token_ids) for answer in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"{case}: {compiled} programs, {counter('UncachedCompile') - compiled} after the warm-up")
+        assert counter("UncachedCompile") == compiled
+    assert got == tokens_of(golden, "reference", wanted)
 
 
 @pytest.mark.parametrize(("torch", "torch_xla"), [("2.13.0", "2.9.0"), ("2.9.1", "2.8.1")])
