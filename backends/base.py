@@ -197,6 +197,10 @@ class Backend(Protocol):
         """Multiplies consecutive groups of rows by one matrix each; weight is [E, O, I]."""
         ...
 
+    def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        """silu(gate) * up, in their type."""
+        ...
+
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         """Rows of a [V, D] table."""
         ...

@@ -103,6 +103,9 @@ class ReferenceBackend:
         )
         return product.astype(x.dtype)
 
+    def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        return jax.nn.silu(gate) * up
+
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return quantized_rows(table, ids) if is_quantized(table) else table[ids]
 

@@ -20,7 +20,8 @@ class TokenPlaces:
     @classmethod
     def of(cls, num_tokens: int, index: RaggedIndex) -> "TokenPlaces":
         token = jnp.arange(num_tokens)
-        row = jnp.searchsorted(index.query_starts[1:], token, side="right")
+        # By comparing: the steps of a search are calls of their own on a TPU, in each layer.
+        row = jnp.searchsorted(index.query_starts[1:], token, side="right", method="compare_all")
         padding = row >= index.kv_lens.shape[0]
         row = jnp.minimum(row, index.kv_lens.shape[0] - 1)
         offset = token - index.query_starts[row]

@@ -20,7 +20,9 @@ _ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 }
 
 
-def activate(config: MlpConfig, gate: Float[Array, "*T F"], up: Float[Array, "*T F"] | None) -> Float[Array, "*T F"]:
+def activate(
+    config: MlpConfig, gate: Float[Array, "T F"], up: Float[Array, "T F"] | None, machine: Machine
+) -> Float[Array, "T F"]:
     """`act(gate) * up`, or `act(gate)` in a plain layer.
 
     gpt-oss's `swigluoai` clamps both at config.limit, uses a sigmoid of slope 1.702 and adds one to `up`.
@@ -30,6 +32,8 @@ def activate(config: MlpConfig, gate: Float[Array, "*T F"], up: Float[Array, "*T
         gate = jnp.minimum(gate, config.limit)
         up = jnp.clip(up, -config.limit, config.limit)
         return (up + 1) * gate * jax.nn.sigmoid(_SWIGLUOAI_ALPHA * gate)
+    if config.activation == "silu" and up is not None:
+        return machine.backend.silu_gate(gate, up)
     activated = _ACTIVATIONS[config.activation](gate)
     return activated if up is None else activated * up
 
@@ -47,5 +51,5 @@ class Mlp(nnx.Module):
     def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
         up = self.up(x, machine)
         if self.gate is None:
-            return self.down(activate(self.config, up, None), machine)
-        return self.down(activate(self.config, self.gate(x, machine), up), machine)
+            return self.down(activate(self.config, up, None, machine), machine)
+        return self.down(activate(self.config, self.gate(x, machine), up, machine), machine)

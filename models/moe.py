@@ -66,7 +66,7 @@ class Experts(nnx.Module):
             return y if bias is None else y + bias.get_value()[jnp.minimum(expert, self.count - 1)]
 
         gate, up = project(x, self.gate, self.gate_bias), project(x, self.up, self.up_bias)
-        return project(activate(self.config, gate, up), self.down, None)
+        return project(activate(self.config, gate, up, machine), self.down, None)
 
 
 class Moe(nnx.Module):

@@ -30,6 +30,7 @@ class Wrapped:
     prepare_params = _of_inner("prepare_params")
     linear = _of_inner("linear")
     grouped_linear = _of_inner("grouped_linear")
+    silu_gate = _of_inner("silu_gate")
     embed = _of_inner("embed")
     layer_loop = _of_inner("layer_loop")
     ragged_attention = _of_inner("ragged_attention")

@@ -11,10 +11,11 @@ from llvmlite import ir
 from ..base import AttentionSpec, CacheGroup, RaggedIndex
 from ..errors import UnsupportedError
 from ..ragged_attention import bind
+from .attention_bytes import multiplies_cache
 from .attention_call import KernelSpec
 from .attention_kernel import emit
 from .attention_layout import LANES, PageLayout
-from .attention_tile import TileSpec
+from .attention_shape import TileSpec
 from .ffi import register
 
 DTYPES = ("float32", "bfloat16")
@@ -69,7 +70,8 @@ def _attend(
     sinks: Float[Array, "N"] | None = None,
 ) -> tuple[Float[Array, "T N H"], Num[Array, "L P K elements"]]:
     layout = _layout(cache, q.shape[-1])
-    tile = TileSpec(layout, q.shape[1] // k.shape[1], float(spec.scale), spec.window, spec.soft_cap)
+    in_bytes = multiplies_cache(layout, q.dtype.name)
+    tile = TileSpec(layout, q.shape[1] // k.shape[1], float(spec.scale), spec.window, spec.soft_cap, in_bytes)
     target = _target(KernelSpec(k.shape[1], q.dtype.name, sinks is not None, tile))
     operands = [q, k.astype(q.dtype), v.astype(q.dtype), cache]
     operands += [jnp.asarray(x, jnp.int32) for x in (layer, index.page_table, index.query_starts, index.kv_lens)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .attention_layout import PageLayout, item_bytes
-from .attention_tile import TileSpec
+from .attention_shape import TileSpec
 from .jit import I32, I64, POINTER, Code, Value
 
 _ITEM_ROWS = 48

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from .attention_bytes import write_query
 from .attention_call import CONTEXT_BYTES, KernelSpec, Slot, address, index
 from .attention_layout import LANES, item_bytes
 from .attention_math import LOG2_E, constant, load, reduced, rounded
-from .attention_tile import BLOCK, CHUNKS, LOWEST, MAX_ROWS, emit_tile
+from .attention_shape import BLOCK, CHUNKS
+from .attention_tile import LOWEST, MAX_ROWS, emit_tile
 from .attention_write import WRITE_TOKENS, emit_write
 from .ffi import Frame, handler
 from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, vector
@@ -256,9 +258,12 @@ def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None
     def start_row(row: Value, where: Value, head: Value) -> None:
         source = code.at(code.read(POINTER, item.context, Slot.Q), where)
         target = code.at(scratch.queries, code.times(row, 4 * layout.key_width))
-        code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
-        for behind in range(layout.head_dim, layout.key_width):
-            code.write(ir.Constant(F32, 0.0), target, 4 * behind)
+        if spec.tile.in_bytes:
+            write_query(code, layout, load(code, spec.dtype, layout.head_dim, source), target)
+        else:
+            code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
+            for behind in range(layout.head_dim, layout.key_width):
+                code.write(ir.Constant(F32, 0.0), target, 4 * behind)
         code.write(
             constant(0.0, layout.value_width), code.at(scratch.out, code.times(row, 4 * layout.value_width)), align=4
         )

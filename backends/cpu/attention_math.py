@@ -32,8 +32,16 @@ def load(code: Code, dtype: str, lanes: int, pointer: Value) -> Value:
     """`lanes` consecutive elements as fp32."""
     if dtype == "float32":
         return code.read(vector(F32, lanes), pointer, align=4)
+    return widened(code, code.read(vector(I16, lanes), pointer, align=2))
+
+
+def widened(code: Code, value: Value) -> Value:
+    """A vector as it is stored, fp32 or the bits of bfloat16, as fp32."""
+    lanes = value.type.count
+    if value.type.element == F32:
+        return value
     words = vector(I32, lanes)
-    wide: Value = code.zext(code.read(vector(I16, lanes), pointer, align=2), words)
+    wide: Value = code.zext(value, words)
     return code.bitcast(code.shl(wide, ir.Constant(words, [16] * lanes)), vector(F32, lanes))
 
 

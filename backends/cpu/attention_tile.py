@@ -1,7 +1,8 @@
 """Attention of a few queries over one block of keys: scores, softmax and weighted values, in fp32 registers.
 
 Arithmetic is fp32 whatever is stored: Emerald Rapids does 180 GFLOP/s per core in fp32 and 90 in dot products of
-bfloat16, and widening is shared by all queries of a tile.
+bfloat16, and widening is shared by all queries of a tile. Caches of bytes alone are multiplied as they lie, where the
+processor can (attention_bytes.py).
 
 Every query takes the same operations in the same order wherever it stands: keys come in blocks at multiples of
 `BLOCK` positions; each score and each output value has one accumulator, which runs through its products in ascending
@@ -9,57 +10,19 @@ order; a key that a query does not see adds exactly 0. So decoding, chunks of an
 bits.
 """
 
-from dataclasses import dataclass
-
 from llvmlite import ir
 
+from .attention_bytes import byte_scores, byte_values
 from .attention_layout import LANES, PageLayout
 from .attention_math import LOG2_E, constant, exp2, fma, largest, reduced, tanh
+from .attention_shape import BLOCK, Tile, TileSpec
 from .jit import F32, I32, I64, POINTER, VOID, Code, Value, features, function, vector
-
-BLOCK = 128
-"""Keys between two updates of a query's running maximum."""
-
-CHUNKS = BLOCK // LANES
 
 MAX_ROWS, _MAX_VECTORS = (6, 4) if "avx512f" in features() else (2, 2)
 """Accumulators of a tile: rows x vectors. They fill the registers, with those for one operand and its partner."""
 
 LOWEST = -3.4028234663852886e38
 _FLOATS = vector(F32, LANES)
-
-
-@dataclass(frozen=True)
-class TileSpec:
-    """What the code of a tile depends on; `groups` consecutive rows are the heads of one query position."""
-
-    layout: PageLayout
-    groups: int
-    scale: float
-    window: int | None
-    soft_cap: float | None
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Arguments of a tile's code, in this order.
-
-    queries [M, key_width], out [M, value_width], tops [M] (running maxima, in units of log 2) and totals [M, LANES]
-    are fp32 scratch of one work item. keys and values [CHUNKS] are the addresses of 16 positions each, and the next
-    two those of as many that are fetched meanwhile. `row` is the tile's first of the M rows; row 0 stands `position`
-    after the block's first key (before it, if negative).
-    """
-
-    queries: Value
-    out: Value
-    tops: Value
-    totals: Value
-    keys: Value
-    values: Value
-    later_keys: Value
-    later_values: Value
-    row: Value
-    position: Value
 
 
 def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
@@ -76,7 +39,7 @@ def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
     end_chunk = code.ceil_div(end, LANES)
     scores, factors = code.stack(rows * BLOCK * 4), code.stack(rows * 4)
 
-    _scores(code, spec, tile, rows, scores, chunk, end_chunk)
+    (byte_scores if spec.in_bytes else _scores)(code, spec, tile, rows, scores, chunk, end_chunk)
     softmax = _softmax(module, spec)
 
     def weigh(i: Value) -> None:
@@ -96,6 +59,10 @@ def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
         code.write(factor, factors, code.times(i, 4))
 
     code.loop(rows, weigh)
+    if spec.in_bytes:
+        byte_values(code, spec, tile, rows, scores, factors, chunk, end_chunk)
+        code.ret_void()
+        return made
     vectors = spec.layout.value_width // LANES
     num_parts = -(-vectors // _MAX_VECTORS)
     for part in range(num_parts):

@@ -17,9 +17,11 @@ from ..reference import ReferenceBackend
 from ..shared_pages import SharedPages
 from . import matmul
 from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
+from .gate import silu_gate
 from .jit import check_jit, processor
 from .matmul_tile import Precision, multiplies_bf16, multiplies_bytes
 from .packing import PackedInt8, PackedMatrix, is_packed, pack_tree
+from .tokens import byte_tokens
 
 _SHORT: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
@@ -67,6 +69,7 @@ class CpuBackend(ReferenceBackend):
             "dense_attention": "jax.numpy",
             "linear": f"{made}: packed panels",
             "grouped_linear": f"{made}: packed panels",
+            "silu_gate": f"{made}: of bfloat16, else XLA",
             "embed": "XLA, out of packed panels",
         }
 
@@ -108,6 +111,9 @@ class CpuBackend(ReferenceBackend):
         if not is_packed(weight):
             return super().grouped_linear(x, weight, group_sizes)
         return _linear(x, weight, x.dtype, "grouped", group_sizes)
+
+    def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        return silu_gate(gate, up) if gate.dtype == jnp.bfloat16 else super().silu_gate(gate, up)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return table.rows(ids) if is_packed(table) else super().embed(table, ids)
@@ -166,10 +172,11 @@ def _linear(
     if isinstance(weight, PackedInt8):
         if not weight.activations:
             return _call("w8", kind, x.astype(jnp.float32), weight, dtype, extent, weight.scales)
-        tokens, each = rounded_tokens(x, "int8")
         if multiplies_bytes():
-            shifted = (tokens.astype(jnp.int32) + 128).astype(jnp.uint8)
-            return _call("i8", kind, shifted, weight, dtype, extent, weight.scales, each)
+            count = extent if kind == "linear" else jnp.int32(x.shape[0])
+            tokens, each = byte_tokens(x, count)
+            return _call("i8", kind, tokens, weight, dtype, extent, weight.scales, each)
+        tokens, each = rounded_tokens(x, "int8")
         product = _call("w8", kind, tokens.astype(jnp.float32), weight, jnp.float32, extent, weight.scales)
         return (product * each[:, None]).astype(dtype)
     given = _SHORT[str(weight.dtype)]

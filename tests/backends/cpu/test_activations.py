@@ -1,0 +1,41 @@
+"""The CPU's passes over activations, rounding to bytes and the gate of feed-forward layers, against jax.numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distaff.backends.cpu.gate import silu_gate
+from distaff.backends.cpu.matmul_tile import multiplies_bytes
+from distaff.backends.cpu.tokens import byte_tokens
+from distaff.backends.quantized import rounded_tokens
+
+SHAPES = ((1, 1), (5, 7), (3, 16), (2, 66), (40, 515), (64, 1536))
+"""Parts of a vector, of a word and of a chunk."""
+
+
+@pytest.mark.skipif(not multiplies_bytes(), reason="the processor has no dot products of bytes")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tokens_have_the_bits_of_the_formula(shape: tuple[int, int], dtype: str) -> None:
+    """128 added; a token of zeros has them, and those behind the first `count` are not looked at."""
+    x = np.random.default_rng(0).standard_normal(shape) * 10.0 ** (np.arange(shape[0])[:, None] % 9 - 4)
+    given = jnp.asarray(x, dtype).at[0].set(0)
+    want, scales = jax.jit(rounded_tokens, static_argnums=1)(given, "int8")
+    count = max(1, shape[0] - 1)
+    got, each = jax.jit(byte_tokens)(given.at[count:].set(jnp.nan), jnp.int32(count))
+    assert got.shape == (shape[0], -(-shape[1] // 4) * 4)
+    np.testing.assert_array_equal(np.asarray(got[:count, : shape[1]], np.int32) - 128, want[:count])
+    np.testing.assert_array_equal(each[:count], scales[:count])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gate_is_rounded_once(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    gate, up = (jnp.asarray(rng.standard_normal(shape) * size, jnp.bfloat16) for size in (8.0, 1.0))
+    gate = gate.at[0, 0].set(-300.0).at[-1, -1].set(300.0)
+    x, y = (np.asarray(each, np.float64) for each in (gate, up))
+    want = x / (1 + np.exp(-x)) * y
+    got = np.asarray(jax.jit(silu_gate)(gate, up), np.float64)
+    # Half a unit of bfloat16, and what fp32 adds.
+    np.testing.assert_allclose(got, want, rtol=2.0**-8 * 1.001, atol=1e-30)
