@@ -6,7 +6,7 @@ numbers, so that the order does not matter.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, no_type_check
 
 import jax
@@ -30,6 +30,8 @@ class Quantized:
         kind: "int8", "int4" or "float8_e4m3fn".
         dtype: of the weight that it stands for, and so of embeddings that are read from it.
         activations: whether what is multiplied with it is rounded to the same type.
+        out: lengths of the output's axes, where the weight has them as one, and those of the input too, since a
+            backend likes it so; None: as the shape says.
     """
 
     values: Num[Array, "..."]
@@ -37,6 +39,7 @@ class Quantized:
     kind: str = field(metadata={"static": True})
     dtype: jnp.dtype = field(metadata={"static": True})
     activations: bool = field(default=False, metadata={"static": True})
+    out: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,6 +57,49 @@ class Quantized:
     def per_channel(self, num_in: int) -> bool:
         """Whether each output, an index of all but the last `num_in` axes, has one scale."""
         return math.prod(self.scale.shape[self.ndim - num_in :]) == 1
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a weight [*stack, *out, *in] is held as Quantized.
+
+    Args:
+        kind, activations: of Quantized.
+        groups: how many groups with a scale each axis of `in` has.
+    """
+
+    kind: str
+    groups: tuple[int, ...]
+    activations: bool = False
+
+    @classmethod
+    def of(cls, weight: Quantized, num_in: int) -> "Rounding":
+        return cls(weight.kind, weight.scale.shape[weight.ndim - num_in :], weight.activations)
+
+    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the values and of the scales of a weight of this shape."""
+        values = (*shape[:-1], shape[-1] // 2) if self.kind == "int4" else shape
+        return values, (*shape[: len(shape) - len(self.groups)], *self.groups)
+
+    @property
+    def stored(self) -> jnp.dtype:
+        """Type of the values as they are held."""
+        return jnp.dtype("uint8" if self.kind == "int4" else self.kind)
+
+    def held[Leaf](self, values: Leaf, scale: Leaf, dtype: DTypeLike) -> Any:
+        """Quantized of whatever stands for values and scales."""
+        return Quantized(values, scale, self.kind, jnp.dtype(dtype), self.activations)  # pyright: ignore[reportArgumentType]
+
+
+def as_matrices(weight: Quantized, num_stacked: int, num_in: int) -> Quantized:
+    """A weight [*stack, *out, *in] as [*stack, out, in], with `out` to tell."""
+    end = weight.ndim - num_in
+    out = weight.shape[num_stacked:end]
+
+    def flat(leaf: Num[Array, "..."]) -> Num[Array, "..."]:
+        return leaf.reshape(*leaf.shape[:num_stacked], math.prod(leaf.shape[num_stacked:end]), -1)
+
+    return replace(weight, values=flat(weight.values), scale=flat(weight.scale), out=out)
 
 
 def is_quantized(leaf: Any) -> bool:
@@ -97,8 +143,10 @@ def rounded_tokens(x: Float[Array, "T K"], kind: str) -> tuple[Num[Array, "T K"]
 def quantized_linear(
     x: Float[Array, "T K"], weight: Quantized, num_in: int, dtype: DTypeLike
 ) -> Float[Array, "T *out"]:
-    """Each token times the weight [*out, *in], of which the last `num_in` axes are summed over."""
-    out = weight.shape[: weight.ndim - num_in]
+    """Each token times the weight [*out, *in], of which the last `num_in` axes are summed over (of one with `out`, the
+    last)."""
+    num_in = num_in if weight.out is None else 1
+    out = weight.out or weight.shape[: weight.ndim - num_in]
     shape = (math.prod(out), -1)
     if not weight.per_channel(num_in):
         product = _dot(x, dequantized(weight, x.dtype).reshape(shape), jnp.float32)

@@ -1,6 +1,7 @@
 """`distaff layout`: where a model lies on several devices, what they send each other, and whether it fits."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,13 +9,14 @@ import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
 from .layout_tables import print_check, print_layout
-from .options import Debug, Dtype, Json, Offline, parse_size
+from .options import Debug, Dtype, Json, KVDtype, Offline, Quantize, parse_size
 from .output import print_json
 from .reporting import FAILURE, reporting
 from .startup import prepare_devices
 
 if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
+    from ..backends.quantized import Rounding
     from ..models.checkpoints import Location
     from ..models.config import ModelConfig
     from ..sharding.check import Devices as Available
@@ -53,6 +55,8 @@ def show(
     dtype: Held = Dtype.BFLOAT16,
     batch: Batch = 8,
     tokens: Tokens = 512,
+    quantize: Quantize = None,
+    kv_dtype: KVDtype = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -66,10 +70,11 @@ def show(
       distaff layout show tensor=8 -m random:llama-3.1-8b
       distaff layout show tensor-2d:tensor=8,tensor2=4 -m random:llama-3.1-70b --batch 64
       distaff layout show expert --devices 8 -m random:qwen3-30b-a3b --json
+      distaff layout show tensor=4 -m random:llama-3.1-8b --quantize int8 --kv-dtype int8
 
     \b
     --json prints one object:
-      layout, devices, mesh, rules, prefill, tensors (path, shape, axes, spec, part, bytes), weights,
+      layout, devices, mesh, rules, prefill, tensors (path, shape, axes, spec, part, held, bytes), weights,
       kv_copies, padding, cache_token (bytes on each device), staging (most bytes of host memory that
       loading takes beside the weights), stage_layers (how many each stage of a
       pipeline computes), decode_bubble and prefill_bubble (the part of a step for which a stage
@@ -79,16 +84,20 @@ def show(
     """
     with reporting(debug):
         prepare_devices()
+        from ..serving.llm import cache_dtype
         from ..sharding.check import Devices as Available
         from ..sharding.check import check_layout
         from ..sharding.report import layout_report
 
-        config = _config(model, offline)
-        laid = _parse(text, config, devices, dtype.value)
+        config, roundings = _config(model, offline, quantize)
+        held = cache_dtype(kv_dtype, dtype.value)
+        laid = _parse(text, config, devices, dtype.value, roundings=roundings)
         available = Available(devices or laid.num_devices)
-        check_layout(laid, config, available, dtype=dtype.value)
+        check_layout(laid, config, available, dtype=dtype.value, roundings=roundings)
         _print_remarks(config, laid, available, dtype.value)
-        report = layout_report(config, laid, dtype.value, batch=batch, tokens=tokens)
+        report = layout_report(
+            config, laid, dtype.value, batch=batch, tokens=tokens, kv_dtype=held, roundings=roundings
+        )  # fmt: skip
         if json:
             print_json(report)
         else:
@@ -150,7 +159,7 @@ def check(
         from ..sharding.check import check_layout
         from ..sharding.report import fit_report
 
-        config = _config(model, offline)
+        config, _ = _config(model, offline)
         held = None if memory is None else parse_size("--memory", memory)
         if topology is not None:
             devices, chip_memory = _described(topology)
@@ -204,12 +213,18 @@ def presets(json: Json = False, debug: Debug = False) -> None:
             )
 
 
-def _config(model: str, offline: bool) -> "ModelConfig":
-    from ..models.checkpoints import open_checkpoint
+def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, Mapping[str, Rounding]]":
+    """A model's configuration, and how its weights are held as small numbers: as they are stored, or will be."""
+    from ..models.checkpoints import kept_roundings, open_checkpoint
+    from ..models.compress import check_unrounded, parse_scheme, quantizer
     from ..models.families import config_from_hf
 
     checkpoint = open_checkpoint(_resolve(model, offline))
-    return config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    if quantize is None:
+        return config, kept_roundings(checkpoint, config)
+    check_unrounded(checkpoint)
+    return config, quantizer(parse_scheme(quantize), config).roundings(config)
 
 
 def _resolve(model: str, offline: bool) -> "Location":
@@ -218,13 +233,20 @@ def _resolve(model: str, offline: bool) -> "Location":
     return resolve_model(model, offline=offline or None)
 
 
-def _parse(text: str, config: "ModelConfig", devices: int | None, dtype: str, memory: int | None = None) -> "Layout":
+def _parse(
+    text: str,
+    config: "ModelConfig",
+    devices: int | None,
+    dtype: str,
+    memory: int | None = None,
+    roundings: "Mapping[str, Rounding] | None" = None,
+) -> "Layout":
     from ..sharding.check import Devices as Available
     from ..sharding.check import choose_layout
     from ..sharding.parsing import parse_layout
 
     if text == "auto":
-        return choose_layout(config, Available(devices or _HERE, memory), dtype=dtype)
+        return choose_layout(config, Available(devices or _HERE, memory), dtype=dtype, roundings=roundings or {})
     return parse_layout(text, num_devices=devices or _HERE)
 
 

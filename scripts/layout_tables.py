@@ -39,10 +39,10 @@ def print_layout(layout: "Layout", report: Mapping[str, Any]) -> None:
     typer.echo("\n".join(draw_mesh(layout)) + "\n")
     typer.echo(layout_yaml(layout))
     tensors = [
-        (tensor["path"], ", ".join(tensor["axes"]), tensor["spec"], size_text(tensor["bytes"]))
+        (tensor["path"], ", ".join(tensor["axes"]), tensor["spec"], tensor["held"], size_text(tensor["bytes"]))
         for tensor in report["tensors"]
     ]
-    _print_table(("TENSOR", "AXES", "SHAPE / SPLIT OVER", "ON EACH DEVICE"), tensors)
+    _print_table(("TENSOR", "AXES", "SHAPE / SPLIT OVER", "HELD IN", "ON EACH DEVICE"), tensors)
     typer.echo(
         f"\neach device holds {_weights(report)}, and {size_text(report['cache_token'])} of KV cache for each token"
     )

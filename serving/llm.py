@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
-from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
+from ..models.checkpoints import cache_dir, kept_roundings, open_checkpoint, resolve_model
 from ..models.compress import check_unrounded, parse_scheme, quantizer
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
@@ -157,14 +157,13 @@ class LLM:
         rounding = None if quantize is None else quantizer(parse_scheme(quantize), self.config)
         if rounding is not None:
             check_unrounded(checkpoint)
-        if rounding is not None and layout is not None:
-            raise UsageError(
-                f"quantize {quantize} with layout {layout}: weights of fewer bits lie on one device; leave one out"
-            )
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
             together = one_program or self._link is not None
-            sharded = shard_backends(self.backend, self.config, layout, dtype, one_program=together)
+            roundings = kept_roundings(checkpoint, self.config) if rounding is None else rounding.roundings(self.config)
+            sharded = shard_backends(
+                self.backend, self.config, layout, dtype, one_program=together, roundings=roundings
+            )  # fmt: skip
         if sharded:
             self.backend = sharded[0]
             if jnp.dtype(held).itemsize == 1 and self.backend.layout.parts("context") > 1:
@@ -193,7 +192,7 @@ class LLM:
             dtype=jnp.dtype(dtype),
             place=sharded[0].place if sharded else None,
             made=rounding,
-            keep=rounding is None and layout is None,
+            keep=rounding is None,
             progress=report("load"),
         )
         # Read once; the other replicas have copies, from device to device.

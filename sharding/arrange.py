@@ -1,7 +1,7 @@
 """Which part of each weight lies where, and the copies and padding that make it split evenly."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm, prod
 
 import jax
@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from ..backends.base import PyTree
+from ..backends.quantized import Rounding
 from ..models.checkpoints import Placed
 from ..models.checkpoints.runs import Box
 from ..models.config import ModelConfig
 from ..models.decoder import WeightSpec, weight_specs
+from .errors import IndivisibleError
 from .layout import Axes, Layout
 from .stages import Stages
 
@@ -49,6 +52,24 @@ class Arranged:
     def repeats(self) -> tuple[int, ...]:
         """How often entries are held along each dimension."""
         return tuple(self.copies if logical == "kv_heads" else 1 for logical in self.logical)
+
+    def thinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> "Arranged":
+        """An array whose entries stand for one or some neighbours each along an axis of the leaf; a single one stands
+        for all, whatever device they are on.
+
+        Raises:
+            IndivisibleError: an entry stands for numbers of two devices.
+        """
+        axes, part = list(self.axes), list(self.part)
+        for i, (size, whole, own) in enumerate(zip(shape, self.shape, self.part, strict=True)):
+            if size == 1:
+                axes[i] = ()
+            if size % (parts := 1 if size == 1 else whole // own):
+                raise IndivisibleError(
+                    f"{size} entries for {whole} of {self.logical[i]} do not divide into {parts} parts"
+                )
+            part[i] = size // parts
+        return replace(self, shape=shape, axes=tuple(axes), part=tuple(part), dtype=jnp.dtype(dtype))
 
     def placed(self, mesh: Mesh) -> Placed:
         """For the loader: the leaf's place on a mesh of the layout's shape."""
@@ -104,6 +125,27 @@ def _arranged(spec: WeightSpec, layout: Layout, stages: Stages) -> Arranged:
     return Arranged(tuple(shape), tuple(axes), part, copies, jnp.dtype(spec.dtype), spec.axes)
 
 
-def abstract(leaves: Mapping[str, Arranged], *, part: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+def rounded(leaves: Mapping[str, Arranged], roundings: Mapping[str, Rounding]) -> dict[str, PyTree]:
+    """The leaves, those that are rounded as Quantized of what holds their numbers and their scales.
+
+    Numbers lie as the weight would. A scale lies with the numbers that it is for: where these are on several devices,
+    each of them has it.
+
+    Raises:
+        IndivisibleError: a group of numbers, or a byte of two, would lie on two devices.
+    """
+    found: dict[str, PyTree] = dict(leaves)
+    for path, rounding in roundings.items():
+        leaf = leaves[path]
+        values, scale = rounding.shapes(leaf.shape)
+        try:
+            both = leaf.thinned(values, rounding.stored), leaf.thinned(scale, jnp.float32)
+        except IndivisibleError as error:
+            raise IndivisibleError(f"{path} in {rounding.kind}: {error}") from None
+        found[path] = rounding.held(*both, leaf.dtype)
+    return found
+
+
+def abstract(leaves: Mapping[str, PyTree], *, part: bool = False) -> dict[str, PyTree]:
     """The shapes of the whole, or of one device's part."""
-    return {path: jax.ShapeDtypeStruct(a.part if part else a.shape, a.dtype) for path, a in leaves.items()}
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.part if part else a.shape, a.dtype), dict(leaves))

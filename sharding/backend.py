@@ -1,7 +1,7 @@
 """The devices of one replica as a backend: what runs on one chip runs on them unchanged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,13 +22,14 @@ from ..backends.base import (
     PyTree,
     RaggedIndex,
 )
+from ..backends.quantized import Rounding, is_quantized
 from ..models.checkpoints import Placed
 from ..models.config import ModelConfig
 from ..models.decoder import Weights, WeightSpec, flatten, unflatten
 from ..models.kv_cache import copy_pages
 from ..models.row_state import admit
 from ..models.step import Step
-from .arrange import Arranged, arranged
+from .arrange import arranged
 from .check import Devices, check_layout, choose_layout
 from .errors import UnsupportedLayoutError
 from .layout import Layout
@@ -53,6 +54,7 @@ class ShardedBackend:
             replica behind each other.
         mesh: its devices.
         remarks: what is to be said of the layout, though it fits.
+        roundings: of the weights that come as Quantized, by their paths.
     """
 
     inner: Backend
@@ -61,10 +63,11 @@ class ShardedBackend:
     layout: Layout
     mesh: Mesh
     remarks: tuple[str, ...] = ()
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> ShardedModel:
-        return ShardedModel(self.config, self.layout, self.inner, self.dtype)
+        return ShardedModel(self.config, self.layout, self.inner, self.dtype, self.roundings)
 
     @property
     def name(self) -> str:
@@ -106,29 +109,25 @@ class ShardedBackend:
         )
 
     def place(self, spec: WeightSpec) -> Placed:
-        """Where a leaf is loaded to, with the copies and the padding that it has there."""
-        return self._placed_leaf(spec.path)
+        """Where a leaf is loaded to, with the copies and the padding that it has there; also the `values` and the
+        `scale` of one that comes as Quantized."""
+        return self._placed[spec.path]
 
     def copied(self, params: Weights) -> Weights:
         """Weights that lie on another replica's devices, as its `place` says, on these."""
-        leaves = flatten(params)
-        return unflatten(
-            {path: jax.device_put(leaf, self._placed_leaf(path).sharding) for path, leaf in leaves.items()}
-        )
+        return self._each(params, lambda where, leaf: jax.device_put(leaf, where.sharding))
 
     def prepare_params(self, params: Weights) -> PyTree:
         """Each device's part in the chip's own form, of weights that lie as `place` says or have the checkpoint's
         form."""
 
-        def placed(path: str, leaf: PyTree) -> PyTree:
-            where = self._placed_leaf(path)
+        def placed(where: Placed, leaf: Array) -> Array:
             if leaf.shape == where.shape:
                 return leaf if leaf.sharding == where.sharding else jax.device_put(leaf, where.sharding)
             whole = jax.device_put(leaf, NamedSharding(self.mesh, WHOLE))
             return jax.jit(where.arrange, out_shardings=where.sharding)(whole)
 
-        parts = unflatten({path: placed(path, leaf) for path, leaf in flatten(params).items()})
-        return jax.jit(self.model.prepare(self.mesh))(parts)
+        return jax.jit(self.model.prepare(self.mesh))(self._each(params, placed))
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         """The parts of all devices, one behind the other along the pages."""
@@ -148,11 +147,11 @@ class ShardedBackend:
             specs, step = (self.model.cache_spec, ids, ids), self.model.copy_pages(self.mesh)
         elif step is admit:
             specs, step = (self.model.batch_spec,) * 3, self.model.admit(self.mesh)
-        placed = [self._placed(*each) for each in zip(specs, abstract_args, strict=True)]
+        placed = [self._laid(*each) for each in zip(specs, abstract_args, strict=True)]
         program = self.inner.compile(step, placed, donate)
         if not spans_hosts(self.mesh):
             return program
-        told = None if outputs is None else self._placed(outputs, jax.eval_shape(step, *placed)[0])
+        told = None if outputs is None else self._laid(outputs, jax.eval_shape(step, *placed)[0])
         return SpreadProgram(program, placed, None if told is None else tell_everybody(self.mesh, told))
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
@@ -182,6 +181,9 @@ class ShardedBackend:
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
         return self.inner.grouped_linear(x, weight, group_sizes)
+
+    def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
+        return self.inner.silu_gate(gate, up)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return self.inner.embed(table, ids)
@@ -217,13 +219,26 @@ class ShardedBackend:
         return self.inner.dense_attention(q, k, v, spec, sinks, lengths=lengths)
 
     @cached_property
-    def _arranged(self) -> Mapping[str, Arranged]:
-        return arranged(self.config, self.layout, self.dtype)
+    def _placed(self) -> Mapping[str, Placed]:
+        """Of each leaf by its path, and of the two parts of those that come as Quantized."""
+        found = {path: each.placed(self.mesh) for path, each in arranged(self.config, self.layout, self.dtype).items()}
+        for path in self.roundings:
+            both = self.model.leaves[path]
+            found |= {f"{path}.values": both.values.placed(self.mesh), f"{path}.scale": both.scale.placed(self.mesh)}
+        return found
 
-    def _placed_leaf(self, path: str) -> Placed:
-        return self._arranged[path].placed(self.mesh)
+    def _each(self, params: Weights, put: Callable[[Placed, Array], Array]) -> Weights:
+        """The weights with each array put where it belongs."""
 
-    def _placed(self, specs: PyTree, argument: PyTree) -> PyTree:
+        def whole(path: str, leaf: PyTree) -> PyTree:
+            if not is_quantized(leaf):
+                return put(self._placed[path], leaf)
+            parts = {name: put(self._placed[f"{path}.{name}"], getattr(leaf, name)) for name in ("values", "scale")}
+            return replace(leaf, **parts)
+
+        return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})
+
+    def _laid(self, specs: PyTree, argument: PyTree) -> PyTree:
         def place(spec: PartitionSpec, part: PyTree) -> PyTree:
             sharding = NamedSharding(self.mesh, spec)
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
@@ -232,7 +247,13 @@ class ShardedBackend:
 
 
 def shard_backends(
-    inner: Backend, config: ModelConfig, layout: str, dtype: DTypeLike, *, one_program: bool = False
+    inner: Backend,
+    config: ModelConfig,
+    layout: str,
+    dtype: DTypeLike,
+    *,
+    one_program: bool = False,
+    roundings: Mapping[str, Rounding] | None = None,
 ) -> tuple[ShardedBackend, ...]:
     """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
 
@@ -241,27 +262,29 @@ def shard_backends(
         inner: the backend of one device.
         config, dtype: the model's.
         layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
+        roundings: of the weights that come as Quantized, by their paths.
 
     Raises:
         LayoutError: it is no layout, or does not fit.
     """
     memory, all_devices = inner.memory(), jax.devices()
-    devices = Devices(len(all_devices), None if memory.shared else memory.total)
+    devices, rounding = Devices(len(all_devices), None if memory.shared else memory.total), roundings or {}
     if layout == "auto":
-        chosen = choose_layout(config, devices, dtype=dtype)
+        chosen = choose_layout(config, devices, dtype=dtype, roundings=rounding)
     else:
         chosen = parse_layout(layout, num_devices=devices.count)
-        check_layout(chosen, config, devices, dtype=dtype)
+        check_layout(chosen, config, devices, dtype=dtype, roundings=rounding)
     remarks = remarks_on(chosen, config, devices, dtype=dtype)
+
+    def on(layout: Layout, devices: Sequence[Any]) -> ShardedBackend:
+        return ShardedBackend(
+            inner, config, jnp.dtype(dtype), layout, make_mesh(layout, devices), remarks, rounding
+        )  # fmt: skip
+
     if one_program or chosen.coupled:
-        return (ShardedBackend(inner, config, jnp.dtype(dtype), chosen, make_mesh(chosen, all_devices), remarks),)
+        return (on(chosen, all_devices),)
     one, size = chosen.replica, chosen.replica.num_devices
-    return tuple(
-        ShardedBackend(
-            inner, config, jnp.dtype(dtype), one, make_mesh(one, all_devices[number * size :]), remarks
-        )
-        for number in range(chosen.replicas)
-    )  # fmt: skip
+    return tuple(on(one, all_devices[number * size :]) for number in range(chosen.replicas))
 
 
 def _memory_of(mesh: Mesh) -> MemoryInfo | None:

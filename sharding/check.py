@@ -1,14 +1,16 @@
 """Does a layout fit a model and the devices? If not: why, with the numbers, and what would."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import inf, lcm, log2, prod
 
 from jax.typing import DTypeLike
 
+from ..backends.quantized import Rounding
 from ..models.config import ModelConfig, MoeConfig
 from ..models.decoder import weight_specs
+from .arrange import arranged, rounded
 from .errors import (
     AxisClashError,
     DevicesError,
@@ -35,20 +37,32 @@ class Devices:
     memory: int | None = None
 
 
-def check_layout(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> None:
+Roundings = Mapping[str, Rounding]
+_NONE: Roundings = {}
+
+
+def check_layout(
+    layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike, roundings: Roundings = _NONE
+) -> None:
     """
+    Args:
+        layout, config, devices, dtype: of the question.
+        roundings: of the weights that are held as small numbers, by their paths.
+
     Raises:
         LayoutError: it does not fit; the class says in what respect, the message has the arithmetic and the nearest
             layouts that fit.
     """
-    error = problem(layout, config, devices, dtype=dtype)
+    error = problem(layout, config, devices, dtype=dtype, roundings=roundings)
     if error is not None:
-        near = [str(other) for other in nearest(layout, config, devices, dtype=dtype)]
+        near = [str(other) for other in nearest(layout, config, devices, dtype=dtype, roundings=roundings)]
         advice = f"; nearest that fit: {' or '.join(near)}" if near else "; no layout of these devices fits"
         raise type(error)(f"layout {layout}: {error}{advice}")
 
 
-def problem(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> LayoutError | None:
+def problem(
+    layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike, roundings: Roundings = _NONE
+) -> LayoutError | None:
     """What is wrong with a layout, None if nothing."""
     if layout.num_devices > devices.count:
         product = " x ".join(f"{axis}={size}" for axis, size in layout.mesh)
@@ -57,11 +71,12 @@ def problem(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTy
         _clash(layout, config, dtype)
         or _indivisible(layout, config)
         or _not_built(layout, config)
-        or (_memory(layout, config, devices.memory, dtype) if devices.memory is not None else None)
+        or _grouped(layout, config, dtype, roundings)
+        or (_memory(layout, config, devices.memory, dtype, roundings) if devices.memory is not None else None)
     )
 
 
-def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> Layout:
+def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike, roundings: Roundings = _NONE) -> Layout:
     """The layout for `auto`: each replica as small as the memory allows, as many of them as there are devices for; with
     stages where nothing else fits.
 
@@ -71,9 +86,11 @@ def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) ->
     fitting: list[Layout] = []
     # Stages wait for each other, so a pipeline is taken where nothing else fits.
     for some in (candidates(config, devices), _pipelines(devices)):
-        fitting = fitting or [each for each in some if problem(each, config, devices, dtype=dtype) is None]
+        fitting = fitting or [
+            each for each in some if problem(each, config, devices, dtype=dtype, roundings=roundings) is None
+        ]
     if not fitting:
-        whole = _whole(config, dtype)
+        whole = _whole(config, dtype, roundings)
         raise LayoutMemoryError(
             f"layout auto: the weights take {_size(whole)}, and no layout of {devices.count} devices"
             f"{f' of {_size(devices.memory)} each' if devices.memory else ''} holds them; use more devices, or a "
@@ -82,7 +99,9 @@ def choose_layout(config: ModelConfig, devices: Devices, *, dtype: DTypeLike) ->
     return min(fitting, key=lambda each: (-each.num_devices, each.replica.num_devices, str(each)))
 
 
-def nearest(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike) -> list[Layout]:
+def nearest(
+    layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTypeLike, roundings: Roundings = _NONE
+) -> list[Layout]:
     """The layouts that fit and resemble this one most: in the sizes of their axes, then in the number of devices."""
 
     def distance(other: Layout) -> tuple[float, int, str]:
@@ -91,11 +110,13 @@ def nearest(layout: Layout, config: ModelConfig, devices: Devices, *, dtype: DTy
         return steps + (layout.preset != other.preset), -other.num_devices, str(other)
 
     room = inf if devices.memory is None else devices.memory
-    share = _whole(config, dtype) / room  # no layout of fewer devices holds the weights
+    share = _whole(config, dtype, roundings) / room  # no layout of fewer devices holds the weights
     found: list[Layout] = []
     pool = {str(each): each for each in (*candidates(config, devices), *_alike(layout, devices))}
     for other in sorted(pool.values(), key=distance):
-        if other.num_devices >= share and problem(other, config, devices, dtype=dtype) is None:
+        if other.num_devices < share:
+            continue
+        if problem(other, config, devices, dtype=dtype, roundings=roundings) is None:
             found.append(other)
         if len(found) == _NEAREST:
             break
@@ -253,21 +274,34 @@ def _attended(layout: Layout, config: ModelConfig) -> LayoutError | None:
     return None
 
 
-def _memory(layout: Layout, config: ModelConfig, memory: int, dtype: DTypeLike) -> LayoutError | None:
-    held = footprint(config, layout, dtype)
+def _grouped(layout: Layout, config: ModelConfig, dtype: DTypeLike, roundings: Roundings) -> LayoutError | None:
+    """Whether numbers lie with their scales."""
+    if layout.gathers_weights and any(prod(rounding.groups) > 1 for rounding in roundings.values()):
+        return UnsupportedLayoutError("weights with scales for groups are not gathered; round them with one for a row")
+    try:
+        rounded(arranged(config, layout, dtype), roundings)
+    except IndivisibleError as error:
+        return error
+    return None
+
+
+def _memory(
+    layout: Layout, config: ModelConfig, memory: int, dtype: DTypeLike, roundings: Roundings
+) -> LayoutError | None:
+    held = footprint(config, layout, dtype, roundings=roundings)
     if held.weights <= memory * (1 - _CACHE_SHARE):
         return None
     copies = f", {_size(held.kv_copies)} of it copies of KV heads" if held.kv_copies else ""
-    whole = _whole(config, dtype)
+    whole = _whole(config, dtype, roundings)
     return LayoutMemoryError(
         f"a device would hold {_size(held.weights)} of the {_size(whole)} of weights{copies}; it has {_size(memory)}, "
         f"of which a tenth ({_size(int(memory * _CACHE_SHARE))}) is left for the KV cache"
     )
 
 
-def _whole(config: ModelConfig, dtype: DTypeLike) -> int:
+def _whole(config: ModelConfig, dtype: DTypeLike, roundings: Roundings) -> int:
     """Bytes of the weights, each held once."""
-    return footprint(config, preset("replica", {}), dtype).weights
+    return footprint(config, preset("replica", {}), dtype, roundings=roundings).weights
 
 
 def _mixtures(config: ModelConfig) -> Iterator[MoeConfig]:

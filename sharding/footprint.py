@@ -1,14 +1,17 @@
 """What a device holds under a layout, in bytes: arithmetic on the layout and the model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..backends.quantized import Rounding
 from ..models.config import ModelConfig
 from ..models.decoder import weight_specs
-from .arrange import arranged, kv_copies
+from .arrange import arranged, kv_copies, rounded
 from .layout import Layout
 from .stages import Stages
 
@@ -31,18 +34,31 @@ class Footprint:
 
 
 def footprint(
-    config: ModelConfig, layout: Layout, dtype: DTypeLike, kv_dtype: DTypeLike | None = None, *, lanes: int = 1
+    config: ModelConfig,
+    layout: Layout,
+    dtype: DTypeLike,
+    kv_dtype: DTypeLike | None = None,
+    *,
+    roundings: Mapping[str, Rounding] | None = None,
+    lanes: int = 1,
 ) -> Footprint:
-    """What a device of a layout that check_layout has accepted holds; `lanes` as cache_numbers has them."""
+    """What a device of a layout that check_layout has accepted holds.
+
+    Args:
+        roundings: of the weights that are held as small numbers, by their paths.
+        lanes: as cache_numbers has them.
+    """
     leaves = arranged(config, layout, dtype)
     specs = weight_specs(config, dtype)
-    copied = padded = 0
-    for path, leaf in leaves.items():
-        own = leaf.num_bytes * prod(specs[path].shape) // prod(leaf.shape)
-        copied += leaf.num_bytes - own if leaf.copies > 1 else 0
-        padded += leaf.num_bytes - own if leaf.copies == 1 else 0
+    weights = copied = padded = 0
+    for path, held in rounded(leaves, roundings or {}).items():
+        leaf, num_bytes = leaves[path], sum(each.num_bytes for each in jax.tree.leaves(held))
+        own = num_bytes * prod(specs[path].shape) // prod(leaf.shape)
+        weights += num_bytes
+        copied += num_bytes - own if leaf.copies > 1 else 0
+        padded += num_bytes - own if leaf.copies == 1 else 0
     return Footprint(
-        weights=sum(leaf.num_bytes for leaf in leaves.values()),
+        weights=weights,
         kv_copies=copied,
         padding=padded,
         cache_token=jnp.dtype(kv_dtype or dtype).itemsize * sum(cache_numbers(config, layout, lanes=lanes).values()),

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import PyTree
+from ..backends.quantized import is_quantized
 from ..models.config import ModelConfig
 from ..models.placement import Apply, Held, State
 from .arrange import kv_copies
@@ -126,10 +127,18 @@ class MeshPlacement:
             logical, value = variable.get_metadata("logical")[1:], variable.get_value()
             if logical == ("heads",):
                 return variable
+            if not is_quantized(value):
+                return variable.replace(gathered(value, logical))
+            # What products sum over has one scale, on each device.
+            outer = logical[: len(logical) - variable.get_metadata("contracted")]
+            parts = {"values": gathered(value.values, logical), "scale": gathered(value.scale, outer)}
+            return variable.replace(replace(value, **parts))
+
+        def gathered(x: Any, logical: tuple[str, ...]) -> Array:
             for axis, each in enumerate(logical):
                 if self.gathered[each]:
-                    value = jax.lax.all_gather(jnp.asarray(value), self.gathered[each], axis=axis, tiled=True)
-            return variable.replace(value)
+                    x = jax.lax.all_gather(jnp.asarray(x), self.gathered[each], axis=axis, tiled=True)
+            return x
 
         return jax.tree.map(whole, layers, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

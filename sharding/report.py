@@ -1,13 +1,16 @@
 """What is told about a layout: plain data for tables and JSON."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.typing import DTypeLike
 
+from ..backends.base import PyTree
 from ..backends.compiler.report import Collective
+from ..backends.quantized import Rounding, is_quantized
 from ..models.config import ModelConfig
-from .arrange import Arranged, arranged
+from .arrange import Arranged, arranged, rounded
 from .check import Devices
 from .collectives import Sent, StepShape, neighbours, predict, replica_groups
 from .footprint import footprint
@@ -23,9 +26,20 @@ _TOLERANCE = 0.01
 """By how much compiled bytes may differ from predicted ones."""
 
 
-def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batch: int, tokens: int) -> dict[str, Any]:
-    """Where everything lies, and what a decode step of `batch` rows and a prefill step of `tokens` tokens send."""
-    held = footprint(config, layout, dtype)
+def layout_report(
+    config: ModelConfig,
+    layout: Layout,
+    dtype: DTypeLike,
+    *,
+    batch: int,
+    tokens: int,
+    kv_dtype: DTypeLike | None = None,
+    roundings: Mapping[str, Rounding] | None = None,
+) -> dict[str, Any]:
+    """Where everything lies, and what a decode step of `batch` rows and a prefill step of `tokens` tokens send;
+    `roundings` are of the weights that are held as small numbers, by their paths."""
+    held = footprint(config, layout, dtype, kv_dtype, roundings=roundings)
+    leaves = arranged(config, layout, dtype)
     stages = Stages(config, layout.parts("layers"))
     shapes = {"decode_sends": StepShape(batch), "prefill_sends": StepShape(1, tokens)}
     return {
@@ -34,7 +48,7 @@ def layout_report(config: ModelConfig, layout: Layout, dtype: DTypeLike, *, batc
         "mesh": dict(layout.mesh),
         "rules": layout.rules.as_dict(),
         "prefill": layout.prefill.as_dict(),
-        "tensors": [_tensor(path, leaf) for path, leaf in arranged(config, layout, dtype).items()],
+        "tensors": [_tensor(path, leaves[path], kept) for path, kept in rounded(leaves, roundings or {}).items()],
         "weights": held.weights,
         "kv_copies": held.kv_copies,
         "padding": held.padding,
@@ -107,7 +121,7 @@ def _totals(found: Iterable[tuple[str, frozenset[frozenset[int]], int, int]]) ->
     return totals
 
 
-def _tensor(path: str, leaf: Arranged) -> dict[str, Any]:
+def _tensor(path: str, leaf: Arranged, held: PyTree) -> dict[str, Any]:
     spec = [f"{size}/{'*'.join(axes)}" if axes else str(size) for size, axes in zip(leaf.shape, leaf.axes, strict=True)]
     return {
         "path": path,
@@ -115,7 +129,8 @@ def _tensor(path: str, leaf: Arranged) -> dict[str, Any]:
         "axes": list(leaf.logical),
         "spec": f"[{', '.join(spec)}]",
         "part": list(leaf.part),
-        "bytes": leaf.num_bytes,
+        "held": held.kind if is_quantized(held) else leaf.dtype.name,
+        "bytes": sum(each.num_bytes for each in jax.tree.leaves(held)),
     }
 
 

@@ -1,7 +1,8 @@
 """The pure step under a layout."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -9,13 +10,14 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from ..backends.base import Backend, CacheGroup, PyTree
+from ..backends.quantized import Rounding
 from ..backends.shared_pages import ReferencePages, shared_pages
 from ..models.config import ModelConfig
 from ..models.decoder import unflatten
 from ..models.kv_cache import copy_pages
 from ..models.row_state import RowState, admit
 from ..models.step import PromptOutput, Step, StepBatch, StepOutput
-from .arrange import abstract, arranged, kv_copies
+from .arrange import abstract, arranged, kv_copies, rounded
 from .context import ContextBackend, PlainPages
 from .errors import UnsupportedLayoutError
 from .exchange import ExchangeBackend
@@ -32,13 +34,19 @@ class ShardedModel:
 
     A device's part of the weights and of the cache has the form that the chip's own backend gives it. The whole is
     those parts one behind the other, along the first axis of packed weights and along the pages of the cache: nobody
-    looks into it from outside.
+    looks into it from outside. `roundings` are of the weights that come as Quantized, by their paths.
     """
 
     config: ModelConfig
     layout: Layout
     backend: Backend
     dtype: DTypeLike
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+
+    @cached_property
+    def leaves(self) -> Mapping[str, PyTree]:
+        """Each leaf of the weights as Arranged, or Quantized of what its numbers and its scales are arranged like."""
+        return rounded(arranged(self.config, self.layout, self.dtype), self.roundings)
 
     @property
     def part_backend(self) -> Backend:
@@ -64,18 +72,17 @@ class ShardedModel:
 
     def weight_specs(self) -> PyTree:
         """A PartitionSpec for each leaf of the weights in the backend's form."""
-        leaves = arranged(self.config, self.layout, self.dtype)
-        parts = unflatten(abstract(leaves, part=True))
-        prepared = jax.eval_shape(self.part_backend.prepare_params, parts)
+        parts = abstract(self.leaves, part=True)
+        prepared = jax.eval_shape(self.part_backend.prepare_params, unflatten(parts))
         specs: dict[str, Any] = {}
-        for path, leaf in leaves.items():
+        for path, leaf in self.leaves.items():
             node = prepared
             for name in path.split("."):
                 node = node[name]
-            if getattr(node, "shape", None) == leaf.part and isinstance(node, jax.ShapeDtypeStruct):
-                specs[path] = leaf.spec
+            if _shapes(node) == _shapes(parts[path]):
+                specs[path] = jax.tree.map(lambda each: each.spec, leaf)
             else:  # in the order of the mesh, as shard_map numbers devices
-                used = [axis for axes in leaf.axes for axis in axes]
+                used = {axis for each in jax.tree.leaves(leaf) for axes in each.axes for axis in axes}
                 along = PartitionSpec(tuple(axis for axis in self.layout.sizes if axis in used) or None)
                 specs[path] = jax.tree.map(lambda _, along=along: along, node)
         return unflatten(specs)
@@ -104,8 +111,7 @@ class ShardedModel:
 
     def prepare(self, mesh: Mesh | AbstractMesh) -> Callable[[PyTree], PyTree]:
         """Gives arranged weights the backend's form, each device its part."""
-        leaves = arranged(self.config, self.layout, self.dtype)
-        specs = unflatten({path: leaf.spec for path, leaf in leaves.items()})
+        specs = unflatten(jax.tree.map(lambda each: each.spec, dict(self.leaves)))
         return self._mapped(self.part_backend.prepare_params, mesh, (specs,), self.weight_specs())
 
     def allocate(
@@ -172,3 +178,9 @@ class ShardedModel:
     ) -> Callable[..., PyTree]:
         # What is whole everywhere comes out of the same sums on every device; the checker cannot know that.
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _shapes(node: PyTree) -> Any:
+    """What is the same for leaves of one form."""
+    leaves, structure = jax.tree.flatten(node)
+    return structure, [leaf.shape for leaf in leaves]

@@ -12,7 +12,7 @@ from ..backends.base import PyTree
 from ..models.decoder import unflatten
 from ..models.row_state import RowState
 from ..models.step import Step, StepBatch
-from .arrange import abstract, arranged
+from .arrange import abstract
 from .step import ShardedModel
 
 
@@ -39,7 +39,7 @@ def step_case(
     layout, groups = model.layout, model.config.cache_groups
     sizes = dict(layout.mesh) or {"data": 1}
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    weights = unflatten(abstract(arranged(model.config, layout, model.dtype)))
+    weights = unflatten(abstract(model.leaves))
     per_row = -(-context // page)
     cache = tuple(
         jax.eval_shape(

@@ -13,7 +13,7 @@ from .. import ragged_attention
 from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..hardware import chip
-from ..quantized import is_quantized
+from ..quantized import as_matrices, is_quantized
 from ..reference import ReferenceBackend
 from ..token_scales import LARGEST, TokenScaled
 from .cache import KV_DTYPES, LANES, PAGE_SIZES, allocate_tpu_cache
@@ -109,17 +109,21 @@ class TpuBackend(ReferenceBackend):
             check_prefill(**shape, dtype=dtype)
 
     def prepare_params(self, params: PyTree) -> PyTree:
-        """Output projections [L, D, N, H] become matrices [L, D, N * H].
+        """Output projections [L, D, N, H] become matrices [L, D, N * H], and so do rounded projections to heads.
 
         Heads and their widths are contracted as one axis, whose tiles are not those of two: XLA would write each
-        layer's weight to memory once more before it multiplies.
+        layer's weight to memory once more before it multiplies; bytes also where heads are the output.
         """
 
         def flat(path: tuple[Any, ...], leaf: PyTree) -> PyTree:
             names = tuple(getattr(part, "key", None) for part in path)
+            projected = names[-1:] == ("weight",) and names[-2:-1] in (("q",), ("k",), ("v",), ("o",))
+            if is_quantized(leaf):
+                stacked = int(names[0] == "segments")
+                return as_matrices(leaf, stacked, 2 if names[-2] == "o" else 1) if projected else leaf
             return leaf.reshape(*leaf.shape[:-2], -1) if names[-2:] == ("o", "weight") else leaf
 
-        return jax.tree_util.tree_map_with_path(flat, params)
+        return jax.tree_util.tree_map_with_path(flat, params, is_leaf=is_quantized)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         """A few rows at a time: XLA writes out the moves of every row that it gathers at once, and takes 16 to 26 s to

@@ -4,6 +4,7 @@ from .base import Checkpoint, Made, NamedTensors, OnBytes, Place, Placed, Tensor
 from .byte_files import Location, ReadCount
 from .convert import ConvertReport, Split, convert
 from .fingerprint import fingerprint
+from .hf_folder import kept_roundings
 from .hub import is_offline, resolve_model
 from .opening import open_checkpoint
 from .random_weights import shipped_configs
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "fingerprint",
     "is_offline",
+    "kept_roundings",
     "known_models",
     "open_checkpoint",
     "resolve_model",

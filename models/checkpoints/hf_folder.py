@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ...backends.quantized import Rounding
 from ..config import ModelConfig
 from ..decoder import Weights
 from ..errors import UnsupportedQuantizationError
 from ..families import family_for
 from ..tokenizer import Tokenizer
-from .assemble import load_named
-from .base import Made, NamedTensors, OnBytes, Place
+from .assemble import leaf_plans, load_named
+from .base import Checkpoint, Made, NamedTensors, OnBytes, Place
 from .bitsandbytes import bitsandbytes_linears
 from .byte_files import Location, ReadCount
 from .compressed_tensors import compressed_linears, rounds_activations
@@ -106,12 +107,32 @@ class HFFolder:
         keep: bool = False,
         progress: OnBytes | None = None,
     ) -> Weights:
-        tensors, keeper = self.tensors, None
-        if keep and isinstance(tensors, LinearTensors):
-            keeper = Keeper(tensors, activations=rounds_activations(self.hf_config["quantization_config"])).leaf
+        keeper = self._keeper if keep else None
         return load_named(
-            tensors, config, dtype=dtype, source=str(self.path), place=place, made=made, keep=keeper, progress=progress
+            self.tensors,
+            config,
+            dtype=dtype,
+            source=str(self.path),
+            place=place,
+            made=made,
+            keep=None if keeper is None else keeper.leaf,
+            progress=progress,
         )
+
+    def roundings(self, config: ModelConfig) -> dict[str, Rounding]:
+        """Of the leaves that come as Quantized from `load_weights` with `keep`, by their paths; reads no weights."""
+        if self._keeper is None:
+            return {}
+        plans = leaf_plans(self.tensors, config, dtype=jnp.float32, source=str(self.path))
+        found = {plan.spec.path: self._keeper.rounding(plan.spec, plan.pieces[0].source) for plan in plans}
+        return {path: rounding for path, rounding in found.items() if rounding is not None}
+
+    @cached_property
+    def _keeper(self) -> Keeper | None:
+        tensors = self.tensors
+        if not isinstance(tensors, LinearTensors):
+            return None
+        return Keeper(tensors, activations=rounds_activations(self.hf_config["quantization_config"]))
 
     def tokenizer(self) -> Tokenizer:
         with local_copy(self.path, (*TOKENIZER_FILES, "config.json", "generation_config.json")) as folder:
@@ -120,6 +141,11 @@ class HFFolder:
     def copy_tokenizer(self, folder: Path) -> None:
         with local_copy(self.path, TOKENIZER_FILES) as source:
             copy_tokenizer_files(source, folder)
+
+
+def kept_roundings(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Rounding]:
+    """Of the leaves of whatever checkpoint that come as Quantized with `keep`, by their paths; reads no weights."""
+    return checkpoint.roundings(config) if isinstance(checkpoint, HFFolder) else {}
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:

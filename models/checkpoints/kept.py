@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...backends.quantized import Quantized
+from ...backends.quantized import Quantized, Rounding
 from ..decoder import WeightSpec
 from ..families.sources import TensorSource
 from .assemble import LeafPlan
@@ -85,22 +85,24 @@ class Keeper:
 
     def leaf(self, spec: WeightSpec, source: TensorSource, place: Place) -> Quantized | None:
         """The leaf; None where its numbers are stored otherwise, so that it has to be computed from what they mean."""
+        found, rounding = self._linears(spec, source), self.rounding(spec, source)
+        if found is None or rounding is None:
+            return None
+        width, scales = rounding.shapes(spec.shape)
+        path, float32 = spec.path, jnp.dtype("float32")
+        numbers = replace(spec, path=f"{path}.values", shape=width, dtype=rounding.stored)
+        values = self._read(numbers, source, place, found, scales=False)
+        each = replace(spec, path=f"{path}.scale", shape=scales, dtype=float32)
+        return rounding.held(values, self._read(each, source, place, found, scales=True), spec.dtype)
+
+    def rounding(self, spec: WeightSpec, source: TensorSource) -> Rounding | None:
+        """What `leaf` makes of a leaf, before anything is read."""
         found = self._linears(spec, source)
         if found is None:
             return None
         linear = next(iter(found.values()))
-        kind = _kind(self.tensors, linear)
-        outer = spec.shape[: len(spec.shape) - spec.contracted]
-        inner = _groups(spec.shape[len(outer) :], linear.scale_shape[1])
-        if inner is None:
-            return None
-        width = (*spec.shape[:-1], spec.shape[-1] // 2) if kind == "int4" else spec.shape
-        numbers = {"int4": "uint8"}.get(kind, kind)
-        values = self._read(replace(spec, shape=width, dtype=jnp.dtype(numbers)), source, place, found, scales=False)
-        scale = self._read(
-            replace(spec, shape=(*outer, *inner), dtype=jnp.dtype("float32")), source, place, found, scales=True
-        )
-        return Quantized(values, scale, kind, spec.dtype, self.activations)
+        inner = _groups(spec.shape[len(spec.shape) - spec.contracted :], linear.scale_shape[1])
+        return None if inner is None else Rounding(_kind(self.tensors, linear), inner, self.activations)
 
     def _linears(self, spec: WeightSpec, source: TensorSource) -> dict[str, CompressedLinear] | None:
         """The stored matrices of a leaf, all alike; None if there are others."""

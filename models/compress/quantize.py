@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Num
 
 from ...backends.base import PyTree
 from ...backends.errors import InvalidParameterError, UsageError
-from ...backends.quantized import Quantized, packed
+from ...backends.quantized import Quantized, Rounding, packed
 from ...backends.token_scales import rounded
 from ..checkpoints.base import Checkpoint
 from ..checkpoints.hf_folder import HFFolder
@@ -33,7 +33,9 @@ class Quantizer:
         if plan is None:
             return leaf
         kind, groups, activations = plan
-        made = to_nearest(leaf, kind, groups, activations)
+        # Under a layout a leaf may have come with copies and padding along the axes that are not summed over.
+        end = leaf.ndim - spec.contracted
+        made = to_nearest(leaf, kind, (*leaf.shape[:end], *groups[end:]), activations)
         jax.block_until_ready(made)
         leaf.delete()
         return made
@@ -57,6 +59,15 @@ class Quantizer:
             kind = self.scheme.tables
             return None if kind is None else (kind, (*outer, 1), self.scheme.activations)
         return self.scheme.kind, (*outer, *self._groups(spec)), self.scheme.activations
+
+    def roundings(self, config: ModelConfig) -> dict[str, Rounding]:
+        """What becomes of the leaves of a model that do not stay, by their paths."""
+        found: dict[str, Rounding] = {}
+        for path, spec in weight_specs(config, jnp.float32).items():
+            if (plan := self.plan(spec)) is not None:
+                kind, groups, activations = plan
+                found[path] = Rounding(kind, groups[len(groups) - spec.contracted :], activations)
+        return found
 
     def _groups(self, spec: WeightSpec) -> tuple[int, ...]:
         """Groups along the axes that are summed over: of the last axis, or of whole entries of the ones before."""

@@ -94,10 +94,7 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"quantize": "int8", "layout": "tensor=2"},
-            "quantize int8 with layout tensor=2: weights of fewer bits lie on",
-        ),
+        ({"quantize": "int4:4", "layout": "tensor=4"}, "in int4: .* do not divide into 4 parts"),
         ({"kv_dtype": "int8", "layout": "sequence=2"}, "kv_dtype int8 with layout sequence=2: shared pages hold no"),
     ],
 )
