@@ -107,7 +107,7 @@ def quantize(
                 overwrite=overwrite,
                 offline=offline or None,
                 check=lambda quality: check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase),
-                progress=lambda done, total: display(Step("load", done, total)),
+                progress=lambda stage, done, total: display(Step(stage, done, total)),
             )
         if json:
             described = {"source": source, "destination": str(destination), "scheme": scheme, "method": method}

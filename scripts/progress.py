@@ -13,6 +13,7 @@ _TITLES = {
     "load": "Loading",
     "compile": "Compiling",
     "read": "Measuring",
+    "round": "Rounding",
     "save": "Writing",
     "train": "Training",
 }

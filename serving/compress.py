@@ -1,19 +1,22 @@
 """Makes a smaller checkpoint, measures it, and leaves it only where it is good enough."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from ..backends.errors import InvalidParameterError, UsageError
+from ..backends.errors import DistaffError, InvalidParameterError, UsageError
 from ..backends.select import select_backend
-from ..models.checkpoints import Checkpoint, open_checkpoint, resolve_model
+from ..models.checkpoints import Checkpoint, fingerprint, open_checkpoint, resolve_model
 from ..models.checkpoints.json_file import read_object, write_object
 from ..models.checkpoints.saving import new_path
 from ..models.compress import check_unrounded, parse_scheme, quantizer
-from ..models.compress.calibrate import calibrate
+from ..models.compress.kept_layers import KeptLayers
 from ..models.compress.methods import check_method, quantized
 from ..models.compress.sample_text import sample_text
 from ..models.compress.saving import check_writable, write_quantized
@@ -51,7 +54,7 @@ def quantize_checkpoint(
     overwrite: bool = False,
     offline: bool | None = None,
     check: Callable[[Quality], None] = lambda quality: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Compressed:
     """Rounds a checkpoint's matrices and writes the result in the layout of compressed-tensors.
 
@@ -65,6 +68,10 @@ def quantize_checkpoint(
         dtype: of what stays, and of activations wherever the result runs.
         text, max_tokens, window, backend: for measure_quality, of the result against the source in fp32.
         check: raises where the quality is not good enough; nothing is written then.
+        progress: called with a stage (load, round), what is done of it and of how much.
+
+    A method that reads a text keeps the layers that are done in DESTINATION.partial, until the destination is there or
+    refused by `check`: the same call goes on behind them.
 
     Raises:
         DistaffError: any of its kinds; the destination is then untouched.
@@ -83,6 +90,8 @@ def quantize_checkpoint(
     text_ids(checkpoint.tokenizer(), text, max_tokens)
     windows = [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, window)
     made, before = quantizer(found, config), 0
+    run = {"scheme": scheme, "method": method, "dtype": dtype, "calibration": _hash(windows)}
+    partial = destination.with_name(f"{destination.name}.partial")
 
     def counted(spec: Any, leaf: Any) -> Any:
         nonlocal before
@@ -91,9 +100,20 @@ def quantize_checkpoint(
 
     with new_path(destination, overwrite=overwrite) as folder:
         folder.mkdir()
-        weights = checkpoint.load_weights(config, dtype=jnp.dtype(dtype), made=counted, progress=progress)
+        kept = None if method == "rtn" else KeptLayers(partial, {"model": fingerprint(checkpoint.path), **run})
+        weights = checkpoint.load_weights(
+            config, dtype=jnp.dtype(dtype), made=counted, progress=lambda done, total: progress("load", done, total)
+        )
         if method != "rtn":
-            weights = quantized(weights, config, found, method, calibrate(config, weights, windows))
+            weights = quantized(
+                weights,
+                config,
+                found,
+                method,
+                windows,
+                kept=kept,
+                progress=lambda done, total: progress("round", done, total),
+            )
         told: dict[str, Any] = {"scheme": found.name, "method": method, "source": Path(source).name}
         write_quantized(weights, found, folder, config=config, source=checkpoint, told=told)
         del weights
@@ -106,10 +126,19 @@ def quantize_checkpoint(
             backend=backend,
             offline=offline,
         )
-        check(quality)
+        try:
+            check(quality)
+        except DistaffError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         note(folder, told | quality.to_dict())
         after = stored_bytes(folder)
+    shutil.rmtree(partial, ignore_errors=True)
     return Compressed(before, after, quality)
+
+
+def _hash(windows: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(json.dumps(windows).encode()).hexdigest()[:16]
 
 
 def note(folder: Path, told: Mapping[str, Any]) -> None:

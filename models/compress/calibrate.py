@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ...backends.base import PyTree
-from ...backends.quantized import is_quantized
+from ...backends.quantized import Quantized, dequantized, is_quantized, rounded_tokens
 from ..config import CacheSite, ModelConfig
 from ..decoder import Layer, Weights, bind, flatten, shared_positions
 from ..layers import Machine, ParamFactory
@@ -196,6 +196,36 @@ class _Watching(Rows):
         return found
 
 
+def rounded_inputs(x: Float[Array, "T K"], kind: str) -> Float[Array, "T K"]:
+    """What rounded activations stand for."""
+    tokens, scales = rounded_tokens(x, kind)
+    return tokens.astype(jnp.float32) * scales[:, None]
+
+
+@dataclass(frozen=True)
+class _Expanded(Rows):
+    """Multiplies what rounded numbers stand for, in fp32: XLA:CPU takes a hundred times as long for whole numbers."""
+
+    def linear(
+        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+    ) -> Float[Array, "T *out"]:
+        if is_quantized(weight):
+            x, weight = self._expanded(x.reshape(len(x), -1), weight)
+            weight = weight.reshape(*weight.shape[: len(equation.split("->")[1]) - 1], -1)
+        return super().linear(x, weight, equation, out_dtype=out_dtype)
+
+    def grouped_linear(
+        self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
+    ) -> Float[Array, "R O"]:
+        if is_quantized(weight):
+            x, weight = self._expanded(x, weight)
+        return super().grouped_linear(x, weight, group_sizes)
+
+    def _expanded(self, x: Float[Array, "T K"], weight: Quantized) -> tuple[Array, Array]:
+        rows = rounded_inputs(x, weight.kind) if weight.activations else x
+        return rows, dequantized(weight, jnp.float32)
+
+
 @partial(jax.jit, static_argnums=0)
 def _embedded(config: ModelConfig, weights: Weights, tokens: Int[Array, "T"]) -> Float[Array, "T D"]:
     documents = jnp.zeros((1, len(tokens)), jnp.int32)
@@ -210,7 +240,7 @@ def _through(
 ) -> tuple[Float[Array, "T D"], list[_Seen]]:
     """One window through one layer, in fp32."""
     documents = jnp.zeros((1, len(x)), jnp.int32)
-    backend = _Watching(documents=documents) if watched else Rows(documents=documents)
+    backend = _Watching(documents=documents) if watched else _Expanded(documents=documents)
     machine = Machine(backend, OneDevice())
     positions = shared_positions(config, Packed.of(documents, documents, len(config.cache_groups)), machine)
     leaves = {key: leaf if is_quantized(leaf) else leaf.astype(jnp.float32) for key, leaf in leaves.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 
-from .scheme import BOUNDS
+from .group_scales import to_numbers
 
 _BLOCK = 128
 """Columns whose errors are passed on at once to those behind them."""
@@ -12,38 +12,41 @@ _DAMPING = 0.01
 
 
 def gptq(
-    weight: Float[np.ndarray, "N K"], products: Float[np.ndarray, "K K"], kind: str, group: int | None
-) -> tuple[Int8[np.ndarray, "N K"], Float32[np.ndarray, "N groups"]]:
-    """Numbers and scales of a matrix, such that its products with the inputs change least.
+    weight: Float[np.ndarray, "N K"],
+    products: Float[np.ndarray, "K K"],
+    scales: Float[np.ndarray, "N groups"],
+    kind: str,
+) -> Int8[np.ndarray, "N K"]:
+    """Numbers of a matrix, such that its products with the inputs change least.
+
+    Columns are rounded from the largest inputs to the smallest ("act order"), so that the many small ones make good for
+    the few that matter; scales are known before, so that groups stay in order.
 
     Args:
         weight: rows are outputs.
         products: x^T x of the inputs.
+        scales: of groups of inputs.
         kind: "int8" or "int4".
-        group: inputs that share a scale; None: all.
     """
-    work, size = weight.astype(np.float32).copy(), weight.shape[1]
-    length, bound = group or size, BOUNDS[kind]
+    order = np.argsort(-np.diag(products), kind="stable")
+    each = np.repeat(scales, weight.shape[1] // scales.shape[1], axis=1)[:, order]
+    products = products[np.ix_(order, order)]
+    work, size = weight.astype(np.float32)[:, order], weight.shape[1]
     factor = inverse_factor(products)
     work[:, np.diag(products) == 0] = 0  # never used
     values = np.empty(work.shape, np.int8)
-    scales = np.empty((len(work), size // length), np.float32)
     for first in range(0, size, _BLOCK):
         last = min(first + _BLOCK, size)
-        errors = np.empty((len(work), last - first), np.float32)
-        for column in range(first, last):
-            if column % length == 0:
-                largest = np.abs(work[:, column : column + length]).max(axis=1)
-                scales[:, column // length] = np.where(largest > 0, largest, 1) / np.float32(bound)
-            scale = scales[:, column // length]
-            number = np.clip(np.rint(work[:, column] / scale), -bound - 0.5, bound - 0.5)
-            values[:, column] = number
-            error = (work[:, column] - number * scale) / factor[column, column]
-            # A group may reach beyond the block: its scale is taken from columns as they are by then.
-            work[:, column + 1 : last] -= np.outer(error, factor[column, column + 1 : last])
-            errors[:, column - first] = error
-        work[:, last:] -= errors @ factor[first:last, last:]
-    return values, scales
+        # Columns as rows: those that are changed together lie together.
+        block, errors = work[:, first:last].T.copy(), np.empty((last - first, len(work)), np.float32)
+        for place, column in enumerate(range(first, last)):
+            scale = each[:, column]
+            number = to_numbers(block[place] / scale, kind)
+            values[:, order[column]] = number
+            errors[place] = (block[place] - number * scale) / factor[column, column]
+            block[place + 1 :] -= np.outer(factor[column, column + 1 : last], errors[place])
+        work[:, last:] -= errors.T @ factor[first:last, last:]
+    return values
 
 
 def inverse_factor(products: Float[np.ndarray, "K K"]) -> Float32[np.ndarray, "K K"]:

@@ -1,6 +1,9 @@
 """`distaff compress` on a tiny model: what is written runs, limits are kept."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +39,30 @@ def test_a_rounded_checkpoint_runs_and_says_what_it_is(
     assert distaff("generate", "-m", str(made), "-p", "abc", "--max-tokens", "4", "--temperature", "0") == 0
     assert distaff("generate", "-m", str(made), "-p", "abc", "--quantize", "int8") == 2
     assert "is quantised already (compressed-tensors)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Killed once a layer is done, it does the others, and the files are those of a run that was left alone."""
+    given = f"--scheme int8-weight --method gptq {FEW} --calibration-tokens 256".split()
+    whole, made, partial = tmp_path / "whole", tmp_path / "made", tmp_path / "made.partial"
+    assert distaff("compress", "quantize", str(tiny_model), str(whole), *given) == 0
+    arguments = ["compress", "quantize", str(tiny_model), str(made), *given]
+    command = [sys.executable, "-c", "from distaff.scripts.main import main; main()", *arguments]
+    with subprocess.Popen(command) as process:
+        while not (partial / "layer-0000.npz").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not made.exists()
+    done = (partial / "layer-0000.npz").stat().st_mtime_ns
+    other = [word if word != "gptq" else "awq" for word in arguments]
+    assert distaff(*other) == 2
+    assert "layers of a run with another method are there" in capsys.readouterr().err
+    assert (partial / "layer-0000.npz").stat().st_mtime_ns == done
+    assert distaff(*arguments) == 0
+    assert not partial.exists()
+    assert (made / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

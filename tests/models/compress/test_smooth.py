@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from distaff.backends.errors import InvalidParameterError, UnsupportedError
-from distaff.models.compress import parse_scheme
-from distaff.models.compress.calibrate import Inputs, calibrate
+from distaff.models.checkpoints import open_checkpoint
+from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress.calibrate import Inputs, Passage, calibrate, layer_paths
 from distaff.models.compress.methods import check_method, quantized
-from distaff.models.compress.smooth import awq, smooth, smoothquant
+from distaff.models.compress.smooth import Tied, awq, smooth, smoothquant, smoothquant_scales
 from distaff.models.decoder import flatten, unflatten
 
 from ...golden.harness import GOLDEN, Golden, Text
@@ -20,15 +21,52 @@ GATED = ("llama31", "gemma2", "qwen3", "opt", "phi3")
 def test_a_smoothed_model_computes_the_same(case: str) -> None:
     """Norms with an offset, biases of norms and of matrices, windows, plain and gated layers."""
     golden = Golden(GOLDEN / case)
-    weights = golden.weights()
-    inputs = calibrate(golden.config, weights, [golden.tokens[:24], golden.tokens[24:40]])
-    flat = {path: np.asarray(leaf) for path, leaf in flatten(weights).items()}
-    moved = smooth(flat, golden.config, inputs, smoothquant())
-    changed = [path for path in flat if not np.array_equal(flat[path], moved[path])]
-    assert any("q.weight" in path for path in changed) and any("norm" in path for path in changed)
-    made = unflatten({path: jnp.asarray(leaf) for path, leaf in moved.items()})
-    logits = Text(golden.config, made).feed(golden.tokens[:40])
+    config, flat = golden.config, {path: np.array(leaf) for path, leaf in flatten(golden.weights()).items()}
+    passage = Passage(config, golden.weights(), [golden.tokens[:24], golden.tokens[24:40]], samples=True)
+    changed: set[str] = set()
+    for number, entries in enumerate(layer_paths(config)):
+        leaves = {key: flat[path][place] for key, (path, place) in entries.items()}
+        seen = {key: inputs[0] for key, inputs in passage.watch(number, leaves, goes_on=True).items()}
+        moved, _ = smooth(leaves, config, config.layers[number], seen, smoothquant("int8"))
+        for key, (path, place) in entries.items():
+            if not np.array_equal(moved[key], flat[path][place]):
+                changed.add(key)
+            flat[path][place] = moved[key]
+    assert {"attention.q.weight", "attention_norm.scale"} <= changed
+    made = unflatten({path: jnp.asarray(leaf) for path, leaf in flat.items()})
+    logits = Text(config, made).feed(golden.tokens[:40])
     np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
+
+
+def test_inputs_behind_moved_scales_are_those_that_are_told() -> None:
+    """Also of heads that share a head of values."""
+    golden = Golden(GOLDEN / "llama31")
+    config, window = golden.config, [golden.tokens[:24]]
+    flat = flatten(golden.weights())
+    leaves = {key: np.asarray(flat[path][number]) for key, (path, number) in layer_paths(config)[0].items()}
+    seen = Passage(config, golden.weights(), window, samples=True).watch(0, leaves)
+    single = {key: inputs[0] for key, inputs in seen.items()}
+    moved, told = smooth(leaves, config, config.layers[0], single, smoothquant("int8"))
+    found = Passage(config, golden.weights(), window).watch(0, moved)
+    assert set(found) == set(told)
+    for key, inputs in told.items():
+        np.testing.assert_allclose(found[key][0].largest, inputs.largest, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[key][0].products, inputs.products, rtol=1e-3, atol=1e-4)
+
+
+def test_inputs_of_experts_are_apart() -> None:
+    """Each token goes to two of them, and their sums are those of what goes into all."""
+    golden = Golden(GOLDEN / "mixtral")
+    config, flat = golden.config, flatten(golden.weights())
+    leaves = {key: flat[path][number] for key, (path, number) in layer_paths(config)[0].items()}
+    seen = Passage(config, golden.weights(), [golden.tokens[:24]]).watch(0, leaves)
+    experts, router = seen["mlp.experts.gate"], seen["mlp.router.weight"][0]
+    assert len(experts) == leaves["mlp.experts.gate"].shape[0] and experts is seen["mlp.experts.up"]
+    assert sum(each.tokens for each in experts) == 2 * router.tokens == 48
+    summed = np.sum([each.products for each in experts], axis=0)
+    np.testing.assert_allclose(summed, 2 * router.products, rtol=1e-3, atol=1e-3)
+    x = np.max([each.largest for each in experts], axis=0)
+    np.testing.assert_allclose(x, router.largest, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -51,8 +89,29 @@ def test_inputs_are_what_a_matrix_is_multiplied_with() -> None:
 def test_smoothquant_is_the_formula() -> None:
     seen = Inputs(np.eye(2, dtype=np.float32), np.asarray([4.0, 1.0], np.float32), 1)
     matrices = [np.asarray([[1.0, -9.0]]), np.asarray([[0.25, 4.0]])]
-    np.testing.assert_allclose(smoothquant(0.5)(matrices, seen), [4**0.5 / 1, 1 / 9**0.5], rtol=1e-6)
-    np.testing.assert_allclose(smoothquant(0.75)(matrices, seen), [4**0.75, 1 / 9**0.25], rtol=1e-6)
+    np.testing.assert_allclose(smoothquant_scales(matrices, seen, 0.5), [4**0.5 / 1, 1 / 9**0.5], rtol=1e-6)
+    np.testing.assert_allclose(smoothquant_scales(matrices, seen, 0.75), [4**0.75, 1 / 9**0.25], rtol=1e-6)
+    tied = smoothquant_scales(matrices, seen, 0.5, Tied(heads=2, width=1))
+    np.testing.assert_allclose(tied, [(4 / 9) ** 0.5] * 2, rtol=1e-6)
+
+
+def test_smoothquant_takes_outliers_from_the_inputs() -> None:
+    """One channel is a hundred times as large: alone it decides every token's scale."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 32)).astype(np.float32)
+    x[:, 5] *= 100
+    weight = rng.normal(size=(16, 32)).astype(np.float32)
+    seen = Inputs(x.T @ x, np.abs(x).max(axis=0), len(x), [x])
+
+    def error(scales: np.ndarray) -> float:
+        inputs, matrix = x / scales, weight * scales
+        each, own = np.abs(inputs).max(axis=1, keepdims=True) / 127, np.abs(matrix).max(axis=1, keepdims=True) / 127.5
+        rounded = np.rint(inputs / each) * each, np.clip(np.rint(matrix / own), -128, 127) * own
+        return float(np.square(rounded[0] @ rounded[1].T - x @ weight.T).sum())
+
+    scales = smoothquant("int8")([weight], seen, None)
+    published = [error(smoothquant_scales([weight], seen, step / 20)) for step in range(1, 20)]
+    assert error(scales) <= 1.01 * min(published) < 0.2 * error(np.ones(32))
 
 
 def test_awq_chooses_the_best_of_its_grid() -> None:
@@ -65,7 +124,7 @@ def test_awq_chooses_the_best_of_its_grid() -> None:
         return np.clip(np.rint(matrix / scale), -8, 7) * scale
 
     seen = Inputs((x.T @ x).astype(np.float32), np.abs(x).max(axis=0).astype(np.float32), len(x))
-    scales = awq(rounded)([weight], seen)
+    scales = awq(rounded)([weight], seen, None)
     size = np.sqrt(np.square(x).mean(axis=0))
     errors = []
     for step in range(20):
@@ -79,20 +138,23 @@ def test_awq_chooses_the_best_of_its_grid() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "scheme"), [("gptq", "int4:4"), ("awq", "int4:4"), ("smoothquant", "int8"), ("gptq", "int8")]
+    ("method", "scheme"),
+    [("gptq", "int4:4"), ("awq", "int4:4"), ("smoothquant", "int8"), ("gptq", "int8"), ("smoothquant", "fp8")],
 )
 def test_logits_stay_near_by_every_method(method: str, scheme: str) -> None:
     golden = Golden(GOLDEN / "llama31")
     found = parse_scheme(scheme)
     check_method(method, found, golden.config)
     errors = {}
-    for name in ("rtn", method):
-        weights = golden.weights()
-        inputs = calibrate(golden.config, weights, [golden.tokens[:40]])
-        made = quantized(weights, golden.config, found, name, inputs)
-        logits = Text(golden.config, made).feed(golden.tokens[:40])
+    made = {
+        "rtn": open_checkpoint(golden.folder).load_weights(
+            golden.config, dtype=jnp.float32, made=quantizer(found, golden.config)
+        ),
+        method: quantized(golden.weights(), golden.config, found, method, [golden.tokens[:40]]),
+    }
+    for name, weights in made.items():
+        logits = Text(golden.config, weights).feed(golden.tokens[:40])
         errors[name] = float(np.sqrt(np.square(logits - golden.logits[:40]).mean()) / golden.logits.std())
-    print(errors)
     assert errors[method] < 1.1 * errors["rtn"]
 
 
