@@ -81,7 +81,7 @@ class DeviceWork:
         replicas: copies of the model that share a batch.
         coupled: tokens of all replicas go through the same feed-forward layers.
         widest: numbers for each token of the largest intermediate activation.
-        gathered: numbers of the weights that are gathered for a layer, of the layer with most.
+        gathered: numbers of the weights that are gathered and held at once, of the layer with most.
         vocab: logits of a row, as sampling looks at them: of the whole vocabulary.
     """
 
@@ -103,6 +103,11 @@ class DeviceWork:
     gathered: float
     vocab: int
     layers: int
+
+    @property
+    def routed(self) -> float:
+        """The part of `linear` that is of experts."""
+        return 2.0 * self.experts * self.share * (self.replicas if self.coupled else 1)
 
 
 def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool, dtype: str = "bfloat16") -> DeviceWork:
@@ -158,7 +163,7 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool,
         replicas=layout.replicas,
         coupled=layout.coupled,
         widest=_widest(config, layout, placement) / own,
-        gathered=_gathered_at_once(leaves, placement, layout),
+        gathered=_gathered_at_once(leaves, placement, layout, on),
         vocab=config.vocab_size,
         layers=config.num_layers,
     )
@@ -220,15 +225,20 @@ def _gathered(leaf: Arranged, placement: MeshPlacement, layout: Layout) -> int:
     return prod(layout.size(placement.gathered[logical]) for logical in leaf.logical)
 
 
-def _gathered_at_once(leaves: Mapping[str, Arranged], placement: MeshPlacement, layout: Layout) -> float:
-    """What of a layer's weights is gathered: on a v5e nearly all of it is held before the layer begins."""
-    of_layers: dict[tuple[str, ...], float] = {}
+_ONE_BY_ONE = frozenset({"v4", "v5p", "v6e"})
+"""Chips whose compiler gathers one matrix after the other; for the others it has a whole layer before that begins."""
+
+
+def _gathered_at_once(leaves: Mapping[str, Arranged], placement: MeshPlacement, layout: Layout, on: Slice) -> float:
+    """What of a layer's weights is gathered and held at once."""
+    together: dict[tuple[str, ...], float] = {}
     for path, leaf in leaves.items():
         times = _gathered(leaf, placement, layout)
         if path.startswith("segments.") and times > 1:
-            layer = tuple(path.split(".", 4)[:4])
-            of_layers[layer] = of_layers.get(layer, 0.0) + times * prod(leaf.part[1:])
-    return max(of_layers.values(), default=0.0)
+            names = path.split(".", 4)
+            held = tuple(names if on.chip.name in _ONE_BY_ONE else names[:4])
+            together[held] = together.get(held, 0.0) + times * prod(leaf.part[1:])
+    return max(together.values(), default=0.0)
 
 
 def _mixture(config: ModelConfig, path: str) -> MoeConfig:

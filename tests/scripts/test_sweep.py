@@ -192,6 +192,7 @@ def test_the_compiler_agrees_and_is_asked_once(
     step = row["compiled"]["decode"]
     assert row["evidence"] == "compiled" and row["compiler"].startswith("libtpu")
     assert step["sends_as_predicted"] and step["cycles"] > 0 and step["estimate_ms"] > 0
+    assert step["flops_by_predicted"] == pytest.approx(1, abs=0.02)
     assert step["arguments_bytes"] == pytest.approx(step["predicted_arguments_bytes"], rel=0.001)
     assert step["peak_bytes"] == pytest.approx(row["memory_bytes"], rel=0.05)
     assert distaff(*verify) == 0

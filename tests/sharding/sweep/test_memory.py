@@ -54,7 +54,12 @@ def test_the_peak_is_within_5_percent(
 
 PROMPTS = (
     ("llama-3.1-8b", "v5e:4x4", "tensor=16", 2048, 4_571_136),
-    ("llama-3.1-8b", "v5e:4x4", "weight-gathered:tensor=16", 512, 407_100_000),
+    ("llama-3.1-8b", "v5e:4x4", "weight-gathered:tensor=16", 512, 405_880_832),
+    ("llama-3.1-8b", "tpu7x:2x2x1", "weight-gathered:tensor=8", 512, 496_484_352),
+    ("llama-3.1-8b", "v4:2x2x2", "weight-gathered:tensor=8", 512, 118_390_784),
+    ("llama-3.1-8b", "v5p:2x2x2", "weight-gathered:tensor=8", 512, 122_978_304),
+    ("llama-3.1-8b", "v6e:2x4", "weight-gathered:tensor=8", 512, 118_259_712),
+    ("llama-3.1-70b", "v6e:2x4", "weight-gathered:tensor=8", 512, 474_284_032),
     ("llama-3.1-8b", "v6e:2x4", "replica:data=8", 512, 20_000_000),
     ("llama-3.1-8b", "tpu7x:2x2x1", "tensor-2d:tensor=4,tensor2=2", 512, 29_500_000),
     ("llama-3.1-70b", "v6e:2x4", "tensor=8", 512, 6_000_000),
