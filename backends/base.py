@@ -7,7 +7,7 @@ P pages, E experts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, no_type_check, runtime_checkable
 
 import jax
 from jax.sharding import Sharding
@@ -15,6 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .token_places import TokenPlaces
 
 PyTree = Any
 Carry = TypeVar("Carry")
@@ -61,6 +64,8 @@ class RaggedIndex:
     `mask` says which of its own row's new tokens each token sees, by their place among them, itself always included:
     trees of candidates, images whose patches see each other. None: those up to itself. New tokens beyond its columns
     are not seen, all old positions are, and a window holds in any case. Backends with `custom_masks` take one.
+
+    `places` are those of the T tokens where the caller has found them, once for all layers.
     """
 
     page_table: Int[Array, "B pages"]
@@ -68,6 +73,7 @@ class RaggedIndex:
     kv_lens: Int[Array, "B"]
     max_query_len: int | None = field(default=None, metadata={"static": True})
     mask: Bool[Array, "T queries"] | None = None
+    places: "TokenPlaces | None" = None
 
     def without_mask(self, backend: str) -> "RaggedIndex":
         """This index, for a backend whose attention knows no masks of its callers.

@@ -1,13 +1,17 @@
 """Where each token of a ragged batch belongs."""
 
 from dataclasses import dataclass
+from typing import no_type_check
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from .base import RaggedIndex
 
 
+@no_type_check  # JAX rebuilds it around tracers, shapes and shardings
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenPlaces:
     """The row, the place in it and the position of each token. Padding has the last row; its places mean nothing."""
@@ -19,6 +23,8 @@ class TokenPlaces:
 
     @classmethod
     def of(cls, num_tokens: int, index: RaggedIndex) -> "TokenPlaces":
+        if index.places is not None and index.places.row.shape == (num_tokens,):
+            return index.places
         token = jnp.arange(num_tokens)
         # By comparing: the steps of a search are calls of their own on a TPU, in each layer.
         row = jnp.searchsorted(index.query_starts[1:], token, side="right", method="compare_all")

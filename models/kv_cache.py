@@ -1,7 +1,7 @@
 """The paged key/value cache and the batch of one step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import no_type_check
 
 import jax
@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from ..backends.base import Backend, PyTree, RaggedIndex
+from ..backends.token_places import TokenPlaces
 from .config import ModelConfig
 
 KVCache = tuple[PyTree, ...]
@@ -67,9 +68,12 @@ class RaggedBatch:
 
     def indices(self) -> tuple[RaggedIndex, ...]:
         """What attention needs to know, for each cache group."""
-        return tuple(
-            RaggedIndex(table, self.query_starts, self.kv_lens, self.max_query_len) for table in self.page_tables
-        )
+
+        def of(table: Int[Array, "B pages"]) -> RaggedIndex:
+            return RaggedIndex(table, self.query_starts, self.kv_lens, self.max_query_len)
+
+        places = TokenPlaces.of(self.tokens.shape[0], of(self.page_tables[0]))
+        return tuple(replace(of(table), places=places) for table in self.page_tables)
 
 
 def allocate_cache(

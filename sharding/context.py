@@ -134,7 +134,8 @@ class ContextBackend(Wrapped):
         longest = min(index.max_query_len or num_tokens, num_tokens)
         # A window of whole pages has the same number of positions of every device, whichever query it ends at.
         if longest == 1 and num_tokens == num_rows and (spec.window is None or spec.window % held.page == 0):
-            own = replace(index, kv_lens=jnp.where(jnp.diff(index.query_starts) > 0, held.before(index.kv_lens), 0))
+            held_lens = jnp.where(jnp.diff(index.query_starts) > 0, held.before(index.kv_lens), 0)
+            own = replace(index, kv_lens=held_lens, places=None)
             window = None if spec.window is None else spec.window // self.shares
             found = self.pages.attend_last(q, cache, layer, own, replace(spec, window=window), num_kv_heads)
             if found is not None:

@@ -55,7 +55,7 @@ class GpuPages:
         num_kv_heads: int,
     ) -> tuple[Float[Array, "B N H"], Float[Array, "B N"], PyTree] | None:
         # A row without positions attends to whatever its first one is, for nothing: the kernel knows no such rows.
-        some = replace(index, kv_lens=jnp.maximum(index.kv_lens, 1))
+        some = replace(index, kv_lens=jnp.maximum(index.kv_lens, 1), places=None)
         k, v = last_tokens(self, cache, layer, some, num_kv_heads, q.shape[2])
         out, cache, lse = decode_attention(
             q, k.astype(cache.dtype), v.astype(cache.dtype), cache, layer, some, spec,

@@ -17,6 +17,8 @@ from ..config import ModelConfig
 from ..decoder import WeightSpec, weight_specs
 from .scheme import BOUNDS, Kind, Scheme
 
+_PARTS = 32
+"""Of a leaf that is rounded on one device, one after another."""
 _KEPT = frozenset({"router", "one", "positions"})
 """Axes of small matrices that decide much: routers, gates of experts, learned positions."""
 
@@ -35,7 +37,9 @@ class Quantizer:
         kind, groups, activations = plan
         # Under a layout a leaf may have come with copies and padding along the axes that are not summed over.
         end = leaf.ndim - spec.contracted
-        made = to_nearest(leaf, kind, (*leaf.shape[:end], *groups[end:]), activations)
+        groups = (*leaf.shape[:end], *groups[end:])
+        whole = len(leaf.sharding.device_set) > 1 or leaf.shape[0] == 1
+        made = (to_nearest if whole else _by_parts)(leaf, kind, groups, activations)
         jax.block_until_ready(made)
         leaf.delete()
         return made
@@ -123,6 +127,19 @@ def to_nearest(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...],
     return Quantized(
         packed(values) if kind == "int4" else values, scale.reshape(groups), kind, jnp.dtype(weight.dtype), activations
     )
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _by_parts(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
+    """to_nearest of a part of the first axis at a time: in fp32, and as what comes of it, all would take twice as much
+    memory again as the weight."""
+    size = -(-weight.shape[0] // _PARTS)
+
+    def part(one: Float[Array, "..."]) -> Quantized:
+        made = to_nearest(one[None], kind, (1, *groups[1:]), activations)
+        return jax.tree.map(lambda leaf: leaf[0], made)
+
+    return jax.lax.map(part, weight, batch_size=size)
 
 
 def _numbers(x: Float[Array, "..."], kind: Kind) -> Num[Array, "..."]:
