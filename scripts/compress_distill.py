@@ -86,7 +86,7 @@ def distill(
         typer.Option(
             "--layer-map",
             metavar="S:T,...",
-            help="Layers of the student and of the teacher that shall put out the same. [default: spread evenly]",
+            help="Layers of student and teacher that put out the same. [default: as pruned, or spread evenly]",
             rich_help_panel=TRAINING,
         ),
     ] = None,

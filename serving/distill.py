@@ -19,7 +19,7 @@ from ..models.checkpoints import Checkpoint, cache_dir, open_checkpoint, resolve
 from ..models.checkpoints.export import text_only
 from ..models.checkpoints.saving import new_path, save
 from ..models.compress import check_unrounded
-from ..models.compress.distill import Agreement, Leaves, Recipe, agreement, update
+from ..models.compress.distill import Agreement, Leaves, Recipe, agreement, layer_pairs, update
 from ..models.compress.layers import LayerRuns, restacked
 from ..models.compress.packing import Rows, pack
 from ..models.compress.sample_text import sample_text
@@ -107,8 +107,10 @@ def distill_checkpoint(
     _check_recipe(recipe, length)
     devices = None if layout is None else _mesh(layout, recipe)
     select_backend(backend)
-    for window_, config in ((window, mine.config), (length, mine.config), (length, theirs.config)):
-        check_window(window_, config)
+    check_window(window, mine.config)
+    longest = min(mine.config.max_positions, theirs.config.max_positions)
+    if length > longest:
+        raise InvalidParameterError("length", length, f"at most {longest}, the models' own context")
     tokenizer = mine.checkpoint.tokenizer()
     held_out = pack([text_ids(tokenizer, text, max_tokens)], length)
     learned = [sample_text("calibration")] if texts is None else list(texts)
@@ -188,7 +190,8 @@ def distill_checkpoint(
             "acceptance": after["acceptance"],
             "greedy_agreement": after["greedy"],
         }
-        note(folder, _history(mine.checkpoint) | told | quality.to_dict())
+        past = _told(mine.checkpoint)
+        note(folder, ({"before": past} if past else {}) | told | quality.to_dict())
     shutil.rmtree(kept.folder, ignore_errors=True)
     return Distilled(told, before, after, quality)
 
@@ -272,7 +275,8 @@ def _checked(recipe: Recipe, student: _Model, teacher: _Model) -> Recipe:
             f"{teacher.config.embed_dim}; leave --hidden-weight out"
         )
     mine, theirs = student.config.num_layers, teacher.config.num_layers
-    pairs = recipe.layer_map or tuple((i, (i + 1) * theirs // mine - 1) for i in range(mine))
+    removed = _told(student.checkpoint).get("removed", [])
+    pairs = recipe.layer_map or layer_pairs(mine, theirs, removed)
     for own, other in pairs:
         if not (0 <= own < mine and 0 <= other < theirs):
             raise InvalidParameterError(
@@ -320,10 +324,10 @@ def _whole(leaves: Leaves) -> Weights:
     return unflatten({path: jax.device_put(jax.device_get(leaf)) for path, leaf in leaves.items()})
 
 
-def _history(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What was done to the student before."""
-    before = checkpoint.hf_config.get("distaff")
-    return {"before": before} if isinstance(before, dict) else {}
+def _told(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was done to a checkpoint before."""
+    told = checkpoint.hf_config.get("distaff")
+    return told if isinstance(told, dict) else {}
 
 
 def _state_folder(destination: Path) -> Path:

@@ -1,6 +1,6 @@
 """Distillation (Hinton et al., arXiv 1503.02531): a student learns what a teacher expects at every place of a text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,6 +124,20 @@ def apart(
     wanted = teacher[theirs].astype(jnp.float32)
     error = jnp.square(student[mine].astype(jnp.float32) - wanted).sum(axis=-1)
     return (error / jnp.maximum(jnp.square(wanted).sum(axis=-1), 1e-6)).mean(axis=0)
+
+
+def layer_pairs(student: int, teacher: int, removed: Sequence[int] = ()) -> tuple[tuple[int, int], ...]:
+    """Layers of two models whose outputs mean the same.
+
+    Args:
+        student, teacher: how many layers they have.
+        removed: those of the teacher that the student is without, where it is the rest: each layer then puts out what
+            its next one has come to expect. Otherwise layers are spread evenly.
+    """
+    kept = [layer for layer in range(teacher) if layer not in removed]
+    if removed and len(kept) == student:
+        return tuple(enumerate([*(layer - 1 for layer in kept[1:]), teacher - 1]))
+    return tuple((layer, (layer + 1) * teacher // student - 1) for layer in range(student))
 
 
 def update(recipe: Recipe, student: LayerRuns, teacher: LayerRuns) -> Update:

@@ -13,7 +13,7 @@ import pytest
 import scipy.special
 
 from distaff.backends.errors import UsageError
-from distaff.models.compress.distill import Recipe, Training, agreement, apart, divergence, update
+from distaff.models.compress.distill import Recipe, Training, agreement, apart, divergence, layer_pairs, update
 from distaff.models.compress.forward import read
 from distaff.models.compress.layers import LayerRuns, restacked
 from distaff.models.compress.packing import PADDING, pack
@@ -201,6 +201,14 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path,
         np.testing.assert_array_equal(found[path], leaf)
     with pytest.raises(UsageError, match="a training with steps 6, this one has 7"):
         Checkpoints(tmp_path / "state", {"student": "a", "steps": 7})
+
+
+def test_layers_are_paired_by_what_comes_behind_them() -> None:
+    """Layer 1's output goes into what was layer 4; of six layers, without any that were removed, into each second."""
+    assert layer_pairs(4, 6, [2, 3]) == ((0, 0), (1, 3), (2, 4), (3, 5))
+    assert layer_pairs(2, 3, [2]) == ((0, 0), (1, 2))
+    assert layer_pairs(3, 6) == layer_pairs(3, 6, [1, 2]) == ((0, 1), (1, 3), (2, 5))
+    assert layer_pairs(3, 3) == ((0, 0), (1, 1), (2, 2))
 
 
 def test_every_row_is_seen_once_in_each_turn() -> None:
