@@ -1,6 +1,7 @@
 """A whole step of a model, as a case for the compiler."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from ..backends.base import Backend
 from ..backends.tpu.backend import TpuBackend
 from ..backends.tpu.decode_work import decode_work
 from ..models.checkpoints import shipped_configs
+from ..models.compress import parse_scheme, quantizer
 from ..models.config import ModelConfig
 from ..models.costs import Steps, work_of
 from ..models.decoder import unflatten, weight_specs
@@ -19,6 +21,9 @@ from ..models.families import config_from_hf
 from ..models.kv_cache import allocate_cache
 from ..models.row_state import RowState
 from ..models.step import Step, StepBatch
+from ..sharding.parsing import parse_layout
+from ..sharding.step import ShardedModel
+from ..sharding.step_case import step_case
 
 
 def abstract_step(
@@ -84,6 +89,41 @@ def step(*, generation: str, model: str, batch: int, context: int, page: int) ->
         work={"decode_attention": work},
         compiler_options=backend.compiler_options,
     )
+
+
+def layout_step(
+    *,
+    generation: str,
+    model: str,
+    layout: str,
+    devices: int,
+    batch: int,
+    context: int,
+    page: int = 128,
+    quantize: str | None = None,
+    kv_dtype: str = "bfloat16",
+) -> Case:
+    """One greedy decode step of a shipped configuration under a layout, in bf16 or with rounded weights and cache."""
+    config = shipped_config(model)
+    backend = TpuBackend(generation=generation)
+    roundings = {} if quantize is None else quantizer(parse_scheme(quantize), config).roundings(config)
+    laid = parse_layout(layout, num_devices=devices)
+    sharded = ShardedModel(config, laid, backend, jnp.dtype(jnp.bfloat16), roundings)
+    held = jnp.dtype(kv_dtype)
+    case = step_case(sharded, rows=batch, queries=1, context=context, page=page, kv_dtype=held, greedy=True)
+    attention, parts = config.layers[0].attention, laid.parts("cache_heads")
+    work = decode_work(
+        [context] * batch,
+        [1] * batch,
+        num_heads=attention.num_heads // parts,
+        num_kv_heads=attention.num_kv_heads // parts,
+        head_dim=attention.head_dim,
+        page_size=page,
+        kv_dtype=held,
+        generation=generation,
+        table_width=-(-context // page),
+    )
+    return replace(case, work={"decode_attention": work})
 
 
 def shipped_config(model: str) -> ModelConfig:
