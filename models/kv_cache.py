@@ -72,7 +72,9 @@ class RaggedBatch:
         def of(table: Int[Array, "B pages"]) -> RaggedIndex:
             return RaggedIndex(table, self.query_starts, self.kv_lens, self.max_query_len)
 
-        places = TokenPlaces.of(self.tokens.shape[0], of(self.page_tables[0]))
+        # Texts side by side without rows (compress/forward.py) have positions of their own.
+        rows = self.query_starts.shape[0] - 1
+        places = TokenPlaces.of(self.tokens.shape[0], of(self.page_tables[0])) if rows else None
         return tuple(replace(of(table), places=places) for table in self.page_tables)
 
 
