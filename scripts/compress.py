@@ -85,7 +85,7 @@ def quantize(
     \b
     --json prints one object:
       source, destination, scheme, method, bytes_before, bytes, tokens, perplexity, reference_perplexity, mean_kl,
-      p99_kl, max_kl, top1_agreement
+      p99_kl, max_kl, top1_agreement, greedy_divergence, greedy_tokens
     """
     with reporting(debug):
         prepare_devices()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LIMITS = "Limits"
 """Title of the options that make it fail."""
+HARNESS = "Tasks"
+"""Title of the options of lm-evaluation-harness."""
 
 
 class QualityError(DistaffError):
@@ -59,6 +61,23 @@ def evaluate(
     backend: Backend = "auto",
     max_kl: MaxKL = None,
     max_ppl_increase: MaxPplIncrease = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Answer tasks of the lm-evaluation-harness instead of reading a text (the extra 'eval').",
+            rich_help_panel=HARNESS,
+        ),
+    ] = None,
+    task_folder: Annotated[
+        Path | None,
+        typer.Option("--task-folder", metavar="DIR", help="With more tasks, as YAML files.", rich_help_panel=HARNESS),
+    ] = None,
+    task_limit: Annotated[
+        int | None,
+        typer.Option("--task-limit", metavar="N", min=1, help="Questions of each task.", rich_help_panel=HARNESS),
+    ] = None,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -73,14 +92,31 @@ def evaluate(
       distaff eval smollm2-135m-instruct
       distaff eval smollm2-135m-instruct --quantize int8 --kv-dtype int8
       distaff eval ./smaller --against smollm2-135m-instruct --max-kl 0.05 --json
+      distaff eval ./smaller --tasks arc_easy,piqa --task-limit 200
 
     \b
     --json prints one object:
       model, reference, dtype, quantize, kv_dtype, backend, window, tokens, perplexity, and with a reference
-      reference_perplexity, mean_kl, p99_kl, max_kl (nats), top1_agreement
+      reference_perplexity, mean_kl, p99_kl, max_kl (nats), top1_agreement, greedy_divergence, greedy_tokens;
+      with --tasks model, dtype, quantize, kv_dtype, backend, tasks (their figures by their names)
     """
     with reporting(debug):
         prepare_devices()
+        if tasks is not None:
+            given = {
+                "--against": against,
+                "--text": text,
+                "--tokens": tokens,
+                "--max-kl": max_kl,
+                "--max-ppl-increase": max_ppl_increase,
+            }
+            if named := [option for option, value in given.items() if value is not None]:
+                raise UsageError(f"--tasks asks MODEL alone, and reads no text: leave {', '.join(named)} out")
+            options = {"dtype": dtype.value, "quantize": quantize, "kv_dtype": kv_dtype, "backend": backend}
+            _answer(model, tasks, task_folder, task_limit, options | {"offline": offline or None}, json)
+            return
+        if task_folder is not None or task_limit is not None:
+            raise UsageError("--task-folder and --task-limit are for tasks: give --tasks NAMES")
         compared = against or (model if quantize or kv_dtype or dtype is not Dtype.FLOAT32 else None)
         if compared is None and (max_kl is not None or max_ppl_increase is not None):
             raise UsageError("--max-kl and --max-ppl-increase need something to compare with: give --against REF")
@@ -116,6 +152,29 @@ def evaluate(
         check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase)
 
 
+def _answer(
+    model: str, tasks: str, folder: Path | None, limit: int | None, options: dict[str, Any], json: bool
+) -> None:
+    """Lets a model answer tasks, and prints their figures."""
+    from ..serving.harness import check_harness, run_tasks
+
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--task-folder {folder}: found no folder there, expected one with YAML files of tasks")
+    check_harness()
+    from ..serving import LLM
+
+    with ProgressDisplay(model) as display:
+        llm = LLM(model, on_progress=display, **options)
+    figures = run_tasks(llm, [name for name in tasks.split(",") if name], folder=folder, limit=limit)
+    if json:
+        told = {name: options[name] for name in ("dtype", "quantize", "kv_dtype")}
+        print_json({"model": model, **told, "backend": llm.backend.name, "tasks": figures})
+        return
+    for name, numbers in figures.items():
+        for figure, value in numbers.items():
+            typer.echo(f"{f'{name}, {figure}':<50}{value:.4f}")
+
+
 def read_text(option: str, path: Path | None) -> str | None:
     """The text file that an option names.
 
@@ -143,6 +202,7 @@ def quality_table(quality: "Quality") -> list[str]:
         ("99th percentile of KL", quality.p99_kl, ".5f"),
         ("largest KL", quality.max_kl, ".5f"),
         ("same most likely token", quality.top1_agreement, ".2%"),
+        (f"greedy tokens alike, of {quality.greedy_tokens}", quality.greedy_divergence, ".1f"),
     ]
     return [f"{name:<30}{format(value, form)}" for name, value, form in rows if value is not None]
 

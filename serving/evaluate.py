@@ -1,7 +1,7 @@
 """Loads models by name and compares them on a text."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 
@@ -16,7 +16,7 @@ from ..models.config import ModelConfig
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
 from .llm import cache_dtype
-from .quality import Forward, Quality, check_length, compare
+from .quality import Forward, Quality, check_length, compare, greedy_divergence
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,13 @@ def measure_quality(
                 "compare models of one family"
             )
     ids = text_ids(tokenizer, text, max_tokens)
-    begins = tokenizer.encode("a")[:1] == [tokenizer.bos_id]
-    return compare(
-        model.load(chosen, window),
-        ids,
-        None if other is None else other.load(chosen, window),
-        bos=tokenizer.bos_id if begins else None,
-        on_window=progress,
-    )
+    bos = tokenizer.bos_id if tokenizer.encode("a")[:1] == [tokenizer.bos_id] else None
+    ours, theirs = model.load(chosen, window), None if other is None else other.load(chosen, window)
+    quality = compare(ours, ids, theirs, bos=bos, on_window=progress)
+    if theirs is None:
+        return quality
+    alike, most = greedy_divergence(ours, theirs, ids, bos=bos)
+    return replace(quality, greedy_divergence=alike, greedy_tokens=most)
 
 
 def text_ids(tokenizer: Tokenizer, text: str | None, max_tokens: int | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -32,6 +33,8 @@ class Quality:
         reference_perplexity: of the reference.
         mean_kl, p99_kl, max_kl: KL(reference || model) in nats over the places of the text.
         top1_agreement: share of places where both find the same token the most likely.
+        greedy_divergence: where both write on greedily from the same text, how many tokens they write alike before the
+            first that differs, on average; `greedy_tokens` is as many as were compared.
     """
 
     tokens: int
@@ -41,6 +44,8 @@ class Quality:
     p99_kl: float | None = None
     max_kl: float | None = None
     top1_agreement: float | None = None
+    greedy_divergence: float | None = None
+    greedy_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,10 +69,10 @@ class Forward:
         machine = Machine(backend, OneDevice())
 
         def run(
-            weights: PyTree, cache: KVCache, tokens: Int[Array, "T"], count: Int[Array, ""]
+            weights: PyTree, cache: KVCache, tokens: Int[Array, "T"], start: Int[Array, ""], count: Int[Array, ""]
         ) -> tuple[Float[Array, "T V"], KVCache]:
             starts = jnp.stack([jnp.int32(0), count])
-            batch = RaggedBatch(tokens, starts, count[None], tables, jnp.zeros((1, 1), jnp.int32))
+            batch = RaggedBatch(tokens, starts, (start + count)[None], tables, jnp.zeros((1, 1), jnp.int32))
             decoder = bind(config, weights)
             hidden, cache = decoder(batch, cache, machine)
             return decoder.logits(hidden, machine), cache
@@ -79,14 +84,32 @@ class Forward:
         self.window = window
         self._cache = empty()
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (self._weights, self._cache))
-        tokens, count = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((window,), ()))
-        self._run = backend.compile(run, (*abstract, tokens, count), donate=(1,))
+        scalar = jax.ShapeDtypeStruct((), jnp.int32)
+
+        def compiled(size: int) -> Callable[..., Any]:
+            tokens = jax.ShapeDtypeStruct((size,), jnp.int32)
+            return backend.compile(run, (*abstract, tokens, scalar, scalar), donate=(1,))
+
+        self._compiled = lru_cache(compiled)
+        self._compiled(window)
 
     def __call__(self, tokens: Sequence[int]) -> Float[Array, "T V"]:
         """fp32 scores behind each token, and behind padding up to the window."""
-        padded = np.zeros(self.window, np.int32)
+        return self._feed(tokens, 0, self.window)
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """The `count` tokens that the model writes behind a text, always the most likely one, within the window."""
+        written = [int(self(tokens)[len(tokens) - 1].argmax())]
+        while len(written) < count:
+            logits = self._feed(written[-1:], len(tokens) + len(written) - 1, 1)
+            written.append(int(logits[0].argmax()))
+        return written
+
+    def _feed(self, tokens: Sequence[int], start: int, size: int) -> Float[Array, "T V"]:
+        padded = np.zeros(size, np.int32)
         padded[: len(tokens)] = tokens
-        logits, self._cache = self._run(self._weights, self._cache, padded, np.int32(len(tokens)))
+        run = self._compiled(size)
+        logits, self._cache = run(self._weights, self._cache, padded, np.int32(start), np.int32(len(tokens)))
         return logits
 
 
@@ -147,6 +170,31 @@ def compare(
         float(kl.max()),
         float(np.concatenate(agreed).mean()),
     )
+
+
+def greedy_divergence(
+    model: Scores, reference: Forward, ids: Sequence[int], *, bos: int | None = None, texts: int = 4, most: int = 32
+) -> tuple[float, int]:
+    """How many tokens two models write alike before the first that differs, on average, and as many as were compared.
+
+    Up to there the model's own text is the reference's, so that it is asked once for all places of that.
+
+    Args:
+        ids: a text; windows of it are written on from their first halves.
+        texts: how many of them, the first ones.
+        most: tokens for each.
+    """
+    half, alike = model.window // 2, []
+    count = min(most, model.window - half)
+    for window in windows(ids, model.window, bos):
+        start = min(len(window), half)
+        written = reference.greedy(window[:start], count)
+        found = np.asarray(model([*window[:start], *written[:-1]])[start - 1 : start + count - 1].argmax(axis=1))
+        differs = np.flatnonzero(found != np.asarray(written))
+        alike.append(int(differs[0]) if len(differs) else count)
+        if len(alike) == texts:
+            break
+    return float(np.mean(alike)), count
 
 
 def check_length(ids: Sequence[int]) -> None:
