@@ -115,8 +115,8 @@ class Programs:
         self._only_ready, self._rehearsing, self._warm = False, False, True
 
     def _rehearse(self, name: Bucket | str) -> None:
-        """A call that leaves nothing behind: no row is admitted, no page copied, and a step reads one token of slot 0
-        into page 0, where nothing stands yet."""
+        """A call that leaves nothing behind: no row is admitted, no page copied, and a step reads a token of slot 0 into
+        page 0, where nothing stands yet; decode does so twice, since a further turn may be another program."""
         if name == "admit":
             none = np.full(MAX_ADMITTED, self.num_slots, np.int32)
             few = RowState.empty(MAX_ADMITTED, self.max_len, self._config.vocab_size)
@@ -133,7 +133,8 @@ class Programs:
         slots[0], kv_lens[0], starts[0] = 0, 1, 0
         pages = np.zeros((name.num_rows, -(-self.max_len // self.page_size)), np.int32)
         draws = np.zeros(name.num_rows, np.bool_)
-        arrays: Any = (slots, starts, kv_lens, (pages,) * len(self.groups), draws, np.asarray(1, np.int32))
+        num_steps = np.asarray(min(2, self.max_steps) if name.kind == "decode" else 1, np.int32)
+        arrays: Any = (slots, starts, kv_lens, (pages,) * len(self.groups), draws, num_steps)
         self.step(name, StepBatch(*arrays))
 
     def admit(self, slots: list[int], histories: list[list[int]], rows: list[dict[str, np.ndarray]]) -> None:

@@ -41,8 +41,8 @@ BACKEND = os.environ.get("DISTAFF_TEST_BACKEND")
 
 @pytest.fixture(scope="session")
 def backend_option() -> tuple[str, ...]:
-    """What commands are told of the backend, in a process of their own."""
-    return () if BACKEND is None else ("--backend", BACKEND)
+    """What commands are told of the backend, in a process of their own; a short context, which any memory holds."""
+    return () if BACKEND is None else ("--backend", BACKEND, "--context", "512")
 
 
 @pytest.fixture(autouse=True, scope="session")

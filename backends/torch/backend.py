@@ -99,7 +99,9 @@ class TorchBackend(ReferenceBackend):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tuple(abstract_args))
         traced = jax.jit(step).trace(*shapes)
         donated = _leaves_of(shapes, donate)
-        target = Target(self.driver.device, self.driver.reads_values, self.driver.attention())
+        driver = self.driver
+        cut = None if driver.reads_values else driver.finish
+        target = Target(driver.device, driver.reads_values, driver.attention(), cut)
         lowered = lower(traced.lojax.jaxpr, target, given=donated)
         self._check_room(lowered.scratch)
         return TorchProgram(

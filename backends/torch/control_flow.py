@@ -1,10 +1,11 @@
 """Loops, branches and attention: operations that hold programs of their own, or write into memory.
 
 Each becomes a module that the graph calls. Predicates are read on the host; where the device is the host that is free,
-elsewhere each turn of a `while` and each `cond` waits for the device once.
+elsewhere each turn of a `while` and each `cond` waits for the device once. What was collected by then is sent first: or
+a turn's graph would hold those of the turns before it, and each number of turns would be compiled anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +70,16 @@ class Scan(torch.nn.Module):
 class While(torch.nn.Module):
     """Runs the body as long as the test says so."""
 
-    def __init__(self, test: Module, body: Module, test_consts: int, body_consts: int) -> None:
+    def __init__(
+        self, test: Module, body: Module, test_consts: int, body_consts: int, cut: Callable[[], None] | None
+    ) -> None:
         super().__init__()
-        self.test, self.body = test, body
+        self.test, self.body, self.cut = test, body, cut
         self.test_consts, self.first = test_consts, test_consts + body_consts
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         test, body, carry = args[: self.test_consts], args[self.test_consts : self.first], args[self.first :]
-        while self.test(*test, *carry)[0].item():
+        while read(self.test(*test, *carry)[0], self.cut):
             carry = self.body(*body, *carry)
         return carry
 
@@ -84,13 +87,21 @@ class While(torch.nn.Module):
 class Cond(torch.nn.Module):
     """Runs one of the branches."""
 
-    def __init__(self, branches: Sequence[Module]) -> None:
+    def __init__(self, branches: Sequence[Module], cut: Callable[[], None] | None) -> None:
         super().__init__()
+        self.cut = cut
         self.branches = torch.nn.ModuleList(branches)
 
     def forward(self, which: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
-        number = min(max(int(which.item()), 0), len(self.branches) - 1)
+        number = min(max(int(read(which, self.cut)), 0), len(self.branches) - 1)
         return self.branches[number](*args)
+
+
+def read(number: Tensor, cut: Callable[[], None] | None) -> bool | int:
+    """A number on the host, behind a cut."""
+    if cut is not None:
+        cut()
+    return number.item()
 
 
 class Reduce(torch.nn.Module):
@@ -225,11 +236,12 @@ def emit(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...] | None
             )  # fmt: skip
         case "while":
             written = {place + held.test_consts for place in held.body.writes if place >= held.body_consts}
-            module = While(held.test.module, held.body.module, held.test_consts, held.body_consts)
+            cut = builder.target.cut
+            module = While(held.test.module, held.body.module, held.test_consts, held.body_consts, cut)
         case "reduce":
             module = Reduce(held.module, op.params["dimensions"])
         case _:
-            module = Cond([branch.module for branch in held])
+            module = Cond([branch.module for branch in held], builder.target.cut)
     for place in written - builder.known.writable[number]:
         values[place] = builder.fresh(values[place])
     result = builder.call_module(module, values)

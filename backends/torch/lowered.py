@@ -11,12 +11,14 @@ from .names import Module, Value
 
 @dataclass(frozen=True)
 class Target:
-    """What a graph is built for: torch's name of the device, whether the host can look at its numbers for free, and
-    what computes attention there (None: torch's own)."""
+    """What a graph is built for: torch's name of the device, whether the host can look at its numbers for free, what
+    computes attention there (None: torch's own), and what is called before a number is read, so that a device that
+    collects operations has begun with all of them (None: nothing)."""
 
     device: str = "cpu"
     reads_values: bool = True
     attention: Callable[..., Any] | None = None
+    cut: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """torch_xla's CPU device: random bits, and a family's logits against `transformers`; nothing compiles twice."""
 
 import importlib
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -43,16 +47,28 @@ def test_logits_of_a_family_and_the_number_of_compilations(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("case", ["llama31", "gemma2", "gpt_oss", "qwen3_moe"])
-def test_the_engine_gives_the_references_tokens_and_compiles_nothing_once_it_is_warm(case: str) -> None:
+def test_the_engine_gives_the_references_tokens_and_ends_compiling(case: str) -> None:
+    """What a branch that no request took before leads to is compiled when one does: the third round takes none."""
     golden, counter = Golden(GOLDEN / case), importlib.import_module("torch_xla.debug.metrics").counter_value
     wanted = requests(golden, 3)
     with engine_of(golden, select_backend("torch:xla")) as engine:
         engine.warm_up()
-        compiled = counter("UncachedCompile")
-        got = [list(answer.token_ids) for answer in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
-        print(f"{case}: {compiled} programs, {counter('UncachedCompile') - compiled} after the warm-up")
-        assert counter("UncachedCompile") == compiled
+        compiled = [counter("UncachedCompile")]
+        for _ in range(3):
+            got = [list(answer.token_ids) for answer in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
+            compiled.append(counter("UncachedCompile"))
+        print(f"{case}: {compiled} programs behind the warm-up and each round")
+    assert compiled[-1] == compiled[-2]
     assert got == tokens_of(golden, "reference", wanted)
+
+
+def test_weights_spread_over_four_devices_give_the_same_tokens() -> None:
+    """torch_xla's SPMD, by the table of a layout; in a process of its own, since it is for all of one."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.backends.torch.spmd_program"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["tokens"] == told["want"] and told["query"] == "{devices=[1,4,1,1]0,1,2,3}"
 
 
 @pytest.mark.parametrize(("torch", "torch_xla"), [("2.13.0", "2.9.0"), ("2.9.1", "2.8.1")])
