@@ -104,8 +104,8 @@ class Capabilities:
     `matmul_dtypes` are the types that the chip multiplies at a rate of their own, the fastest last.
     `batch_invariant`: a token's numbers are the same bits in every bucket and beside any neighbours.
     `custom_masks`: ragged_attention takes a mask in its RaggedIndex.
-    `packed_weights`: in their prepared form weights lie in an order of the backend's, so that parts of one, side by side
-    along a logical axis, are not the whole.
+    `packed_weights`: in their prepared form weights lie in an order of the backend's, so that parts of one, side by
+    side along a logical axis, are not the whole.
     `rehearsals`: first calls in which the device still compiles or records, so that a warm-up makes them.
     """
 

@@ -115,8 +115,8 @@ class Programs:
         self._only_ready, self._rehearsing, self._warm = False, False, True
 
     def _rehearse(self, name: Bucket | str) -> None:
-        """A call that leaves nothing behind: no row is admitted, no page copied, and a step reads a token of slot 0 into
-        page 0, where nothing stands yet; decode does so twice, since a further turn may be another program."""
+        """A call that leaves nothing behind: no row is admitted, no page copied, and a step reads a token of slot 0
+        into page 0, where nothing stands yet; decode does so twice, since a further turn may be another program."""
         if name == "admit":
             none = np.full(MAX_ADMITTED, self.num_slots, np.int32)
             few = RowState.empty(MAX_ADMITTED, self.max_len, self._config.vocab_size)
