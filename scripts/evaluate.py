@@ -214,8 +214,8 @@ def check_quality(quality: "Quality", *, max_kl: float | None, max_ppl_increase:
         QualityError: it is beyond one.
     """
     if max_kl is not None and quality.mean_kl is not None and not quality.mean_kl <= max_kl:
-        raise QualityError(f"mean KL is {quality.mean_kl:.5f} nats, allowed are {max_kl}; round less, or calibrate")
+        raise QualityError(f"mean KL is {quality.mean_kl:.5f} nats, allowed are {max_kl}")
     if max_ppl_increase is not None and quality.reference_perplexity is not None:
         rise = quality.perplexity / quality.reference_perplexity - 1
         if not rise <= max_ppl_increase:
-            raise QualityError(f"perplexity rises by {rise:.2%}, allowed are {max_ppl_increase:.2%}; round less")
+            raise QualityError(f"perplexity rises by {rise:.2%}, allowed are {max_ppl_increase:.2%}")
