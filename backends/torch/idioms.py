@@ -15,6 +15,8 @@ from .flat_jaxpr import Atom, Constant, FlatJaxpr, Op, flatten_jaxpr, prune
 from .names import DType, Tensor, Value, torch
 from .rules import Equation, Rule
 
+# What each of JAX's ways to search compares by, where equal numbers stand before the place that is sought.
+_RIGHT = {"_searchsorted_scan_impl": "lt_to", "_searchsorted_compare_all_impl": "le_to"}
 _VIEWS = ("broadcast_in_dim", "reshape", "squeeze")
 
 
@@ -25,9 +27,10 @@ def whole_call(name: str, jaxpr: Any) -> tuple[str, Mapping[str, Any]] | None:
     if name == "searchsorted":
         table, sought = (var.aval for var in jaxpr.invars)
         whole_numbers = table.dtype == sought.dtype and table.dtype.name in ("int8", "int16", "int32", "uint8")
+        ways = {eqn.params.get("name") for eqn in jaxpr.eqns} & {*_RIGHT}
         compares = {"lt_to", "le_to"} & {*_primitives(jaxpr)}
-        if table.ndim == 1 and whole_numbers and len(compares) == 1 and len(jaxpr.outvars) == 1:
-            return "searchsorted", {"right": "lt_to" in compares}
+        if table.ndim == 1 and whole_numbers and len(ways) == len(compares) == 1:
+            return "searchsorted", {"right": compares == {_RIGHT[ways.pop()]}}
     return None
 
 

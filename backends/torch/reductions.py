@@ -60,7 +60,7 @@ def _running(of: Callable[..., Value]) -> Rule:
 
 
 def _axes(eqn: Equation) -> tuple[int, ...]:
-    return tuple(eqn.params["axes"])
+    return tuple(int(axis) for axis in eqn.params["axes"])  # vmap leaves numpy's numbers among them
 
 
 def _best(of: Callable[..., Any]) -> Callable[[Equation, Value, int], Value]:

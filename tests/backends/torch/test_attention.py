@@ -70,6 +70,18 @@ def test_a_mask_of_the_callers(target: Target) -> None:
     np.testing.assert_allclose(got[0], want[0], atol=2e-6)
 
 
+@pytest.mark.parametrize("target", [Target(), Target(reads_values=False)], ids=["reads", "static"])
+def test_attention_without_a_cache(target: Target) -> None:
+    rng, lengths = np.random.default_rng(0), np.asarray([20, 7], np.int32)
+    q, k, v = (rng.normal(size=(2, 20, heads, 16)).astype(np.float32) for heads in (6, 2, 2))
+
+    def call(q: Any, k: Any, v: Any, lengths: Any) -> Any:
+        return ReferenceBackend().dense_attention(q, k, v, AttentionSpec(0.3), lengths=lengths)
+
+    want = jax.jit(call)(q, k, v, lengths)
+    np.testing.assert_allclose(on_torch(call, q, k, v, lengths, target=target), want, atol=2e-6)
+
+
 def test_it_is_one_operation_of_the_graph() -> None:
     def call(q: Any, k: Any, v: Any, cache: Any, table: Any, starts: Any, lens: Any, sink: Any) -> Any:
         return ReferenceBackend().ragged_attention(

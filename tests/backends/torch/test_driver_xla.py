@@ -53,7 +53,7 @@ def test_the_engine_gives_the_references_tokens_and_ends_compiling(case: str) ->
     wanted = requests(golden, 3)
     with engine_of(golden, select_backend("torch:xla")) as engine:
         engine.warm_up()
-        compiled = [counter("UncachedCompile")]
+        compiled, got = [counter("UncachedCompile")], []
         for _ in range(3):
             got = [list(answer.token_ids) for answer in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
             compiled.append(counter("UncachedCompile"))

@@ -88,13 +88,18 @@ def test_gates(dtype: str) -> None:
 
 @given(size=st.integers(1, 9), count=st.integers(0, 9), side=st.sampled_from(["left", "right"]))
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
-def test_places_in_a_table(size: int, count: int, side: str) -> None:
+@pytest.mark.parametrize("method", [None, "scan", "scan_unrolled", "compare_all", "sort"])
+def test_places_in_a_table(method: str | None, size: int, count: int, side: str) -> None:
+    """By each of JAX's ways, which compare otherwise; of numbers that are known, too."""
     rng = np.random.default_rng(size)
     table, sought = np.sort(rng.integers(-3, 5, size)).astype(np.int32), rng.integers(-5, 7, count).astype(np.int32)
-    function = lambda table, sought: jnp.searchsorted(table, sought, side=side)  # noqa: E731
-    assert called(function, table, sought) == ["searchsorted"]
+    way: dict[str, Any] = {} if method is None else {"method": method}
+    function = lambda table, sought: jnp.searchsorted(table, sought, side=side, **way)  # noqa: E731
+    if method in (None, "scan", "compare_all"):
+        assert called(function, table, sought) == ["searchsorted"]
     compare(function, table, sought)
-    assert "searchsorted" not in called(lambda *args: jnp.searchsorted(*args, side=side), table.astype(float), sought)
+    compare(lambda one: function(jnp.asarray(table), jnp.asarray(sought)) + one, np.int32(1))
+    assert "searchsorted" not in called(function, table.astype(np.float32), sought)
 
 
 @pytest.mark.parametrize(
