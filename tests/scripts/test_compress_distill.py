@@ -98,13 +98,13 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
     made = tmp_path / "killed"
     program = "from distaff.scripts.main import main; main()"
     command = [sys.executable, "-c", program, "compress", "distill", *names, str(made), *options]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    assert running.stderr is not None
-    for line in running.stderr:
-        if line.startswith("step 10 of 30"):
-            running.send_signal(signal.SIGKILL)
-            break
-    running.wait(60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("step 10 of 30"):
+                running.send_signal(signal.SIGKILL)
+                break
+        running.wait(60)
     assert not made.exists() and (tmp_path / "killed.training").is_dir()
     assert distaff("compress", "distill", *names, str(made), *options, "--seed", "1") == 2
     assert "holds the state of a training with seed 0, this one has 1" in capsys.readouterr().err

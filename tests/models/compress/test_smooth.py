@@ -111,7 +111,8 @@ def test_smoothquant_takes_outliers_from_the_inputs() -> None:
 
     scales = smoothquant("int8")([weight], seen, None)
     published = [error(smoothquant_scales([weight], seen, step / 20)) for step in range(1, 20)]
-    assert error(scales) <= 1.01 * min(published) < 0.2 * error(np.ones(32))
+    # Every second strength is tried, and judged with weights whose scales have the least error, not the largest weight.
+    assert error(scales) <= 1.1 * min(published) < 0.2 * error(np.ones(32))
 
 
 def test_awq_chooses_the_best_of_its_grid() -> None:
