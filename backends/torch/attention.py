@@ -106,10 +106,15 @@ class Attention(torch.nn.Module):
         n, num_heads, head_dim = q.shape
         num_kv_heads = pages.shape[3]
         longest = max(at.lens)
-        read = pages[at.table].flatten(1, 2)[:, :longest].to(q.dtype)  # [n, S, 2, K, H]
+        # By position: gathering whole pages, then clearing what was never written, took far longer. What is hidden
+        # is read where the row's first key stands: what was never written may hold anything, and 0 * NaN is NaN.
         hidden = None if at.hidden is None else at.hidden[:, :longest]
-        if hidden is not None:  # positions that were never written may hold anything, and 0 * NaN is NaN
-            read.masked_fill_(hidden[..., None, None, None], 0)  # what was gathered is a copy
+        position = torch.arange(longest, device=q.device).expand(n, longest)
+        position = position if hidden is None else position.masked_fill(hidden, 0)
+        size = pages.shape[1]
+        place = torch.gather(at.table, 1, position // size) * size + position % size
+        read = pages.flatten(0, 1).flatten(1).index_select(0, place.reshape(-1)).to(q.dtype)
+        read = read.view(n, longest, 2, num_kv_heads, head_dim)
         keys, values = read[:, :, 0].transpose(1, 2), read[:, :, 1].transpose(1, 2)  # [n, K, S, H]
         if self.spec.window is not None and longest > self.spec.window:
             last = torch.tensor(at.lens, device=q.device)[:, None]
