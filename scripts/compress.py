@@ -1,13 +1,23 @@
 """`distaff compress`: smaller models, with the loss measured before anybody serves them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .compress_distill import distill
+from .compress_options import (
+    Calibration,
+    CalibrationTokens,
+    Destination,
+    Overwrite,
+    Source,
+    Text,
+    Tokens,
+    Window,
+    measurement,
+)
 from .compress_prune import prune
-from .evaluate import MaxKL, MaxPplIncrease, check_quality, quality_table, read_text
+from .evaluate import MaxKL, MaxPplIncrease, quality_table, read_text
 from .options import Backend, Debug, Dtype, Json, Offline
 from .output import print_json, size_text
 from .progress import ProgressDisplay, Step
@@ -24,10 +34,8 @@ app.command("distill", cls=SectionedCommand)(distill)
 
 @app.command("quantize")
 def quantize(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="What --model takes: a name, a folder, a .gguf file, a hub id.")
-    ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    source: Source,
+    destination: Destination,
     scheme: Annotated[
         str,
         typer.Option(
@@ -42,32 +50,18 @@ def quantize(
             help="How numbers are chosen: rtn (to nearest); by a text gptq, awq (weights alone) or smoothquant (int8).",
         ),
     ] = "rtn",
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", metavar="FILE", help="Text for the method, UTF-8. [default: a sample]"),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--calibration-tokens", metavar="N", min=256, help="Read no more of it than these. [default: 4096]"
-        ),
-    ] = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="What stays, such as norms and the table of the vocabulary, is stored in.")
     ] = Dtype.BFLOAT16,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text to measure with, UTF-8. [default: a sample]")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", min=64, help="Measure with no more than these.")
-    ] = None,
-    window: Annotated[
-        int, typer.Option("--window", metavar="N", min=16, help="Tokens that are read at once, from nothing.")
-    ] = 512,
+    text: Text = None,
+    tokens: Tokens = None,
+    window: Window = 512,
     backend: Backend = "auto",
     max_kl: MaxKL = None,
     max_ppl_increase: MaxPplIncrease = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    overwrite: Overwrite = False,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -91,6 +85,14 @@ def quantize(
         prepare_devices()
         from ..serving.compress import quantize_checkpoint
 
+        measure = measurement(
+            text=text,
+            tokens=tokens,
+            window=window,
+            backend=backend,
+            max_kl=max_kl,
+            max_ppl_increase=max_ppl_increase,
+        )
         with ProgressDisplay(source) as display:
             done = quantize_checkpoint(
                 source,
@@ -100,13 +102,9 @@ def quantize(
                 calibration=read_text("--calibration", calibration),
                 calibration_tokens=calibration_tokens,
                 dtype=dtype.value,
-                text=read_text("--text", text),
-                max_tokens=tokens,
-                window=window,
-                backend=backend,
+                measurement=measure,
                 overwrite=overwrite,
                 offline=offline or None,
-                check=lambda quality: check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase),
                 progress=lambda stage, done, total: display(Step(stage, done, total)),
             )
         if json:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..backends.errors import InvalidParameterError, UsageError
-from .evaluate import MaxKL, MaxPplIncrease, check_quality, quality_table, read_text
+from .compress_options import Destination, Overwrite, Text, Tokens, Window, measurement
+from .evaluate import MaxKL, MaxPplIncrease, quality_table, read_text
 from .options import Backend, Debug, Devices, Dtype, Json, Layout, Offline
 from .output import print_json
 from .progress import ProgressDisplay, Step
@@ -27,7 +28,7 @@ def distill(
         str, typer.Argument(metavar="STUDENT", help="What learns: a pruned or a smaller model of the same tokenizer.")
     ],
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="What it learns from, as --model takes it.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    destination: Destination,
     train: Annotated[
         Path | None,
         typer.Option(
@@ -119,19 +120,13 @@ def distill(
     layout: Layout = None,
     devices: Devices = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What is written, and measured.")] = Dtype.BFLOAT16,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text to measure with, UTF-8. [default: a sample]")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", min=64, help="Measure with no more than these.")
-    ] = None,
-    window: Annotated[
-        int, typer.Option("--window", metavar="N", min=16, help="Tokens that are read at once, from nothing.")
-    ] = 512,
+    text: Text = None,
+    tokens: Tokens = None,
+    window: Window = 512,
     backend: Backend = "auto",
     max_kl: MaxKL = None,
     max_ppl_increase: MaxPplIncrease = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    overwrite: Overwrite = False,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -151,7 +146,7 @@ def distill(
     --json prints one object:
       student, teacher, destination, steps, trained_tokens, text_tokens, kl_before, kl_after, acceptance_before,
       acceptance, greedy_agreement, seconds, tokens, perplexity, reference_perplexity, mean_kl, p99_kl, max_kl,
-      top1_agreement
+      top1_agreement, greedy_divergence, greedy_tokens
     """
     with reporting(debug):
         prepare_layout(layout, devices)
@@ -174,6 +169,14 @@ def distill(
             seed=seed,
         )
         start = time.monotonic()
+        measure = measurement(
+            text=text,
+            tokens=tokens,
+            window=window,
+            backend=backend,
+            max_kl=max_kl,
+            max_ppl_increase=max_ppl_increase,
+        )
         with ProgressDisplay(student) as display:
 
             def show(done: "Trained") -> None:
@@ -192,15 +195,11 @@ def distill(
                 length=length,
                 layout=layout,
                 dtype=dtype.value,
-                text=read_text("--text", text),
-                max_tokens=tokens,
-                window=window,
-                backend=backend,
+                measurement=measure,
                 measure_every=measure_every,
                 save_every=save_every,
                 overwrite=overwrite,
                 offline=offline or None,
-                check=lambda quality: check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase),
                 progress=show,
             )
         told, seconds = done.told, time.monotonic() - start

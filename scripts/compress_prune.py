@@ -1,11 +1,21 @@
 """`distaff compress prune`: weights, heads, channels or layers go."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .evaluate import MaxKL, MaxPplIncrease, check_quality, quality_table, read_text
+from .compress_options import (
+    Calibration,
+    CalibrationTokens,
+    Destination,
+    Overwrite,
+    Source,
+    Text,
+    Tokens,
+    Window,
+    measurement,
+)
+from .evaluate import MaxKL, MaxPplIncrease, quality_table, read_text
 from .options import Backend, Debug, Dtype, Json, Offline
 from .output import print_json
 from .progress import ProgressDisplay, Step
@@ -14,10 +24,8 @@ from .startup import prepare_devices
 
 
 def prune(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="What --model takes: a name, a folder, a .gguf file, a hub id.")
-    ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    source: Source,
+    destination: Destination,
     pattern: Annotated[
         str,
         typer.Option(
@@ -38,30 +46,16 @@ def prune(
             "go by the angle between what goes in and what comes out]",
         ),
     ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", metavar="FILE", help="Text to choose by, UTF-8. [default: a sample]"),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--calibration-tokens", metavar="N", min=256, help="Read no more of it than these. [default: 4096]"
-        ),
-    ] = None,
+    calibration: Calibration = None,
+    calibration_tokens: CalibrationTokens = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What is written, and measured.")] = Dtype.BFLOAT16,
-    text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="Text to measure with, UTF-8. [default: a sample]")
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", min=64, help="Measure with no more than these.")
-    ] = None,
-    window: Annotated[
-        int, typer.Option("--window", metavar="N", min=16, help="Tokens that are read at once, from nothing.")
-    ] = 512,
+    text: Text = None,
+    tokens: Tokens = None,
+    window: Window = 512,
     backend: Backend = "auto",
     max_kl: MaxKL = None,
     max_ppl_increase: MaxPplIncrease = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    overwrite: Overwrite = False,
     offline: Offline = False,
     json: Json = False,
     debug: Debug = False,
@@ -81,12 +75,20 @@ def prune(
     --json prints one object:
       source, destination, pattern, method, sparsity, zeros (of unstructured, 2:4, 4:8), removed and angular_distance
       (of layers), parameters_before, parameters, tokens, perplexity, reference_perplexity, mean_kl, p99_kl, max_kl,
-      top1_agreement
+      top1_agreement, greedy_divergence, greedy_tokens
     """
     with reporting(debug):
         prepare_devices()
         from ..serving.prune import prune_checkpoint
 
+        measure = measurement(
+            text=text,
+            tokens=tokens,
+            window=window,
+            backend=backend,
+            max_kl=max_kl,
+            max_ppl_increase=max_ppl_increase,
+        )
         with ProgressDisplay(source) as display:
             done = prune_checkpoint(
                 source,
@@ -97,13 +99,9 @@ def prune(
                 calibration=read_text("--calibration", calibration),
                 calibration_tokens=calibration_tokens,
                 dtype=dtype.value,
-                text=read_text("--text", text),
-                max_tokens=tokens,
-                window=window,
-                backend=backend,
+                measurement=measure,
                 overwrite=overwrite,
                 offline=offline or None,
-                check=lambda quality: check_quality(quality, max_kl=max_kl, max_ppl_increase=max_ppl_increase),
                 progress=lambda stage, done, total: display(Step(stage, done, total)),
             )
         if json:

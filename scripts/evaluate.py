@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..backends.errors import DistaffError, InvalidParameterError, UsageError
+from ..backends.errors import InvalidParameterError, UsageError
 from .options import Backend, Debug, Dtype, Json, KVDtype, Offline, Quantize
 from .output import print_json
 from .progress import ProgressDisplay, Step
@@ -15,14 +15,11 @@ from .startup import prepare_devices
 if TYPE_CHECKING:
     from ..serving.quality import Quality
 
+DEFAULT_WINDOW = 512
 LIMITS = "Limits"
 """Title of the options that make it fail."""
 HARNESS = "Tasks"
 """Title of the options of lm-evaluation-harness."""
-
-
-class QualityError(DistaffError):
-    """A model is further from its reference than was allowed."""
 
 
 MaxKL = Annotated[
@@ -53,8 +50,11 @@ def evaluate(
         int | None, typer.Option("--tokens", metavar="N", min=64, help="Read no more than these.")
     ] = None,
     window: Annotated[
-        int, typer.Option("--window", metavar="N", min=16, help="Tokens that are read at once, from nothing.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--window", metavar="N", min=16, help="Tokens that are read at once, from nothing. [default: 512]"
+        ),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="What MODEL's weights are held in.")] = Dtype.FLOAT32,
     kv_dtype: KVDtype = None,
     quantize: Quantize = None,
@@ -107,6 +107,7 @@ def evaluate(
                 "--against": against,
                 "--text": text,
                 "--tokens": tokens,
+                "--window": window,
                 "--max-kl": max_kl,
                 "--max-ppl-increase": max_ppl_increase,
             }
@@ -117,11 +118,13 @@ def evaluate(
             return
         if task_folder is not None or task_limit is not None:
             raise UsageError("--task-folder and --task-limit are for tasks: give --tasks NAMES")
+        size = window or DEFAULT_WINDOW
         compared = against or (model if quantize or kv_dtype or dtype is not Dtype.FLOAT32 else None)
         if compared is None and (max_kl is not None or max_ppl_increase is not None):
             raise UsageError("--max-kl and --max-ppl-increase need something to compare with: give --against REF")
         from ..backends.select import select_backend
         from ..serving.evaluate import Measured, measure_quality
+        from ..serving.quality import check_quality
 
         with ProgressDisplay(model) as display:
             subject = Measured(model, dtype=dtype.value, quantize=quantize, kv_dtype=kv_dtype)
@@ -131,7 +134,7 @@ def evaluate(
                 reference,
                 text=read_text("--text", text),
                 max_tokens=tokens,
-                window=window,
+                window=size,
                 backend=backend,
                 offline=offline or None,
                 progress=lambda done, total: display(Step("read", done, total)),
@@ -143,7 +146,7 @@ def evaluate(
             "quantize": quantize,
             "kv_dtype": kv_dtype,
             "backend": select_backend(backend).name,
-            "window": window,
+            "window": size,
         }
         if json:
             print_json(told | quality.to_dict())
@@ -205,17 +208,3 @@ def quality_table(quality: "Quality") -> list[str]:
         (f"greedy tokens alike, of {quality.greedy_tokens}", quality.greedy_divergence, ".1f"),
     ]
     return [f"{name:<30}{format(value, form)}" for name, value, form in rows if value is not None]
-
-
-def check_quality(quality: "Quality", *, max_kl: float | None, max_ppl_increase: float | None) -> None:
-    """Holds a model against its limits.
-
-    Raises:
-        QualityError: it is beyond one.
-    """
-    if max_kl is not None and quality.mean_kl is not None and not quality.mean_kl <= max_kl:
-        raise QualityError(f"mean KL is {quality.mean_kl:.5f} nats, allowed are {max_kl}")
-    if max_ppl_increase is not None and quality.reference_perplexity is not None:
-        rise = quality.perplexity / quality.reference_perplexity - 1
-        if not rise <= max_ppl_increase:
-            raise QualityError(f"perplexity rises by {rise:.2%}, allowed are {max_ppl_increase:.2%}")

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ..backends.errors import DistaffError, InvalidParameterError, UsageError
-from ..backends.select import select_backend
+from ..backends.errors import InvalidParameterError, UsageError
 from ..models.checkpoints import Checkpoint, fingerprint, open_checkpoint, resolve_model
 from ..models.checkpoints.json_file import read_object, write_object
 from ..models.checkpoints.saving import new_path
@@ -21,8 +20,8 @@ from ..models.compress.methods import check_method, quantized
 from ..models.compress.sample_text import sample_text
 from ..models.compress.saving import check_writable, write_quantized
 from ..models.families import config_from_hf
-from .evaluate import Measured, check_window, measure_quality, text_ids
-from .quality import Quality
+from .evaluate import ON_SAMPLE, Measured, Measurement
+from .quality import Quality, QualityError
 
 MIN_CALIBRATION = 256
 """A text of fewer tokens says too little of what goes into a matrix."""
@@ -47,13 +46,9 @@ def quantize_checkpoint(
     calibration: str | None = None,
     calibration_tokens: int | None = None,
     dtype: str = "bfloat16",
-    text: str | None = None,
-    max_tokens: int | None = None,
-    window: int = 512,
-    backend: str = "auto",
+    measurement: Measurement = ON_SAMPLE,
     overwrite: bool = False,
     offline: bool | None = None,
-    check: Callable[[Quality], None] = lambda quality: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Compressed:
     """Rounds a checkpoint's matrices and writes the result in the layout of compressed-tensors.
@@ -66,12 +61,11 @@ def quantize_checkpoint(
         calibration, calibration_tokens: that text, by default a sample, and how much of it is read, by default
             DEFAULT_CALIBRATION.
         dtype: of what stays, and of activations wherever the result runs.
-        text, max_tokens, window, backend: for measure_quality, of the result against the source in fp32.
-        check: raises where the quality is not good enough; nothing is written then.
+        measurement: of the result against the source in fp32; nothing is written where it is beyond a limit.
         progress: called with a stage (load, round), what is done of it and of how much.
 
     A method that reads a text keeps the layers that are done in DESTINATION.partial, until the destination is there or
-    refused by `check`: the same call goes on behind them.
+    beyond a limit: the same call goes on behind them.
 
     Raises:
         DistaffError: any of its kinds; the destination is then untouched.
@@ -84,11 +78,10 @@ def quantize_checkpoint(
     check_method(method, found, config)
     if method == "rtn" and not (calibration is None and calibration_tokens is None):
         raise UsageError("method rtn reads no text: leave calibration out, or choose gptq, awq or smoothquant")
-    # What only measuring needs is refused now, not after all the work.
-    select_backend(backend)
-    check_window(window, config)
-    text_ids(checkpoint.tokenizer(), text, max_tokens)
-    windows = [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, window)
+    measurement.prepare(config, checkpoint.tokenizer())
+    windows = (
+        [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, measurement.window)
+    )
     made, before = quantizer(found, config), 0
     run = {"scheme": scheme, "method": method, "dtype": dtype, "calibration": _hash(windows)}
     partial = destination.with_name(f"{destination.name}.partial")
@@ -117,18 +110,9 @@ def quantize_checkpoint(
         told: dict[str, Any] = {"scheme": found.name, "method": method, "source": Path(source).name}
         write_quantized(weights, found, folder, config=config, source=checkpoint, told=told)
         del weights
-        quality = measure_quality(
-            Measured(str(folder), dtype=dtype),
-            Measured(source),
-            text=text,
-            max_tokens=max_tokens,
-            window=window,
-            backend=backend,
-            offline=offline,
-        )
         try:
-            check(quality)
-        except DistaffError:
+            quality = measurement.of(Measured(str(folder), dtype=dtype), source, offline=offline)
+        except QualityError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         note(folder, told | quality.to_dict())

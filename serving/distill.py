@@ -14,8 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UnsupportedError, UsageError
-from ..backends.select import select_backend
-from ..models.checkpoints import Checkpoint, cache_dir, open_checkpoint, resolve_model
+from ..models.checkpoints import Checkpoint, cache_dir, fingerprint, open_checkpoint, resolve_model
 from ..models.checkpoints.export import text_only
 from ..models.checkpoints.saving import new_path, save
 from ..models.compress import check_unrounded
@@ -31,7 +30,7 @@ from ..sharding.layout import Layout
 from ..sharding.mesh import make_mesh
 from ..sharding.parsing import parse_layout
 from .compress import note
-from .evaluate import Measured, check_window, measure_quality, text_ids
+from .evaluate import ON_SAMPLE, Measured, Measurement, text_ids
 from .quality import Quality
 
 AXES: Final = ("data", "tensor")
@@ -73,15 +72,11 @@ def distill_checkpoint(
     length: int = 256,
     layout: str | None = None,
     dtype: str = "bfloat16",
-    text: str | None = None,
-    max_tokens: int | None = None,
-    window: int = 512,
-    backend: str = "auto",
+    measurement: Measurement = ON_SAMPLE,
     measure_every: int = 50,
     save_every: int = 100,
     overwrite: bool = False,
     offline: bool | None = None,
-    check: Callable[[Quality], None] = lambda quality: None,
     progress: Callable[[Trained], None] = lambda done: None,
 ) -> Distilled:
     """Trains a student and writes it as safetensors.
@@ -93,10 +88,9 @@ def distill_checkpoint(
         length: tokens of a row that these are packed into.
         layout: of several devices, as parse_layout reads it; of AXES.
         dtype: to write, and to measure in.
-        text, max_tokens, window, backend: for measure_quality, of the result against the teacher in fp32; the text is
-            measured with while it trains, too.
+        measurement: of the result against the teacher in fp32, nothing is written where it is beyond a limit; its text
+            is measured with while it trains, too.
         measure_every, save_every: steps between measurements, and between states on disk.
-        check: raises where the quality is not good enough; nothing is written then.
         progress: called before the first step and behind each.
 
     Raises:
@@ -106,13 +100,12 @@ def distill_checkpoint(
     recipe = _checked(recipe, mine, theirs)
     _check_recipe(recipe, length)
     devices = None if layout is None else _mesh(layout, recipe)
-    select_backend(backend)
-    check_window(window, mine.config)
+    tokenizer = mine.checkpoint.tokenizer()
+    measurement.prepare(mine.config, tokenizer)
     longest = min(mine.config.max_positions, theirs.config.max_positions)
     if length > longest:
         raise InvalidParameterError("length", length, f"at most {longest}, the models' own context")
-    tokenizer = mine.checkpoint.tokenizer()
-    held_out = pack([text_ids(tokenizer, text, max_tokens)], length)
+    held_out = pack([text_ids(tokenizer, measurement.text, measurement.max_tokens)], length)
     learned = [sample_text("calibration")] if texts is None else list(texts)
     rows = pack([tokenizer.encode(each) for each in learned], length)
     if len(rows) < recipe.rows:
@@ -123,7 +116,8 @@ def distill_checkpoint(
         raise UsageError(f"{destination}: found it there already, expected a new path; choose another, or --overwrite")
     enable_compile_cache(cache_dir() / "jax")
 
-    settings = {"student": student, "teacher": teacher, "length": length, "text": _digest(rows), **asdict(recipe)}
+    models = {"student": fingerprint(mine.checkpoint.path), "teacher": fingerprint(theirs.checkpoint.path)}
+    settings = {**models, "length": length, "text": _digest(rows), **asdict(recipe)}
     kept = Checkpoints(_state_folder(destination), json.loads(json.dumps(settings)))
     leaves = flatten(mine.weights(jnp.float32, devices))
     taught = theirs.weights(jnp.dtype(recipe.compute), devices)
@@ -168,16 +162,7 @@ def distill_checkpoint(
             described=hf,
         )
         del weights, leaves
-        quality = measure_quality(
-            Measured(str(folder), dtype=dtype),
-            Measured(teacher),
-            text=text,
-            max_tokens=max_tokens,
-            window=window,
-            backend=backend,
-            offline=offline,
-        )
-        check(quality)
+        quality = measurement.of(Measured(str(folder), dtype=dtype), teacher, offline=offline)
         told = {
             "student": Path(student).name,
             "teacher": Path(teacher).name,
@@ -268,7 +253,9 @@ def _checked(recipe: Recipe, student: _Model, teacher: _Model) -> Recipe:
             "learns from a model of its own family"
         )
     if not recipe.hidden:
-        return replace(recipe, layer_map=())
+        if recipe.layer_map:
+            raise UsageError("--layer-map pairs hidden states, which count nothing here; give --hidden-weight too")
+        return recipe
     if student.config.embed_dim != teacher.config.embed_dim:
         raise UsageError(
             f"{student.name}: its hidden states have {student.config.embed_dim} numbers, those of {teacher.name} "

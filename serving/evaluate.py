@@ -16,7 +16,7 @@ from ..models.config import ModelConfig
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
 from .llm import cache_dtype
-from .quality import Forward, Quality, check_length, compare, greedy_divergence
+from .quality import Forward, Quality, check_length, check_quality, compare, greedy_divergence
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,56 @@ class Measured:
     dtype: str = "float32"
     quantize: str | None = None
     kv_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a checkpoint that was made is measured, and what it is held against.
+
+    Attributes:
+        text, max_tokens, window, backend: as measure_quality takes them.
+        max_kl, max_ppl_increase: as check_quality takes them.
+    """
+
+    text: str | None = None
+    max_tokens: int | None = None
+    window: int = 512
+    backend: str = "auto"
+    max_kl: float | None = None
+    max_ppl_increase: float | None = None
+
+    def prepare(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        """Refuses before any work what could not be measured behind it.
+
+        Raises:
+            DistaffError: the backend does not run here, the window is too long, or the text too short.
+        """
+        select_backend(self.backend)
+        check_window(self.window, config)
+        text_ids(tokenizer, self.text, self.max_tokens)
+
+    def of(self, made: Measured, reference: str, *, offline: bool | None) -> Quality:
+        """Of a model against another in fp32.
+
+        Raises:
+            QualityError: it is beyond a limit.
+            DistaffError: it cannot be measured.
+        """
+        quality = measure_quality(
+            made,
+            Measured(reference),
+            text=self.text,
+            max_tokens=self.max_tokens,
+            window=self.window,
+            backend=self.backend,
+            offline=offline,
+        )
+        check_quality(quality, max_kl=self.max_kl, max_ppl_increase=self.max_ppl_increase)
+        return quality
+
+
+ON_SAMPLE = Measurement()
+"""On the shipped text, against no limit."""
 
 
 def measure_quality(

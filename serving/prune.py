@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from ..backends.errors import UnsupportedError, UsageError
-from ..backends.select import select_backend
 from ..models.checkpoints import open_checkpoint, resolve_model
 from ..models.checkpoints.export import text_only
 from ..models.checkpoints.saving import new_path, save
@@ -28,7 +28,7 @@ from ..models.config import ModelConfig
 from ..models.decoder import Weights
 from ..models.families import config_from_hf
 from .compress import calibration_windows, note
-from .evaluate import Measured, check_window, measure_quality, text_ids
+from .evaluate import ON_SAMPLE, Measured, Measurement
 from .quality import Quality
 
 
@@ -37,7 +37,7 @@ class Pruned:
     """What came out.
 
     Attributes:
-        parameters_before, parameters: numbers that the model has and had.
+        parameters_before, parameters: numbers that the model had, and has.
         told: what was done; with single weights `zeros`, the share of zeros, with layers `removed`.
         quality: against the source in fp32.
     """
@@ -58,13 +58,9 @@ def prune_checkpoint(
     calibration: str | None = None,
     calibration_tokens: int | None = None,
     dtype: str = "bfloat16",
-    text: str | None = None,
-    max_tokens: int | None = None,
-    window: int = 512,
-    backend: str = "auto",
+    measurement: Measurement = ON_SAMPLE,
     overwrite: bool = False,
     offline: bool | None = None,
-    check: Callable[[Quality], None] = lambda quality: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Pruned:
     """Takes weights, heads, channels or layers out of a checkpoint and writes what is left as safetensors.
@@ -73,8 +69,7 @@ def prune_checkpoint(
         pattern, method, sparsity: as parse_pruning reads them.
         calibration, calibration_tokens: the text by which is chosen, by default a sample, and how much of it is read.
         dtype: to write, and to measure in.
-        text, max_tokens, window, backend: for measure_quality, of the result against the source in fp32.
-        check: raises where the quality is not good enough; nothing is written then.
+        measurement: of the result against the source in fp32; nothing is written where it is beyond a limit.
         progress: called with a stage (load, read), what is done of it and of how much.
 
     Raises:
@@ -89,17 +84,17 @@ def prune_checkpoint(
     starts = _check_describable(pruning, hf, config)
     if not pruning.reads and not (calibration is None and calibration_tokens is None):
         raise UsageError("method magnitude reads no text: leave calibration out, or choose wanda or sparsegpt")
-    select_backend(backend)
-    check_window(window, config)
-    text_ids(checkpoint.tokenizer(), text, max_tokens)
-    windows = calibration_windows(checkpoint, calibration, calibration_tokens, window) if pruning.reads else []
+    measurement.prepare(config, checkpoint.tokenizer())
+    windows = (
+        calibration_windows(checkpoint, calibration, calibration_tokens, measurement.window) if pruning.reads else []
+    )
 
     with new_path(destination, overwrite=overwrite) as folder:
         weights = checkpoint.load_weights(
             loaded, dtype=jnp.float32, progress=lambda done, total: progress("load", done, total)
         )
         before = _count(weights)
-        reading = lambda done, total: progress("read", done, total)  # noqa: E731
+        reading = partial(progress, "read")
         told: dict[str, Any] = {**pruning.told(), "source": Path(source).name}
         kept = list(range(config.num_layers))
         if pruning.pattern == "layers":
@@ -129,16 +124,7 @@ def prune_checkpoint(
         )
         parameters = _count(weights)
         del weights
-        quality = measure_quality(
-            Measured(str(folder), dtype=dtype),
-            Measured(source),
-            text=text,
-            max_tokens=max_tokens,
-            window=window,
-            backend=backend,
-            offline=offline,
-        )
-        check(quality)
+        quality = measurement.of(Measured(str(folder), dtype=dtype), source, offline=offline)
         told |= {"parameters_before": before, "parameters": parameters}
         note(folder, told | quality.to_dict())
     return Pruned(before, parameters, told, quality)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..backends.base import Backend, PyTree
-from ..backends.errors import InvalidParameterError
+from ..backends.errors import DistaffError, InvalidParameterError
 from ..models.config import ModelConfig
 from ..models.decoder import Weights, bind
 from ..models.kv_cache import KVCache, RaggedBatch, allocate_cache
@@ -21,6 +21,10 @@ from ..models.placement import OneDevice
 
 MIN_TOKENS = 64
 """A text of fewer tokens says nothing."""
+
+
+class QualityError(DistaffError):
+    """A model is further from its reference than was allowed."""
 
 
 @dataclass(frozen=True)
@@ -229,3 +233,19 @@ def _compare(
     kl = (jnp.exp(p) * (p - q - 1) + jnp.exp(q)).sum(axis=1)
     same = logits.argmax(axis=1) == wanted.argmax(axis=1)
     return _costs(logits, targets), _costs(wanted, targets), jnp.maximum(kl, 0), same
+
+
+def check_quality(quality: Quality, *, max_kl: float | None, max_ppl_increase: float | None) -> None:
+    """Holds a model against its limits.
+
+    Raises:
+        QualityError: it is beyond one.
+    """
+    if max_kl is not None and quality.mean_kl is not None and not quality.mean_kl <= max_kl:
+        raise QualityError(f"mean KL is {quality.mean_kl:.5f} nats, allowed are {max_kl}; change less, or allow more")
+    if max_ppl_increase is not None and quality.reference_perplexity is not None:
+        rise = quality.perplexity / quality.reference_perplexity - 1
+        if not rise <= max_ppl_increase:
+            raise QualityError(
+                f"perplexity rises by {rise:.2%}, allowed are {max_ppl_increase:.2%}; change less, or allow more"
+            )

@@ -57,5 +57,7 @@ def read_object(path: Location) -> dict[str, Any]:
 
 
 def write_object(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as indented JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes an object as indented JSON; a file that was there is replaced at once, or not at all."""
+    made = path.with_name(f"{path.name}.part")
+    made.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    made.replace(path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,9 @@ def read(
     )
 
 
+@no_type_check  # JAX rebuilds it around tracers, as the batch that it is one of
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class Packed(RaggedBatch):
     """A batch whose positions are known, rather than found from where rows begin."""
 
@@ -72,12 +76,17 @@ class Packed(RaggedBatch):
     @classmethod
     def of(cls, tokens: Int[Array, "B S"], documents: Int[Array, "B S"], groups: int) -> "Packed":
         zero = jnp.zeros(1, jnp.int32)
-        batch = cls(tokens.reshape(-1), zero, zero, (zero[None],) * groups, zero[None])
         here = jnp.arange(tokens.shape[1])
         begins = jnp.pad(documents[:, 1:] != documents[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         places = here - jax.lax.cummax(jnp.where(begins, here, 0), axis=1)
-        object.__setattr__(batch, "places", places.reshape(-1))
-        return batch
+        return cls(
+            tokens=tokens.reshape(-1),
+            query_starts=zero,
+            kv_lens=zero,
+            page_tables=(zero[None],) * groups,
+            logit_indices=zero[None],
+            places=places.reshape(-1),
+        )
 
     def positions(self) -> Int[Array, "T"]:
         return self.places

@@ -1,7 +1,6 @@
 """Layers that are done, in files, so that a run that was stopped goes on behind them."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from ...backends.base import PyTree
 from ...backends.errors import UsageError
 from ...backends.quantized import Quantized, is_quantized
+from ..checkpoints.json_file import read_object, write_object
 
 type Leaves = dict[str, PyTree]
 """Of one layer, by their keys; some are Quantized."""
@@ -35,8 +35,8 @@ class KeptLayers:
         folder.mkdir(parents=True, exist_ok=True)
         told, wanted = folder / _TOLD, json.loads(json.dumps(run))
         if not told.exists():
-            _write(told, json.dumps(wanted).encode())
-        elif (found := json.loads(told.read_text())) != wanted:
+            write_object(told, wanted)
+        elif (found := read_object(told)) != wanted:
             other = ", ".join(sorted(key for key in wanted if found.get(key) != wanted[key])) or "more"
             raise UsageError(
                 f"{folder}: layers of a run with another {other} are there, expected one that goes on; run it as it "
@@ -86,11 +86,3 @@ def _bytes(x: np.ndarray) -> np.ndarray:
 
 def _typed(x: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
     return x.view(jnp.dtype(dtype)).reshape(shape)
-
-
-def _write(path: Path, content: bytes) -> None:
-    made = path.with_suffix(".part")
-    with made.open("wb") as file:
-        file.write(content)
-        os.fsync(file.fileno())
-    made.replace(path)

@@ -1,6 +1,7 @@
 """How numbers are chosen: to nearest, or layer by layer so that outputs on a text change little."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Final
 
@@ -123,9 +124,7 @@ def _layer(
         elif scheme.kind == "float8_e4m3fn" or key not in seen:
             # Quantizer's plans are of stacked leaves.
             made_leaf = made(spec, jnp.asarray(leaf, dtypes[key])[None])
-            result[key] = Quantized(
-                made_leaf.values[0], made_leaf.scale[0], made_leaf.kind, made_leaf.dtype, made_leaf.activations
-            )
+            result[key] = replace(made_leaf, values=made_leaf.values[0], scale=made_leaf.scale[0])
         else:
             result[key] = _rounded(leaf, jnp.dtype(dtypes[key]), spec, made, seen[key], method)
     return result

@@ -1,6 +1,5 @@
 """The loop of a training: which rows each step sees, what is kept of it on disk, and how it goes on from there."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Int64
 
 from ...backends.errors import UsageError
+from ..checkpoints.json_file import read_object, write_object
 from ..decoder import Weights
 from .distill import Leaves, Recipe, Training, Update
 from .packing import Rows
@@ -50,7 +50,7 @@ class Checkpoints:
         self.folder, self.settings = folder.absolute(), settings
         found = self.folder / _SETTINGS
         if found.is_file():
-            known = json.loads(found.read_text(encoding="utf-8"))
+            known = read_object(found)
             other = sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name))
             if other:
                 name = other[0]
@@ -63,7 +63,7 @@ class Checkpoints:
     def opened(self) -> Iterator[ocp.CheckpointManager]:
         """Orbax's manager of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _SETTINGS).write_text(json.dumps(self.settings), encoding="utf-8")
+        write_object(self.folder / _SETTINGS, self.settings)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         logger = logging.getLogger("absl")
         level = logger.level

@@ -129,6 +129,7 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
         ("--warmup 1", "warmup is 1.0, expected a share of the steps"),
         ("--accumulate 3", "accumulate is 3, expected a divisor of the 4 rows"),
         ("--length 129", "length is 129, expected at most 128"),
+        ("--layer-map 0:1", "--layer-map pairs hidden states, which count nothing here; give --hidden-weight too"),
         ("--layer-map 0-1", "layer_map is '0-1', expected pairs of layers such as 0:1,1:3"),
         ("--hidden-weight 1 --layer-map 0:3", "layer_map is '0:3', expected layers below 3"),
         ("--layout stage=2", "layout 'stage=2': a training is split over data and tensor, not over stage"),
