@@ -131,7 +131,11 @@ class MeshPlacement:
                 return variable.replace(gathered(value, logical))
             # What products sum over has one scale, on each device.
             outer = logical[: len(logical) - variable.get_metadata("contracted")]
-            parts = {"values": gathered(value.values, logical), "scale": gathered(value.scale, outer)}
+            parts: dict[str, Any] = {"values": gathered(value.values, logical), "scale": gathered(value.scale, outer)}
+            if value.out is not None:
+                parts["out"] = tuple(
+                    size * self._size(self.gathered[each]) for size, each in zip(value.out, outer, strict=True)
+                )
             return variable.replace(replace(value, **parts))
 
         def gathered(x: Any, logical: tuple[str, ...]) -> Array:

@@ -26,7 +26,7 @@ from distaff.sharding.footprint import footprint
 from distaff.sharding.parsing import parse_layout
 
 from ..golden.harness import Golden
-from .test_step import run
+from .test_step import MatrixProjections, run
 from .tiny import GOLDEN, tiny
 
 SCHEMES = ("int8-weight", "int4:4", "int8")
@@ -79,6 +79,14 @@ def test_logits_are_those_of_one_device(case: str, scheme: str, layout: str) -> 
     error, of_one = (float(np.abs(each - exact).mean()) for each in (np.asarray(found), whole))
     print(f"mean error {error:.4f}, on one device {of_one:.4f}")
     assert 0 < error < 1.3 * of_one
+
+
+@pytest.mark.slow
+def test_projections_to_heads_are_gathered_as_the_matrices_that_tpus_have() -> None:
+    backend = under("llama31", "int8-weight", "weight-gathered:tensor=4", MatrixProjections())
+    found = run(tiny("llama31")[0], rounded("llama31", "int8-weight"), backend).logits
+    assert found is not None
+    np.testing.assert_allclose(found, logits("llama31", "int8-weight"), atol=1e-4)
 
 
 @pytest.mark.parametrize("scheme", ["int8-weight", "int4:2"])
