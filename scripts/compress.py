@@ -50,6 +50,14 @@ def quantize(
             help="How numbers are chosen: rtn (to nearest); by a text gptq, awq (weights alone) or smoothquant (int8).",
         ),
     ] = "rtn",
+    rotate: Annotated[
+        bool,
+        typer.Option("--rotate", help="Turn the model's stream first, so that no channel of it stands out (RMSNorm)."),
+    ] = False,
+    head: Annotated[
+        bool,
+        typer.Option("--head", help="Round the matrix that scores the vocabulary too; a tied table needs --rotate."),
+    ] = False,
     calibration: Calibration = None,
     calibration_tokens: CalibrationTokens = None,
     dtype: Annotated[
@@ -78,8 +86,8 @@ def quantize(
 
     \b
     --json prints one object:
-      source, destination, scheme, method, bytes_before, bytes, tokens, perplexity, reference_perplexity, mean_kl,
-      p99_kl, max_kl, top1_agreement, greedy_divergence, greedy_tokens
+      source, destination, scheme, method, rotate, head, bytes_before, bytes, tokens, perplexity,
+      reference_perplexity, mean_kl, p99_kl, max_kl, top1_agreement, greedy_divergence, greedy_tokens
     """
     with reporting(debug):
         prepare_devices()
@@ -99,6 +107,8 @@ def quantize(
                 destination,
                 scheme,
                 method=method,
+                rotate=rotate,
+                head=head,
                 calibration=read_text("--calibration", calibration),
                 calibration_tokens=calibration_tokens,
                 dtype=dtype.value,
@@ -109,6 +119,7 @@ def quantize(
             )
         if json:
             described = {"source": source, "destination": str(destination), "scheme": scheme, "method": method}
+            described |= {"rotate": rotate, "head": head}
             sizes = {"bytes_before": done.before, "bytes": done.after}
             print_json(described | sizes | done.quality.to_dict())
         else:

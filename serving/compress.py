@@ -17,8 +17,10 @@ from ..models.checkpoints.saving import new_path
 from ..models.compress import check_unrounded, parse_scheme, quantizer
 from ..models.compress.kept_layers import KeptLayers
 from ..models.compress.methods import check_method, quantized
+from ..models.compress.quantize import rounded_weights
+from ..models.compress.rotate import check_rotatable, rotated, untied
 from ..models.compress.sample_text import sample_text
-from ..models.compress.saving import check_writable, write_quantized
+from ..models.compress.saving import check_head, check_writable, write_quantized
 from ..models.families import config_from_hf
 from .evaluate import ON_SAMPLE, Measured, Measurement
 from .quality import Quality, QualityError
@@ -43,6 +45,8 @@ def quantize_checkpoint(
     scheme: str,
     *,
     method: str = "rtn",
+    rotate: bool = False,
+    head: bool = False,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
     dtype: str = "bfloat16",
@@ -58,6 +62,9 @@ def quantize_checkpoint(
     Args:
         scheme: as parse_scheme reads it.
         method: how numbers are chosen: rtn (to nearest), or with a text gptq, awq or smoothquant.
+        rotate: turn the residual stream first, so that no channel of it stands out; a table that both reads and scores
+            the vocabulary becomes two.
+        head: round the matrix that scores the vocabulary too, where it is one of its own then.
         calibration, calibration_tokens: that text, by default a sample, and how much of it is read, by default
             DEFAULT_CALIBRATION.
         dtype: of what stays, and of activations wherever the result runs.
@@ -73,8 +80,15 @@ def quantize_checkpoint(
     found = replace(parse_scheme(scheme, "scheme"), tables=None)
     checkpoint = open_checkpoint(resolve_model(source, offline=offline))
     check_unrounded(checkpoint)
-    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-    check_writable(found, config)
+    stored = config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
+    described = None
+    if rotate:
+        check_rotatable(config)
+        described, config = untied(checkpoint.hf_config, config)
+    if head:
+        check_head(found, config)
+    made = quantizer(found, config, head=head)
+    check_writable(made, config)
     check_method(method, found, config)
     if method == "rtn" and not (calibration is None and calibration_tokens is None):
         raise UsageError("method rtn reads no text: leave calibration out, or choose gptq, awq or smoothquant")
@@ -82,33 +96,38 @@ def quantize_checkpoint(
     windows = (
         [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, measurement.window)
     )
-    made, before = quantizer(found, config), 0
-    run = {"scheme": scheme, "method": method, "dtype": dtype, "calibration": _hash(windows)}
+    before, at_once = 0, method == "rtn" and not rotate
+    done = {"scheme": found.name, "method": method, "rotate": rotate, "head": head}
+    run = done | {"dtype": dtype, "calibration": _hash(windows)}
     partial = destination.with_name(f"{destination.name}.partial")
 
     def counted(spec: Any, leaf: Any) -> Any:
         nonlocal before
         before += leaf.nbytes
-        return made(spec, leaf) if method == "rtn" else leaf
+        return made(spec, leaf) if at_once else leaf
 
     with new_path(destination, overwrite=overwrite) as folder:
         folder.mkdir()
         kept = None if method == "rtn" else KeptLayers(partial, {"model": fingerprint(checkpoint.path), **run})
         weights = checkpoint.load_weights(
-            config, dtype=jnp.dtype(dtype), made=counted, progress=lambda done, total: progress("load", done, total)
+            stored, dtype=jnp.dtype(dtype), made=counted, progress=lambda done, total: progress("load", done, total)
         )
-        if method != "rtn":
+        if rotate:
+            weights = rotated(weights, stored)
+        if method == "rtn":
+            weights = weights if at_once else rounded_weights(weights, made, config)
+        else:
             weights = quantized(
                 weights,
                 config,
-                found,
+                made,
                 method,
                 windows,
                 kept=kept,
                 progress=lambda done, total: progress("round", done, total),
             )
-        told: dict[str, Any] = {"scheme": found.name, "method": method, "source": Path(source).name}
-        write_quantized(weights, found, folder, config=config, source=checkpoint, told=told)
+        told: dict[str, Any] = done | {"source": Path(source).name}
+        write_quantized(weights, found, folder, config=config, source=checkpoint, described=described, told=told)
         del weights
         try:
             quality = measurement.of(Measured(str(folder), dtype=dtype), source, offline=offline)

@@ -45,7 +45,7 @@ def check_method(method: str, scheme: Scheme, config: ModelConfig) -> None:
 def quantized(
     weights: Weights,
     config: ModelConfig,
-    scheme: Scheme,
+    made: Quantizer,
     method: str,
     windows: Sequence[Sequence[int]],
     *,
@@ -58,12 +58,13 @@ def quantized(
 
     Args:
         weights: in the checkpoint's form, in floating point.
+        made: rounds what is no matrix of a layer.
         method: one that check_method lets pass, other than rtn.
         windows: the text as token ids, each window read from nothing.
         kept: layers that an earlier run finished, and where to put those of this one.
         progress: called with layers done and their number.
     """
-    specs, made = weight_specs(config, jnp.float32), Quantizer(scheme)
+    specs = weight_specs(config, jnp.float32)
     flat = flatten(weights)
     weights.clear()
     passage = Passage(config, unflatten(flat), windows, samples=method == "smoothquant")

@@ -14,7 +14,7 @@ from ...backends.token_scales import rounded
 from ..checkpoints.base import Checkpoint
 from ..checkpoints.hf_folder import HFFolder
 from ..config import ModelConfig
-from ..decoder import WeightSpec, weight_specs
+from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from .scheme import BOUNDS, Kind, Scheme
 
 _PARTS = 32
@@ -25,9 +25,15 @@ _KEPT = frozenset({"router", "one", "positions"})
 
 @dataclass(frozen=True)
 class Quantizer:
-    """What a scheme makes of each leaf of a model's weights."""
+    """What a scheme makes of each leaf of a model's weights.
+
+    Args:
+        scheme: how matrices are rounded.
+        head: whether the matrix that scores the vocabulary is one of them, where it is not the table that is read.
+    """
 
     scheme: Scheme
+    head: bool = False
 
     def __call__(self, spec: WeightSpec, leaf: Float[Array, "..."]) -> PyTree:
         """The leaf as Quantized, or itself where it is no matrix that the scheme is for; `leaf` is consumed."""
@@ -60,7 +66,7 @@ class Quantizer:
             return None
         outer = spec.shape[: len(spec.shape) - spec.contracted]
         if "vocab" in spec.axes:
-            kind = self.scheme.tables
+            kind = self.scheme.kind if self.head and spec.path == "unembedder.table" else self.scheme.tables
             return None if kind is None else (kind, (*outer, 1), self.scheme.activations)
         return self.scheme.kind, (*outer, *self._groups(spec)), self.scheme.activations
 
@@ -88,16 +94,23 @@ class Quantizer:
         )
 
 
-def quantizer(scheme: Scheme, config: ModelConfig) -> Quantizer:
+def quantizer(scheme: Scheme, config: ModelConfig, *, head: bool = False) -> Quantizer:
     """What quantises a model's leaves; nothing has been read yet.
 
     Raises:
         InvalidParameterError: the scheme's groups do not divide a weight of this model.
     """
-    made = Quantizer(scheme)
+    made = Quantizer(scheme, head)
     for spec in weight_specs(config, jnp.float32).values():
         made.plan(spec)
     return made
+
+
+def rounded_weights(weights: Weights, made: Quantizer, config: ModelConfig) -> Weights:
+    """Each leaf as `made` has it, one after the other; `weights` is consumed."""
+    flat = flatten(weights)
+    weights.clear()
+    return unflatten({path: made(spec, flat.pop(path)) for path, spec in weight_specs(config, jnp.float32).items()})
 
 
 def check_unrounded(checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...backends.errors import UnsupportedError
+from ...backends.errors import InvalidParameterError, UnsupportedError
 from ...backends.quantized import Quantized, is_quantized
 from ..checkpoints.base import Checkpoint, OnBytes
 from ..checkpoints.export import OutgoingTensor, outgoing_tensors, text_only
@@ -30,6 +30,7 @@ def write_quantized(
     *,
     config: ModelConfig,
     source: Checkpoint,
+    described: Mapping[str, Any] | None = None,
     told: Mapping[str, Any],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: OnBytes | None = None,
@@ -38,35 +39,35 @@ def write_quantized(
 
     Args:
         weights: of which some are Quantized by this scheme.
+        described: what config.json says, where it is not what the source's does.
         told: what was done, for config.json, under the name `distaff`.
 
     Raises:
         UnsupportedError: a quantised weight is stored by this family in a way that the format has no words for.
     """
-    hf, config = text_only(source.hf_config, config)
+    hf, config = text_only(source.hf_config if described is None else described, config)
     flat = flatten(weights)
     tensors = _tensors(weights, scheme, config)
     write_safetensors(tensors, folder, max_shard_bytes=max_shard_bytes, progress=progress)
     dtype = next(iter(flat.values())).dtype
     ignored = sorted({name.removesuffix(".weight") for name in _plain_matrices(weights, config)})
-    described = {"dtype" if "dtype" in hf else "torch_dtype": jnp.dtype(dtype).name}
+    named = {"dtype" if "dtype" in hf else "torch_dtype": jnp.dtype(dtype).name}
     write_object(
         folder / "config.json",
-        hf | described | {"quantization_config": quantization_config(scheme, ignored), "distaff": dict(told)},
+        hf | named | {"quantization_config": quantization_config(scheme, ignored), "distaff": dict(told)},
     )
     if source.generation_config:
         write_object(folder / "generation_config.json", source.generation_config)
     source.copy_tokenizer(folder)
 
 
-def check_writable(scheme: Scheme, config: ModelConfig) -> None:
+def check_writable(made: Quantizer, config: ModelConfig) -> None:
     """Declines a family whose matrices the format has no words for, before anything is read.
 
     Raises:
         UnsupportedError: names the family and the tensor.
     """
-    table = family_named(config.family).tensors(config)
-    made = Quantizer(scheme)
+    table, scheme = family_named(config.family).tensors(config), made.scheme
     for spec in weight_specs(config, jnp.float32).values():
         if made.plan(spec) is None:
             continue
@@ -81,6 +82,16 @@ def check_writable(scheme: Scheme, config: ModelConfig) -> None:
                 f"scheme {scheme.name}: {table[spec.key].name} has rows of {width} numbers, which do not fill words of "
                 "32 bits; quantise it while it is loaded instead (--quantize)"
             )
+
+
+def check_head(scheme: Scheme, config: ModelConfig) -> None:
+    """Raises InvalidParameterError where no matrix of its own scores the vocabulary, or it would not have 8 bits."""
+    if config.tied:
+        raise InvalidParameterError("head", "given", "a model whose table scores no vocabulary, as behind --rotate")
+    if scheme.kind == "int4" or scheme.group is not None:
+        raise InvalidParameterError(
+            "head", "given", f"a scheme of 8 bits with a scale for each output, not {scheme.name}"
+        )
 
 
 def quantization_config(scheme: Scheme, ignored: list[str]) -> dict[str, Any]:

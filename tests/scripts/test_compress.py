@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 type Run = Callable[..., int]
 type Capture = pytest.CaptureFixture[str]
@@ -39,6 +41,24 @@ def test_a_rounded_checkpoint_runs_and_says_what_it_is(
     assert distaff("generate", "-m", str(made), "-p", "abc", "--max-tokens", "4", "--temperature", "0") == 0
     assert distaff("generate", "-m", str(made), "-p", "abc", "--quantize", "int8") == 2
     assert "is quantised already (compressed-tensors)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_turned_checkpoint_runs_and_its_head_is_rounded(
+    distaff: Run, tiny_model: Path, tmp_path: Path, capsys: Capture, method: str
+) -> None:
+    made = tmp_path / "turned"
+    options = f"--scheme int8 --method {method} --rotate --head --dtype float32 {FEW} --json".split()
+    assert distaff("compress", "quantize", str(tiny_model), str(made), *options) == 0
+    report = told(capsys)
+    assert 0 < report["mean_kl"] < 0.1 and report["rotate"] and report["head"]
+    stored = load_file(made / "model.safetensors")
+    assert stored["lm_head.weight"].dtype == np.int8 and stored["model.embed_tokens.weight"].dtype == np.float32
+    assert (stored["model.norm.weight"] == 1).all()
+    config = json.loads((made / "config.json").read_text())
+    assert config["distaff"]["rotate"] and "lm_head" not in config["quantization_config"]["ignore"]
+    assert distaff("generate", "-m", str(made), "-p", "abc", "--max-tokens", "4", "--temperature", "0") == 0
 
 
 @pytest.mark.slow
@@ -86,6 +106,7 @@ def test_limits_are_kept(distaff: Run, tiny_model: Path, tmp_path: Path, capsys:
         ),
         ("compress quantize MODEL DST --calibration SHORT", "method rtn reads no text: leave calibration out"),
         ("compress quantize MODEL DST --calibration-tokens 300", "method rtn reads no text: leave calibration out"),
+        ("compress quantize MODEL DST --head --scheme int4:4", "a scale for each output, not int4:4"),
         ("compress quantize MODEL DST --window 129", "window is 129, expected at most 128"),
         ("compress quantize MODEL DST --window 32 --text SHORT", "text is '3 tokens', expected at least 64 tokens"),
         ("compress quantize MODEL DST --calibration NONE --method gptq", "--calibration"),

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.quantized import Quantized, dequantized
 from distaff.models.checkpoints import open_checkpoint
-from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress import Quantizer, parse_scheme, quantizer
 from distaff.models.compress.saving import check_writable, write_quantized
 from distaff.models.decoder import flatten
 
@@ -31,7 +31,7 @@ def test_what_is_written_is_read_back(case: str, scheme: str, tmp_path: Path) ->
     if (case, scheme) in (("phi3", "int4:4"), ("qwen3_moe", "int4:4"), ("qwen3_moe", "int8-weight")):
         pytest.skip("its rows do not fill words")
     source = open_checkpoint(golden.folder)
-    check_writable(found, golden.config)
+    check_writable(Quantizer(found), golden.config)
     weights = source.load_weights(golden.config, dtype=jnp.float32, made=quantizer(found, golden.config))
     write_quantized(weights, found, tmp_path, config=golden.config, source=source, told={"scheme": scheme})
     config = json.loads((tmp_path / "config.json").read_text())
@@ -72,4 +72,4 @@ def test_four_bits_are_packed_as_the_format_says(tmp_path: Path) -> None:
 def test_families_of_an_order_of_their_own_are_refused() -> None:
     golden = Golden(GOLDEN / "gpt_oss")
     with pytest.raises(UnsupportedError, match=r"scheme int8: family gpt_oss stores .*mlp\.experts\..* in an order"):
-        check_writable(parse_scheme("int8"), golden.config)
+        check_writable(Quantizer(parse_scheme("int8")), golden.config)

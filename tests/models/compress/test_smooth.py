@@ -6,7 +6,7 @@ import pytest
 
 from distaff.backends.errors import InvalidParameterError, UnsupportedError
 from distaff.models.checkpoints import open_checkpoint
-from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress import Quantizer, parse_scheme, quantizer
 from distaff.models.compress.calibrate import Inputs, Passage, calibrate, layer_paths
 from distaff.models.compress.methods import check_method, quantized
 from distaff.models.compress.smooth import Tied, awq, smooth, smoothquant, smoothquant_scales
@@ -151,7 +151,7 @@ def test_logits_stay_near_by_every_method(method: str, scheme: str) -> None:
         "rtn": open_checkpoint(golden.folder).load_weights(
             golden.config, dtype=jnp.float32, made=quantizer(found, golden.config)
         ),
-        method: quantized(golden.weights(), golden.config, found, method, [golden.tokens[:40]]),
+        method: quantized(golden.weights(), golden.config, Quantizer(found), method, [golden.tokens[:40]]),
     }
     for name, weights in made.items():
         logits = Text(golden.config, weights).feed(golden.tokens[:40])
