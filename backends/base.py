@@ -197,6 +197,12 @@ class Backend(Protocol):
         """
         ...
 
+    def linears(
+        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+    ) -> tuple[Float[Array, "T *out"], ...]:
+        """`linear` of the same x with each of several weights, as queries, keys and values are."""
+        ...
+
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
@@ -205,6 +211,19 @@ class Backend(Protocol):
 
     def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
         """silu(gate) * up, in their type."""
+        ...
+
+    def rms_norm(
+        self, x: Float[Array, "*T D"], scale: Float[Array, "*D"], *, offset: float, epsilon: float
+    ) -> Float[Array, "*T D"]:
+        """`x * sqrt(1 / (mean(x ** 2) + epsilon)) * (scale + offset)` over as many last axes as the scale has, in fp32
+        and rounded once (arXiv 1910.07467)."""
+        ...
+
+    def rotate(
+        self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
+    ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
+        """The first 2 R entries of each head turned, entry i with entry i + R, in fp32 and rounded once."""
         ...
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:

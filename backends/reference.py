@@ -19,6 +19,7 @@ from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
 from .quantized import is_quantized, quantized_grouped, quantized_linear, quantized_rows
+from .rotation import rotate
 from .shared_pages import ReferencePages, SharedPages
 from .token_places import TokenPlaces
 from .token_scales import LARGEST, TokenScaled, rounded
@@ -90,6 +91,11 @@ class ReferenceBackend:
         )
         return product.reshape(-1, *out).astype(out_dtype or x.dtype)
 
+    def linears(
+        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+    ) -> tuple[Float[Array, "T *out"], ...]:
+        return tuple(self.linear(x, *each) for each in zip(weights, equations, strict=True))
+
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
@@ -105,6 +111,20 @@ class ReferenceBackend:
 
     def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
         return jax.nn.silu(gate) * up
+
+    def rms_norm(
+        self, x: Float[Array, "*T D"], scale: Float[Array, "*D"], *, offset: float, epsilon: float
+    ) -> Float[Array, "*T D"]:
+        y = x.astype(jnp.float32)
+        total = jnp.square(y).sum(tuple(range(-scale.ndim, 0)), keepdims=True)
+        # Not rsqrt: XLA:CPU approximates that in vectors only, so that its bits depend on the number of tokens.
+        y *= jnp.sqrt(1 / (total / scale.size + epsilon))
+        return (y * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
+
+    def rotate(
+        self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
+    ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
+        return rotate(q, cos, sin), rotate(k, cos, sin)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return quantized_rows(table, ids) if is_quantized(table) else table[ids]

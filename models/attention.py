@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import AttentionSpec, PyTree, RaggedIndex
-from . import rope
 from .config import AttentionConfig, NormConfig
 from .layers import Einsum, Machine, Norm, ParamFactory
 from .rope import RopeConfig
@@ -48,12 +47,12 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "T_own D"], PyTree]:
         config = self.config
         with jax.named_scope("qkv"):
-            q, k, v = self.q(x, machine), self.k(x, machine), self.v(x, machine)
+            q, k, v = Einsum.each((self.q, self.k, self.v), x, machine)
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q, machine), self.k_norm(k, machine)
             if config.rope is not None:
                 cos, sin = positions.rotations[config.rope]
-                q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+                q, k = machine.backend.rotate(q, k, cos, sin)
         with jax.named_scope("attention"):
             spec = AttentionSpec(config.scale, config.window, config.soft_cap)
             sinks = None if self.sinks is None else self.sinks.get_value()

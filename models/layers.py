@@ -1,7 +1,7 @@
 """The building blocks of a decoder: parameters with logical axes, einsum projections, norms, embeddings."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -86,11 +86,23 @@ class Einsum(nnx.Module):
         self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
 
     def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T_own *out"]:
-        y = machine.backend.linear(x, self.weight.get_value(), self.equation)
+        return self._whole(machine.backend.linear(x, self.weight.get_value(), self.equation), machine)
+
+    def _whole(self, y: Float[Array, "T *out"], machine: Machine) -> Float[Array, "T_own *out"]:
+        """The projection, of what this device's part of the weight gives."""
         for axis in self.contracted:
             y = machine.placement.reduce(y, axis, scatter=self.residual)
         # After the reduction, so that a split contraction adds the bias once.
         return y if self.bias is None else y + self.bias.get_value()
+
+    @staticmethod
+    def each(
+        projections: "Sequence[Einsum]", x: Float[Array, "T *in"], machine: Machine
+    ) -> tuple[Float[Array, "T_own *out"], ...]:
+        """Several projections of one x."""
+        weights, equations = [each.weight.get_value() for each in projections], [each.equation for each in projections]
+        products = machine.backend.linears(x, weights, equations)
+        return tuple(each._whole(y, machine) for each, y in zip(projections, products, strict=True))
 
 
 class Norm(nnx.Module):
@@ -104,12 +116,16 @@ class Norm(nnx.Module):
         self.bias = new(letters, nnx.initializers.zeros) if config.bias else None
 
     def __call__(self, x: Float[Array, "*T"], machine: Machine) -> Float[Array, "*T"]:
+        scale, config = self.scale.get_value(), self.config
+        whole = all(machine.placement.parts(axis) == 1 for axis in self.logical)
+        if config.kind == "rms" and self.bias is None and whole:
+            return machine.backend.rms_norm(x, scale, offset=config.offset, epsilon=config.eps)
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y -= self._mean(y, machine)
         # Not rsqrt: XLA:CPU approximates that in vectors only, so that its bits depend on the number of tokens.
         y *= jnp.sqrt(1 / (self._mean(jnp.square(y), machine) + self.config.eps))
-        y *= self.scale.get_value().astype(jnp.float32) + self.config.offset
+        y *= scale.astype(jnp.float32) + self.config.offset
         if self.bias is not None:
             y += self.bias.get_value().astype(jnp.float32)
         return y.astype(x.dtype)

@@ -49,7 +49,7 @@ class Mlp(nnx.Module):
         self.down = Einsum("TF,DF->TD", new, bias=config.bias, residual=True)
 
     def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
-        up = self.up(x, machine)
         if self.gate is None:
-            return self.down(activate(self.config, up, None, machine), machine)
-        return self.down(activate(self.config, self.gate(x, machine), up, machine), machine)
+            return self.down(activate(self.config, self.up(x, machine), None, machine), machine)
+        gate, up = Einsum.each((self.gate, self.up), x, machine)
+        return self.down(activate(self.config, gate, up, machine), machine)

@@ -110,12 +110,3 @@ def rotation(rope: RopeConfig, positions: Int[Array, "T"]) -> tuple[Float[Array,
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies(rope), jnp.float32)
     factor = rope.scaling.attention_factor if rope.scaling is not None else 1.0
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
-
-
-def rotate(x: Float[Array, "T N H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]) -> Float[Array, "T N H"]:
-    """Rotates the first 2 R entries of each head: entry i pairs with entry i + R."""
-    half = cos.shape[-1]
-    cos, sin = cos[:, None], sin[:, None]
-    first, second = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-    return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)

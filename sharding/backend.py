@@ -177,6 +177,11 @@ class ShardedBackend:
     ) -> Float[Array, "T *out"]:
         return self.inner.linear(x, weight, equation, out_dtype=out_dtype)
 
+    def linears(
+        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+    ) -> tuple[Float[Array, "T *out"], ...]:
+        return self.inner.linears(x, weights, equations)
+
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
@@ -184,6 +189,16 @@ class ShardedBackend:
 
     def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
         return self.inner.silu_gate(gate, up)
+
+    def rms_norm(
+        self, x: Float[Array, "*T D"], scale: Float[Array, "*D"], *, offset: float, epsilon: float
+    ) -> Float[Array, "*T D"]:
+        return self.inner.rms_norm(x, scale, offset=offset, epsilon=epsilon)
+
+    def rotate(
+        self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
+    ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
+        return self.inner.rotate(q, k, cos, sin)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return self.inner.embed(table, ids)

@@ -77,6 +77,10 @@ def byte_scores(
                     )
             return updated
 
+        # The scales of keys and of values are lines of their own, each of which would be waited for.
+        for address in later:
+            for which in range(2):
+                code.prefetch(code.at(address, layout.number_elements + 4 * layout.page * which))
         zeros = [ir.Constant(_WORDS, [0] * LANES)] * (width + 2 * rows * width)
         sums = code.loop(layout.key_width // layout.pair, step, zeros)
         for c in range(width):

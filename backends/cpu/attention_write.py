@@ -1,13 +1,10 @@
 """Writes new keys and values into their pages."""
 
-from collections.abc import Callable
-
 from llvmlite import ir
 
 from .attention_call import KernelSpec, Slot, address, index
-from .attention_layout import item_bytes
-from .attention_math import constant, largest, load, rounded
-from .jit import I8, I16, I64, POINTER, VOID, Value, function, vector
+from .attention_math import load, rounded
+from .jit import F32, I8, I32, I64, POINTER, VOID, Value, function, vector
 
 WRITE_TOKENS = 32
 
@@ -22,34 +19,28 @@ def emit_write(module: ir.Module, spec: KernelSpec) -> ir.Function:
     layout, size = spec.layout, spec.layout.item_bytes
     starts, lens = code.read(POINTER, context, Slot.STARTS), code.read(POINTER, context, Slot.LENS)
     num_rows = code.read(I64, context, Slot.NUM_ROWS)
+    kind = ir.IntType(8 * size)
     first = code.times(chunk, WRITE_TOKENS)
     last = code.plus(first, WRITE_TOKENS)
 
-    def copy(source: Value, target: Callable[[Value], Value], scale: Value) -> None:
+    taken = code.stack(4 * layout.key_width)  # one key or value as it is stored, zeros behind it
+    for behind in range(layout.head_dim * size, layout.key_width * size):
+        code.write(ir.Constant(I8, 0), taken, behind)
+
+    def take(source: Value, scale: Value) -> None:
         """Of numbers with scales, the largest becomes 127 and `scale` is where the scale goes."""
-
-        def read(h: Value) -> Value:
-            return load(code, spec.dtype, 1, code.at(source, code.times(h, item_bytes(spec.dtype))))
-
-        times: Value = None
+        value = load(code, spec.dtype, layout.head_dim, source)
         if layout.scaled:
-
-            def size_of(h: Value, most: Value) -> list[Value]:
-                return [largest(code, code.intrinsic("llvm.fabs.v1f32", most.type, read(h)), most)]
-
-            (most,) = code.loop(layout.head_dim, size_of, [constant(_LEAST, 1)])
-            code.write(code.fdiv(most, constant(_LARGEST, 1)), scale, align=4)
-            times = code.fdiv(constant(_LARGEST, 1), most)
-
-        def element(h: Value) -> None:
-            value = read(h)
-            if layout.scaled:
-                near = code.intrinsic("llvm.roundeven.v1f32", value.type, code.fmul(value, times))
-                code.write(code.fptosi(near, vector(I8, 1)), target(h), align=1)
-            else:
-                code.write(rounded(code, value, layout.dtype), target(h), align=size)
-
-        code.loop(layout.head_dim, element)
+            width = layout.head_dim
+            sizes = code.intrinsic(f"llvm.fabs.v{width}f32", value.type, value)
+            most = code.intrinsic(f"llvm.vector.reduce.fmax.v{width}f32", F32, sizes)
+            most = code.select(code.fcmp_ordered(">", most, ir.Constant(F32, _LEAST)), most, ir.Constant(F32, _LEAST))
+            code.write(code.fdiv(most, ir.Constant(F32, _LARGEST)), scale, align=4)
+            times = code.splat(code.fdiv(ir.Constant(F32, _LARGEST), most), width)
+            near = code.intrinsic(f"llvm.roundeven.v{width}f32", value.type, code.fmul(value, times))
+            code.write(code.fptosi(near, vector(I8, width)), taken, align=1)
+        else:
+            code.write(rounded(code, value, layout.dtype), taken, align=size)
 
     def write_row(row: Value) -> None:
         start, end = index(code, starts, row), index(code, starts, code.plus(row, 1))
@@ -60,21 +51,22 @@ def emit_write(module: ir.Module, spec: KernelSpec) -> ir.Function:
             key, value = address(code, spec, context, row, head, position)
             value = code.at(value, code.times(code.srem(position, code.i64(layout.pair)), size))
             source = code.times(code.plus(code.times(token, spec.num_kv_heads), head), spec.head_bytes)
-
-            def key_element(h: Value) -> Value:
-                lane, part = (op(h, code.i64(layout.pair)) for op in (code.udiv, code.urem))
-                return code.at(key, code.times(lane, layout.key_stride), code.times(part, size))
-
             scale = code.at(key, layout.number_elements * size)
-            copy(code.at(code.read(POINTER, context, Slot.K), source), key_element, scale)
-            copy(
-                code.at(code.read(POINTER, context, Slot.V), source),
-                lambda h: code.at(value, code.times(h, 4)),
-                code.at(scale, 4 * layout.page),
-            )
-            # It meets the 0 of a query, and 0 * NaN is NaN, which whole numbers cannot be.
-            if layout.key_width > layout.head_dim and not layout.scaled:
-                code.write(ir.Constant(I16, 0), key_element(code.i64(layout.head_dim)))
+
+            def write_lane(lane: Value) -> None:
+                word = code.read(I32, taken, code.times(lane, 4))
+                code.write(word, code.at(key, code.times(lane, layout.key_stride)), align=4)
+
+            take(code.at(code.read(POINTER, context, Slot.K), source), scale)
+            # Zeros behind a key meet the 0 of a query, and 0 * NaN is NaN.
+            code.loop(layout.key_width // layout.pair, write_lane)
+
+            def write_number(h: Value) -> None:
+                number = code.read(kind, taken, code.times(h, size))
+                code.write(number, code.at(value, code.times(h, 4)), align=size)
+
+            take(code.at(code.read(POINTER, context, Slot.V), source), code.at(scale, 4 * layout.page))
+            code.loop(layout.head_dim, write_number)
 
         def write_token(token: Value) -> None:
             code.loop(spec.num_kv_heads, lambda head: write_head(head, token))

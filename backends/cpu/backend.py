@@ -1,6 +1,5 @@
 """The backend of CPUs: reads packed weights in place, by kernels that are made for the processor at run time."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,18 +11,17 @@ from jaxtyping import Array, Float, Int, Num
 
 from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
 from ..errors import UnsupportedError
-from ..quantized import rounded_tokens
 from ..reference import ReferenceBackend
 from ..shared_pages import SharedPages
 from . import matmul
 from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from .gate import silu_gate
 from .jit import check_jit, processor
-from .matmul_tile import Precision, multiplies_bf16, multiplies_bytes
-from .packing import PackedInt8, PackedMatrix, is_packed, pack_tree
-from .tokens import byte_tokens
+from .norm import rms_norm
+from .packing import PackedMatrix, is_packed, pack_tree
+from .products import SHORT, grouped, kind_of, linear
+from .rotate import rotate
 
-_SHORT: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
 _COMPILER_OPTIONS = {
@@ -70,6 +68,8 @@ class CpuBackend(ReferenceBackend):
             "linear": f"{made}: packed panels",
             "grouped_linear": f"{made}: packed panels",
             "silu_gate": f"{made}: of bfloat16, else XLA",
+            "rms_norm": made,
+            "rotate": made,
             "embed": "XLA, out of packed panels",
         }
 
@@ -87,7 +87,7 @@ class CpuBackend(ReferenceBackend):
         table_entries: int = 0,
     ) -> None:
         check_cpu_attention(dtype=dtype, kv_dtype=kv_dtype, page_size=page_size)
-        matmul.targets(_SHORT[jnp.dtype(dtype).name])
+        matmul.targets(SHORT[jnp.dtype(dtype).name])
 
     def prepare_params(self, params: PyTree) -> PyTree:
         return pack_tree(params, self.capabilities.dtypes)
@@ -99,21 +99,47 @@ class CpuBackend(ReferenceBackend):
         self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
     ) -> Float[Array, "T *out"]:
         dtype = jnp.dtype(out_dtype or x.dtype)
-        if not is_packed(weight) or dtype.name not in _SHORT:
+        if not is_packed(weight) or dtype.name not in SHORT:
             return super().linear(x, weight, equation, out_dtype=out_dtype)
+        return self._linears(x, [weight], dtype)[0]
+
+    def linears(
+        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+    ) -> tuple[Float[Array, "T *out"], ...]:
+        """One call, so that threads come together once for all."""
+        alike = all(is_packed(weight) and kind_of(weight) == kind_of(weights[0]) for weight in weights)
+        if not alike or x.dtype.name not in SHORT:
+            return super().linears(x, weights, equations)
+        return self._linears(x, weights, x.dtype)
+
+    def _linears(
+        self, x: Float[Array, "T *in"], weights: Sequence[PackedMatrix], dtype: DTypeLike
+    ) -> tuple[Float[Array, "T *out"], ...]:
         count = jnp.int32(x.shape[0]) if self.count is None else self.count
-        y = _linear(x.reshape(x.shape[0], -1), weight, dtype, "linear", count)
-        return y.reshape(-1, *weight.out)
+        products = linear(x.reshape(x.shape[0], -1), weights, dtype, count)
+        return tuple(y.reshape(-1, *weight.out) for y, weight in zip(products, weights, strict=True))
 
     def grouped_linear(
         self, x: Float[Array, "R I"], weight: PyTree, group_sizes: Int[Array, "E"]
     ) -> Float[Array, "R O"]:
         if not is_packed(weight):
             return super().grouped_linear(x, weight, group_sizes)
-        return _linear(x, weight, x.dtype, "grouped", group_sizes)
+        return grouped(x, weight, x.dtype, group_sizes)
 
     def silu_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"]) -> Float[Array, "T F"]:
         return silu_gate(gate, up) if gate.dtype == jnp.bfloat16 else super().silu_gate(gate, up)
+
+    def rms_norm(
+        self, x: Float[Array, "*T D"], scale: Float[Array, "*D"], *, offset: float, epsilon: float
+    ) -> Float[Array, "*T D"]:
+        if x.dtype.name not in SHORT or scale.dtype.name not in SHORT:
+            return super().rms_norm(x, scale, offset=offset, epsilon=epsilon)
+        return rms_norm(x.reshape(-1, scale.size), scale.reshape(-1), offset=offset, epsilon=epsilon).reshape(x.shape)
+
+    def rotate(
+        self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
+    ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
+        return rotate(q, k, cos, sin) if q.dtype.name in SHORT else super().rotate(q, k, cos, sin)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return table.rows(ids) if is_packed(table) else super().embed(table, ids)
@@ -162,40 +188,3 @@ class CpuBackend(ReferenceBackend):
             if len(small) + len(large) <= _MAX_BUCKETS:
                 break
         return (*small, *large[:-1], max_tokens) if len(small) == len(_DECODE_BUCKETS) else (*small, max_tokens)
-
-
-def _linear(
-    x: Float[Array, "T K"], weight: PackedMatrix, dtype: DTypeLike, kind: str, extent: Int[Array, "..."]
-) -> Float[Array, "T N"]:
-    """x times the matrix for the first `extent` rows ("linear"), or times one matrix for each group of rows whose sizes
-    are `extent` ("grouped")."""
-    if isinstance(weight, PackedInt8):
-        if not weight.activations:
-            return _call("w8", kind, x.astype(jnp.float32), weight, dtype, extent, weight.scales)
-        if multiplies_bytes():
-            count = extent if kind == "linear" else jnp.int32(x.shape[0])
-            tokens, each = byte_tokens(x, count)
-            return _call("i8", kind, tokens, weight, dtype, extent, weight.scales, each)
-        tokens, each = rounded_tokens(x, "int8")
-        product = _call("w8", kind, tokens.astype(jnp.float32), weight, jnp.float32, extent, weight.scales)
-        return (product * each[:, None]).astype(dtype)
-    given = _SHORT[str(weight.dtype)]
-    x = x.astype(jnp.bfloat16 if given == "bf16" and multiplies_bf16() else jnp.float32)
-    return _call(given, kind, x, weight, dtype, extent)
-
-
-def _call(
-    given: Precision,
-    kind: str,
-    x: Num[Array, "T K"],
-    weight: PackedMatrix,
-    dtype: DTypeLike,
-    extent: Int[Array, "..."],
-    *scales: Array,
-) -> Float[Array, "T N"]:
-    _, _, words, _, group = weight.panels.shape
-    if words * group != x.shape[1]:
-        x = jnp.pad(x, ((0, 0), (0, words * group - x.shape[1])))
-    result = jax.ShapeDtypeStruct((x.shape[0], math.prod(weight.out)), dtype)
-    call = jax.ffi.ffi_call(matmul.targets(given)[f"{kind}_{given}_{_SHORT[jnp.dtype(dtype).name]}"], result)
-    return call(x, weight.panels, weight.number, extent, *scales)

@@ -14,6 +14,7 @@ from .jit import I32, I64, POINTER, VOID, Code, Value, compile_module, declare, 
 
 # Offsets in bytes of XLA_FFI_CallFrame, _Buffer, _Metadata_Extension, _Metadata and _Api.
 _FRAME_EXTENSION, _FRAME_API, FRAME_CONTEXT, _FRAME_ARGS, _FRAME_RESULTS = 8, 16, 24, 72, 112
+_FRAME_NUM_ARGS = 56
 _BUFFER_DATA, _BUFFER_DIMS = 24, 40
 _EXTENSION_TYPE, _EXTENSION_METADATA = 8, 24
 _METADATA_MAJOR, _METADATA_MINOR, _METADATA_TRAITS = 24, 28, 32
@@ -46,14 +47,20 @@ class Frame:
     code: Code
     pointer: Value
 
-    def argument(self, number: int) -> Buffer:
+    @property
+    def num_arguments(self) -> Value:
+        return self.code.read(I64, self.pointer, _FRAME_NUM_ARGS)
+
+    def argument(self, number: int | Value) -> Buffer:
         return self._buffer(_FRAME_ARGS, number)
 
-    def result(self, number: int) -> Buffer:
+    def result(self, number: int | Value) -> Buffer:
         return self._buffer(_FRAME_RESULTS, number)
 
-    def _buffer(self, where: int, number: int) -> Buffer:
-        return Buffer(self.code, self.code.read(POINTER, self.code.read(POINTER, self.pointer, where), 8 * number))
+    def _buffer(self, where: int, number: int | Value) -> Buffer:
+        code = self.code
+        array = code.read(POINTER, self.pointer, where)
+        return Buffer(code, code.read(POINTER, array, code.times(code.i64(number), 8)))
 
 
 def api_call(code: Code, frame: Value, which: int, *arguments: Value) -> Value:

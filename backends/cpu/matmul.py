@@ -20,6 +20,7 @@ from .ffi import Frame, handler, register
 from .jit import I1, I8, I32, I64, POINTER, VOID, Code, Value, function
 from .matmul_tile import WORD, Precision, Tiles, tile
 from .threads import parallel_for
+from .tokens import emit_rounding
 
 _CHUNK_WORK = 1 << 20
 """Bytes of weights times rows (at least _STREAMED_ROWS) of one chunk of the parallel loop: about 5 us on one core."""
@@ -117,35 +118,77 @@ class _Kernels:
         return made
 
     def linear(self, block: ir.Function) -> list[str]:
-        """Handlers of linear(x [M, K], weights [S, panels, words, columns, group], number [], count []) -> [M, N]: the
-        first `count` rows, zeros behind them. Further operands where weights are scaled: scales [S, panels, 2, columns]
-        and, of i8, the rows' scales [M]."""
-        fields = ("x", "w", "out", "out_bytes", "rows", "words", "columns", "panels", "wide", "groups", "high")
-        fields += _SCALES
-        body, code = function(self.module, "linear.chunk", VOID, [POINTER, I64])
-        job = _Job.of(code, body.args[0], fields)
-        group, band = code.urem(body.args[1], job["groups"]), code.udiv(body.args[1], job["groups"])
-        first, row = code.times(group, job["wide"]), code.times(band, job["high"])
-        rows = code.least(job["high"], code.sub(job["rows"], row))
-        self._run_block(code, block, job, code.i64(0), row, rows, first)
+        """Handlers of linear(x [M, K], count [], then of each of some matrices its weights [S, panels, words, columns,
+        group], number [] and, where they are scaled, scales [S, panels, 2, columns]) -> [M, N] of each matrix: the
+        first `count` rows, zeros behind them. The chunks of all matrices are those of one parallel loop.
 
-        def handle(frame: Frame, out_bytes: int) -> None:
-            code = frame.code
-            x, weights, out = frame.argument(0), frame.argument(1), frame.result(0)
-            count = code.sext(code.read(I32, frame.argument(3).data), I64)
-            rows, panels, words = code.least(x.size(0), code.most(count, 1)), weights.size(1), weights.size(2)
-            _clear_behind(code, out.data, rows, x.size(0), code.times(out.size(1), out_bytes))
-            panel_bytes = code.times(words, tile().columns * WORD)
-            w = _matrix(code, frame, code.times(panels, panel_bytes))
+        Of i8, x comes as fp32 or bf16, and two further results are memory to round it in: [M, 4 words] and [M].
+        """
+        body, code = function(self.module, "linear.chunk", VOID, [POINTER, I64])
+        shared = ("x", "row_scales", "out_bytes", "rows", "words", "high", "count", "matrices")
+        job = _Job.of(code, body.args[0], shared)
+
+        def find(at: Value, number: Value, start: Value) -> list[Value]:
+            end = code.read(I64, job["matrices"], code.times(at, _MATRIX_BYTES))
+            passed = code.icmp_signed(">=", body.args[1], end)
+            return [code.add(number, code.zext(passed, I64)), code.select(passed, end, start)]
+
+        number, start = code.loop(job["count"], find, [code.i64(0), code.i64(0)])
+        matrix = code.at(job["matrices"], code.times(number, _MATRIX_BYTES), 8)
+        job |= _Job.of(code, matrix, _MATRIX[1:])
+        chunk = code.sub(body.args[1], start)
+        group, band = code.urem(chunk, job["groups"]), code.udiv(chunk, job["groups"])
+        row = code.times(band, job["high"])
+        rows = code.least(job["high"], code.sub(job["rows"], row))
+        self._run_block(code, block, job, code.i64(0), row, rows, code.times(group, job["wide"]))
+
+        operands = 3 if self.tiles.scaled else 2
+
+        def handle(frame: Frame, out_bytes: int, rounded_from: str | None = None) -> None:
+            code, x = frame.code, frame.argument(0)
+            num_matrices = code.udiv(code.sub(frame.num_arguments, code.i64(2)), code.i64(operands))
+            words = frame.argument(2).size(2)
+            rows = code.least(x.size(0), code.most(code.sext(code.read(I32, frame.argument(1).data), I64), 1))
             high = code.most(code.udiv(code.i64(_ROW_BYTES), code.times(words, self.tiles.x_word)), tile().rows)
-            wide = _panels_of_a_chunk(code, panels, panel_bytes, code.least(rows, high))
-            groups = code.ceil_div(panels, wide)
-            values = (x.data, w, out.data, code.i64(out_bytes), rows, words, out.size(1), panels, wide, groups, high)
-            chunks = code.times(groups, code.ceil_div(rows, high))
-            job = _Job.new(code, (*values, *self._scales(frame, panels)))
+            bands = code.ceil_div(rows, high)
+            matrices = code.stack(MOST_MATRICES * _MATRIX_BYTES)
+
+            def each_matrix(at: Value, chunks: Value) -> list[Value]:
+                first = code.plus(code.times(at, operands), 2)
+                weights, out = frame.argument(first), frame.result(at)
+                panels, columns = weights.size(1), out.size(1)
+                _clear_behind(code, out.data, rows, x.size(0), code.times(columns, out_bytes))
+                panel_bytes = code.times(words, tile().columns * WORD)
+                number = code.sext(code.read(I32, frame.argument(code.plus(first, 1)).data), I64)
+                w = code.at(weights.data, code.times(number, code.times(panels, panel_bytes)))
+                scales: Value = ir.Constant(POINTER, None)
+                if self.tiles.scaled:
+                    before = code.times(code.times(number, panels), _scale_bytes())
+                    scales = code.at(frame.argument(code.plus(first, 2)).data, before)
+                wide = _panels_of_a_chunk(code, panels, panel_bytes, code.least(rows, high))
+                groups = code.ceil_div(panels, wide)
+                chunks = code.add(chunks, code.times(groups, bands))
+                entry = code.at(matrices, code.times(at, _MATRIX_BYTES))
+                for field, value in enumerate((chunks, w, out.data, columns, panels, wide, groups, scales)):
+                    code.write(value, entry, 8 * field)
+                return [chunks]
+
+            (chunks,) = code.loop(num_matrices, each_matrix, [code.i64(0)])
+            numbers, row_scales = x.data, ir.Constant(POINTER, None)
+            if rounded_from is not None:
+                numbers, row_scales = (frame.result(code.plus(num_matrices, more)).data for more in range(2))
+                emit_rounding(frame, self.module, rounded_from, x, rows, numbers, row_scales)
+            values = (numbers, row_scales, code.i64(out_bytes), rows, words, high, num_matrices, matrices)
+            job = _Job.new(code, values)
             code.call(parallel_for(self.module), [frame.pointer, chunks, code.address(body), job])
 
-        return self._handlers("linear", handle)
+        if self.given != "i8":
+            return self._handlers("linear", handle)
+        return [
+            name
+            for kind in ("float32", "bfloat16")
+            for name in self._handlers(f"linear_{kind}", partial(handle, rounded_from=kind))
+        ]
 
     def grouped(self, block: ir.Function) -> list[str]:
         """Handlers of grouped(x [R, K], weights, number [], group_sizes [E]) -> [R, N]: matrix number + e for the rows
@@ -236,6 +279,11 @@ class _Kernels:
 
 
 _SCALES = ("scales", "row_scales")
+_MATRIX = ("end", "w", "out", "columns", "panels", "wide", "groups", "scales")
+"""Of each matrix of a call, the number of the first chunk behind its own and what its chunks need."""
+_MATRIX_BYTES = 8 * len(_MATRIX)
+MOST_MATRICES = 4
+"""Of one call."""
 
 
 def _scale_bytes() -> int:
@@ -255,7 +303,7 @@ class _Job(dict[str, Value]):
 
     @classmethod
     def of(cls, code: Code, job: Value, fields: Sequence[str]) -> "_Job":
-        pointers = ("x", "w", "out", "table", *_SCALES)
+        pointers = ("x", "w", "out", "table", "matrices", *_SCALES)
         return cls({key: code.read(POINTER if key in pointers else I64, job, 8 * at) for at, key in enumerate(fields)})
 
 

@@ -9,18 +9,19 @@ from jaxtyping import Array, Float, Int, UInt8
 from llvmlite import ir
 
 from ..token_scales import LARGEST
-from .attention_math import constant, largest, load, reduced, widened
-from .ffi import Frame, handler, register
-from .jit import F32, I8, I16, I32, I64, POINTER, VOID, Code, Value, function, round_up, vector
+from .attention_math import constant, largest, reduced
+from .ffi import Buffer, Frame, handler, register
+from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, round_up, vector
 from .matmul_tile import WORD
+from .rows import LANES, SIZES, inside, read, whole_vectors
 from .threads import parallel_for
 
-_LANES = 16
 _CHUNK = 1 << 15
 """Numbers of one chunk of the parallel loop: about 4 us."""
 _ROUND = 1.5 * 2**23
 """Added to a smaller number, it leaves the nearest whole one in the lowest bits."""
-_SIZES = {"float32": 4, "bfloat16": 2}
+_FIELDS = 6
+"""Of what the chunks of a loop share."""
 
 
 def byte_tokens(x: Float[Array, "T K"], count: Int[Array, ""]) -> tuple[UInt8[Array, "T K_whole"], Float[Array, "T"]]:
@@ -40,9 +41,9 @@ def byte_tokens(x: Float[Array, "T K"], count: Int[Array, ""]) -> tuple[UInt8[Ar
 def emitted() -> tuple[ir.Module, list[str]]:
     """The kernels, and the names of their handlers."""
     module = ir.Module("distaff_cpu_tokens")
-    for dtype in _SIZES:
+    for dtype in SIZES:
         _emit(module, f"tokens_{dtype}", dtype)
-    return module, [f"tokens_{dtype}" for dtype in _SIZES]
+    return module, [f"tokens_{dtype}" for dtype in SIZES]
 
 
 @cache
@@ -51,81 +52,76 @@ def _targets() -> dict[str, str]:
 
 
 def _emit(module: ir.Module, name: str, dtype: str) -> None:
-    fields = 6
-    body, code = function(module, f"{name}.chunk", VOID, [POINTER, I64])
-    job, chunk = body.args
-    x, out, scales = (code.read(POINTER, job, 8 * at) for at in range(3))
-    width, rows, wide = (code.read(I64, job, 8 * at) for at in range(3, fields))
-    whole = code.times(code.ceil_div(width, WORD), WORD)
-    first = code.times(chunk, wide)
-
-    def one(row: Value) -> None:
-        source = code.at(x, code.times(code.times(row, width), _SIZES[dtype]))
-        _round_row(
-            code, dtype, source, width, code.at(out, code.times(row, whole)), code.at(scales, code.times(row, 4))
-        )
-
-    code.loop(code.least(code.plus(first, wide), rows), one, start=first)
-    code.ret_void()
-
     def handle(frame: Frame) -> None:
         code, x = frame.code, frame.argument(0)
-        count = code.sext(code.read(I32, frame.argument(1).data), I64)
-        rows, width = code.least(x.size(0), count), x.size(1)
-        wide = code.most(code.sdiv(code.i64(_CHUNK), code.most(width, 1)), 1)
-        job = code.stack(8 * fields)
-        for at, value in enumerate((x.data, frame.result(0).data, frame.result(1).data, width, rows, wide)):
-            code.write(value, job, 8 * at)
-        code.call(parallel_for(module), [frame.pointer, code.ceil_div(rows, wide), code.address(body), job])
+        rows = code.least(x.size(0), code.sext(code.read(I32, frame.argument(1).data), I64))
+        emit_rounding(frame, module, dtype, x, rows, frame.result(0).data, frame.result(1).data)
 
     handler(module, name, handle)
 
 
+def emit_rounding(
+    frame: Frame, module: ir.Module, dtype: str, x: Buffer, rows: Value, numbers: Value, scales: Value
+) -> None:
+    """Emits, into a handler of the module, what byte_tokens does with the first `rows` of x."""
+    code, width = frame.code, x.size(1)
+    wide = code.most(code.sdiv(code.i64(_CHUNK), code.most(width, 1)), 1)
+    job = code.stack(8 * _FIELDS)
+    for at, value in enumerate((x.data, numbers, scales, width, rows, wide)):
+        code.write(value, job, 8 * at)
+    body = code.address(_chunk(module, dtype))
+    code.call(parallel_for(module), [frame.pointer, code.ceil_div(rows, wide), body, job])
+
+
+def _chunk(module: ir.Module, dtype: str) -> ir.Function:
+    """The loop body that rounds some consecutive tokens."""
+    name = f"tokens_{dtype}.chunk"
+    if name in module.globals:
+        return module.globals[name]
+    made, code = function(module, name, VOID, [POINTER, I64])
+    job, chunk = made.args
+    x, out, scales = (code.read(POINTER, job, 8 * at) for at in range(3))
+    width, rows, wide = (code.read(I64, job, 8 * at) for at in range(3, _FIELDS))
+    whole = code.times(code.ceil_div(width, WORD), WORD)
+    first = code.times(chunk, wide)
+
+    def one(row: Value) -> None:
+        source = code.at(x, code.times(code.times(row, width), SIZES[dtype]))
+        target, scale = code.at(out, code.times(row, whole)), code.at(scales, code.times(row, 4))
+        _round_row(code, dtype, source, width, target, scale)
+
+    code.loop(code.least(code.plus(first, wide), rows), one, start=first)
+    code.ret_void()
+    return made
+
+
 def _round_row(code: Code, dtype: str, source: Value, width: Value, out: Value, scale: Value) -> None:
     """Of one token: its numbers and its scale."""
-    whole = code.times(code.sdiv(width, code.i64(_LANES)), _LANES)
-    inside = _inside(code, code.sub(width, whole))
+    whole = whole_vectors(code, width)
+    mask = inside(code, code.sub(width, whole))
 
     def size(value: Value, most: Value) -> Value:
-        return largest(code, code.intrinsic(f"llvm.fabs.v{_LANES}f32", value.type, value), most)
+        return largest(code, code.intrinsic(f"llvm.fabs.v{LANES}f32", value.type, value), most)
 
     (most,) = code.loop(
-        whole, lambda at, most: [size(_read(code, dtype, source, at), most)], [constant(0.0, _LANES)], step=_LANES
+        whole, lambda at, most: [size(read(code, dtype, source, at), most)], [constant(0.0, LANES)], step=LANES
     )
-    most = reduced(code, size(_read(code, dtype, source, whole, inside), most), largest_of=True)
+    most = reduced(code, size(read(code, dtype, source, whole, mask), most), largest_of=True)
     most = code.select(code.fcmp_ordered(">", most, ir.Constant(F32, 0.0)), most, ir.Constant(F32, 1.0))
     # Divisions as XLA makes them, for the bits of backends/quantized.py: by reciprocals.
     step = code.fmul(most, ir.Constant(F32, float(np.float32(1) / np.float32(LARGEST["int8"]))))
     code.write(step, scale, align=4)
-    times = code.splat(code.fdiv(ir.Constant(F32, 1.0), step), _LANES)
+    times = code.splat(code.fdiv(ir.Constant(F32, 1.0), step), LANES)
 
     def numbers(value: Value) -> Value:
         # The nearest whole number, 128 added, in the lowest byte of the sum.
-        near = code.fadd(code.fmul(value, times), constant(_ROUND + 128, _LANES))
-        return code.trunc(code.bitcast(near, vector(I32, _LANES)), vector(I8, _LANES))
+        near = code.fadd(code.fmul(value, times), constant(_ROUND + 128, LANES))
+        return code.trunc(code.bitcast(near, vector(I32, LANES)), vector(I8, LANES))
 
     def write(at: Value) -> None:
-        code.write(numbers(_read(code, dtype, source, at)), code.at(out, at), align=1)
+        code.write(numbers(read(code, dtype, source, at)), code.at(out, at), align=1)
 
-    code.loop(whole, write, step=_LANES)
+    code.loop(whole, write, step=LANES)
     words = code.times(code.ceil_div(code.sub(width, whole), WORD), WORD)
-    rest = numbers(_read(code, dtype, source, whole, inside)), code.at(out, whole)
-    code.intrinsic(f"llvm.masked.store.v{_LANES}i8.p0", VOID, *rest, ir.Constant(I32, 1), _inside(code, words))
-
-
-def _inside(code: Code, count: Value) -> Value:
-    """The first `count` lanes."""
-    lanes = ir.Constant(vector(I64, _LANES), list(range(_LANES)))
-    return code.icmp_signed("<", lanes, code.splat(count, _LANES))
-
-
-def _read(code: Code, dtype: str, source: Value, at: Value, inside: Value | None = None) -> Value:
-    """Numbers `at` and following, as fp32; zeros outside a mask."""
-    size = _SIZES[dtype]
-    where = code.at(source, code.times(at, size))
-    if inside is None:
-        return load(code, dtype, _LANES, where)
-    kind = vector(F32 if dtype == "float32" else I16, _LANES)
-    zeros = ir.Constant(kind, [0] * _LANES)
-    name = f"llvm.masked.load.v{_LANES}{'f32' if dtype == 'float32' else 'i16'}.p0"
-    return widened(code, code.intrinsic(name, kind, where, ir.Constant(I32, size), inside, zeros))
+    rest = numbers(read(code, dtype, source, whole, mask)), code.at(out, whole)
+    code.intrinsic(f"llvm.masked.store.v{LANES}i8.p0", VOID, *rest, ir.Constant(I32, 1), inside(code, words))

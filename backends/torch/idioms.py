@@ -157,7 +157,7 @@ class _Finder:
         return _Spelled("rms_norm", (x, weight), {"eps": float(eps.value)})
 
     def _rotation(self, op: Op) -> _Spelled | None:
-        """`concatenate(x cos - y sin, y cos + x sin)` of the two halves of heads, as models.rope.rotate writes it."""
+        """`concatenate(x cos - y sin, y cos + x sin)` of the halves of heads, as backends.rotation.rotate writes it."""
         if op.name != "concatenate" or len(op.ins) != 2:
             return None
         left, right = self._made(op.ins[0], "sub"), self._made(op.ins[1], "add")

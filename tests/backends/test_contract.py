@@ -176,7 +176,10 @@ def test_linear_grouped_and_embed_are_plain_products(backend: Backend) -> None:
         "embedder": {"table": rng.normal(size=(37, 24)).astype(np.float32)},
         "segments": {
             "0": {
-                "attention": {"q": {"weight": rng.normal(size=(2, 4, 8, 24)).astype(np.float32)}},
+                "attention": {
+                    name: {"weight": rng.normal(size=(2, heads, 8, 24)).astype(np.float32)}
+                    for name, heads in (("q", 4), ("k", 2))
+                },
                 "mlp": {"experts": {"gate": rng.normal(size=(2, 3, 40, 24)).astype(np.float32)}},
             }
         },
@@ -186,21 +189,50 @@ def test_linear_grouped_and_embed_are_plain_products(backend: Backend) -> None:
     sizes, ids = jnp.asarray([2, 0, 3], jnp.int32), jnp.asarray([3, 36, 0, 3, 9], jnp.int32)
 
     def body(carry: jax.Array, layer: dict[str, Any], number: jax.Array) -> jax.Array:
-        q = backend.linear(jnp.asarray(x), layer["attention"]["q"]["weight"], "TD,NHD->TNH")
+        weights = [layer["attention"][name]["weight"] for name in ("q", "k")]
+        q, k = backend.linears(jnp.asarray(x), weights, ["TD,NHD->TNH", "TD,KHD->TKH"])
+        assert q.shape == (5, 4, 8) and k.shape == (5, 2, 8)
         y = backend.grouped_linear(jnp.asarray(x), layer["mlp"]["experts"]["gate"], sizes)
-        return carry + (number + 1) * jnp.concatenate([q.reshape(5, -1), y], axis=1)
+        return carry + (number + 1) * jnp.concatenate([q.reshape(5, -1), k.reshape(5, -1), y], axis=1)
 
-    got = backend.layer_loop(body, jnp.zeros((5, 72)), packed["segments"]["0"], 2)
+    got = backend.layer_loop(body, jnp.zeros((5, 88)), packed["segments"]["0"], 2)
     want = 0.0
     for layer in range(2):
-        q = np.einsum("TD,NHD->TNH", x, params["segments"]["0"]["attention"]["q"]["weight"][layer]).reshape(5, -1)
+        attention = params["segments"]["0"]["attention"]
+        q, k = (np.einsum("TD,NHD->TNH", x, attention[name]["weight"][layer]).reshape(5, -1) for name in ("q", "k"))
         experts = params["segments"]["0"]["mlp"]["experts"]["gate"][layer][[0, 0, 2, 2, 2]]
-        want += (layer + 1) * np.concatenate([q, np.einsum("TD,TFD->TF", x, experts)], axis=1)
+        want += (layer + 1) * np.concatenate([q, k, np.einsum("TD,TFD->TF", x, experts)], axis=1)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
     table = packed["embedder"]["table"]
     np.testing.assert_array_equal(backend.embed(table, ids), params["embedder"]["table"][np.asarray(ids)])
     np.testing.assert_allclose(backend.linear(jnp.asarray(x), table, "TD,VD->TV"),
                                x @ params["embedder"]["table"].T, atol=1e-4)  # fmt: skip
+
+
+def test_a_norm_is_over_the_axes_of_its_scale(backend: Backend) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(5, 4, 8)).astype(np.float32)
+    for letters, axes in (((8,), (2,)), ((4, 8), (1, 2))):
+        scale = rng.normal(size=letters).astype(np.float32)
+        got = backend.rms_norm(jnp.asarray(x), jnp.asarray(scale), offset=1.0, epsilon=1e-3)
+        want = x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + 1e-3) * (scale + 1)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("angles", [4, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_are_rotated_in_halves(backend: Backend, dtype: str, angles: int) -> None:
+    """What is behind the halves stays."""
+    rng = np.random.default_rng(2)
+    q, k = (jnp.asarray(rng.normal(size=(5, num_heads, 8)), dtype) for num_heads in (4, 2))
+    turns = rng.normal(size=(5, angles)).astype(np.float32)
+    got = backend.rotate(q, k, jnp.cos(turns), jnp.sin(turns))
+    for heads, found in zip((q, k), got, strict=True):
+        want = np.asarray(heads, np.float64)
+        pairs = want[..., :angles] + 1j * want[..., angles : 2 * angles]
+        pairs *= np.exp(1j * turns)[:, None]
+        want[..., : 2 * angles] = np.concatenate([pairs.real, pairs.imag], axis=-1)
+        np.testing.assert_allclose(np.asarray(found, np.float64), want, atol=1e-6 if dtype == "float32" else 2e-2)
 
 
 def test_pages_are_read_and_written_by_number(backend: Backend) -> None:

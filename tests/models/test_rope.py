@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distaff.models.rope import RopeConfig, RopeScaling, rotate, rotation
+from distaff.backends.rotation import rotate
+from distaff.models.rope import RopeConfig, RopeScaling, rotation
 
 SCALINGS = [
     None,

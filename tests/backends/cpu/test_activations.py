@@ -1,4 +1,4 @@
-"""The CPU's passes over activations, rounding to bytes and the gate of feed-forward layers, against jax.numpy."""
+"""The CPU's passes over activations, rounding to bytes, gates of feed-forward layers and norms, against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from distaff.backends.cpu.gate import silu_gate
 from distaff.backends.cpu.matmul_tile import multiplies_bytes
+from distaff.backends.cpu.norm import rms_norm
 from distaff.backends.cpu.tokens import byte_tokens
 from distaff.backends.quantized import rounded_tokens
 
@@ -39,3 +40,19 @@ def test_the_gate_is_rounded_once(shape: tuple[int, int]) -> None:
     got = np.asarray(jax.jit(silu_gate)(gate, up), np.float64)
     # Half a unit of bfloat16, and what fp32 adds.
     np.testing.assert_allclose(got, want, rtol=2.0**-8 * 1.001, atol=1e-30)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [("float32", 0.0), ("bfloat16", 0.0), ("bfloat16", 1.0)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_norm_is_rounded_once_and_of_its_row_alone(shape: tuple[int, int], dtype: str, offset: float) -> None:
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal(shape) * 10.0 ** (np.arange(shape[0])[:, None] % 5 - 2), dtype)
+    scale = jnp.asarray(rng.standard_normal(shape[1]), dtype)
+    got = rms_norm(x, scale, offset=offset, epsilon=1e-5)
+    wide = np.asarray(x, np.float64)
+    want = wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + 1e-5) * (np.asarray(scale, np.float64) + offset)
+    # Half a unit of the type, and what fp32 adds.
+    rtol = 3e-6 if dtype == "float32" else 2.0**-8 * 1.001
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rtol, atol=1e-30)
+    last = rms_norm(x[-1:], scale, offset=offset, epsilon=1e-5)
+    np.testing.assert_array_equal(last, got[-1:])

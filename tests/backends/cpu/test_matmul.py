@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from distaff.backends.cpu import jit, matmul, matmul_tile
 from distaff.backends.cpu.backend import CpuBackend
-from distaff.backends.cpu.packing import PackedMatrix, pack
+from distaff.backends.cpu.packing import PackedMatrix, pack, pack_int8
+from distaff.backends.quantized import Quantized
 
 DTYPES = ("float32", "bfloat16")
 BACKEND = CpuBackend()
@@ -69,6 +70,28 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch(
     start = data.draw(st.integers(0, num_rows - 1))
     some = np.asarray(linear(x[start : data.draw(st.integers(start + 1, num_rows))], packed, jnp.int32(1)))
     np.testing.assert_array_equal(some.view(np.uint8), together[start : start + len(some)].view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", [*DTYPES, "int8", "int8-weight"])
+@pytest.mark.parametrize("num_rows", [1, 13, 700])
+def test_several_products_of_one_x_have_the_bits_of_each(num_rows: int, kind: str) -> None:
+    """More than one call takes, of several widths; rows behind the first `count` come out as zeros."""
+    dtype = kind if kind in DTYPES else "bfloat16"
+    made = [jnp.asarray(weights((130, columns), dtype)) for columns in (70, 1, 33, 515, 64)]
+    packed = [pack(w, 1, 1) if kind in DTYPES else pack_int8(to_bytes(w, kind == "int8"), 1, 1) for w in made]
+    views = [each.layer(jnp.int32(2)) for each in packed]
+    x, count = rows(num_rows, 130, dtype, 3), -(-num_rows // 2)
+    backend = BACKEND.with_rows(jnp.int32(count))
+    together = jax.jit(lambda x: backend.linears(x, views, ["TD,FD->TF"] * len(views)))(x)
+    for y, view in zip(together, views, strict=True):
+        np.testing.assert_array_equal(y[:count], BACKEND.linear(x[:count], view, "TD,FD->TF"))
+        assert y.any() and not y[count:].any()
+
+
+def to_bytes(weight: jax.Array, activations: bool) -> Quantized:
+    scale = jnp.abs(weight.astype(jnp.float32)).max(axis=-1, keepdims=True) / 127
+    values = jnp.round(weight.astype(jnp.float32) / scale).astype(jnp.int8)
+    return Quantized(values, scale, "int8", weight.dtype, activations)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

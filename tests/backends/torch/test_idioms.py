@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distaff.backends.reference import ReferenceBackend
+from distaff.backends.rotation import rotate
 from distaff.backends.torch.lowered import Target
 from distaff.models.config import NormConfig
 from distaff.models.layers import Machine, Norm, ParamFactory
 from distaff.models.placement import OneDevice
-from distaff.models.rope import RopeConfig, rotate, rotation
+from distaff.models.rope import RopeConfig, rotation
 
 from .running import compare, lowered
 from .test_operations import operations
