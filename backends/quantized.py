@@ -1,13 +1,15 @@
 """Weights as small numbers times scales, and products with them, in plain jax.numpy.
 
-`value * scale` with a scale for each output channel, or for each group of what a product sums over. Where activations
-are rounded too (W8A8), each token has a scale of its own, found when it comes: int8 products are summed up as whole
-numbers, so that the order does not matter.
+`number * scale`, or `number * scale + minimum`, with a scale for each output channel, or for each group of what a
+product sums over. Weights stay packed in memory: what a product needs of them is expanded in the same program, a
+layer's matrix or one expert's at a time. Where activations are rounded too (W8A8), each token has a scale of its own,
+found when it comes: int8 products are summed up as whole numbers, so that the order does not matter.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, no_type_check
+from typing import Any, Final, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +18,42 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 
 from .token_scales import LARGEST, rounded
 
+HALF_BYTES: Final = ("int4", "uint4", "float4_e2m1fn")
+"""Kinds of numbers that lie two in a byte."""
+_TILE: Final = 64
+"""Rows of an expert that are multiplied at once: an expert of few rows costs as much as one of so many."""
+
 
 @no_type_check  # JAX rebuilds it around tracers, shapes and shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Quantized:
-    """A weight [*stack, *out, *in] that stands for `values * scale`.
+    """A weight [*stack, *out, *in] that stands for `numbers * scale`, plus `minimum` where there is one.
 
     Args:
-        values: in the weight's shape; of "int4" two in a byte along the last axis, the even one in its low half, each
-            with 8 added.
-        scale: fp32, of as many axes: each has the weight's length divided by that of a group, 1 where all share it.
-        kind: "int8", "int4" or "float8_e4m3fn".
+        values: in the weight's shape; of HALF_BYTES two in a byte along the last axis, the even one in its low half:
+            "int4" with 8 added, "uint4" as it is, "float4_e2m1fn" by its bits.
+        scale: of as many axes: each has the weight's length divided by that of a group, 1 where all share it. Floats,
+            or bytes: exponents of two with 127 added (E8M0 of OCP Microscaling).
+        kind: "int8", "uint8", "int4", "uint4", "float4_e2m1fn" or "float8_e4m3fn".
         dtype: of the weight that it stands for, and so of embeddings that are read from it.
         activations: whether what is multiplied with it is rounded to the same type.
         out: lengths of the output's axes, where the weight has them as one, and those of the input too, since a
             backend likes it so; None: as the shape says.
+        minimum: what a number 0 stands for, as `scale`; None: 0.
     """
 
     values: Num[Array, "..."]
-    scale: Float[Array, "..."]
+    scale: Num[Array, "..."]
     kind: str = field(metadata={"static": True})
     dtype: jnp.dtype = field(metadata={"static": True})
     activations: bool = field(default=False, metadata={"static": True})
     out: tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    minimum: Float[Array, "..."] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        packed = 2 if self.kind == "int4" else 1
+        packed = 2 if self.kind in HALF_BYTES else 1
         return (*self.values.shape[:-1], packed * self.values.shape[-1])
 
     @property
@@ -51,12 +61,18 @@ class Quantized:
         return len(self.values.shape)
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """The arrays that there are, by the names of their fields."""
+        found = {"values": self.values, "scale": self.scale, "minimum": self.minimum}
+        return {name: leaf for name, leaf in found.items() if leaf is not None}
+
+    @property
     def nbytes(self) -> int:
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (self.values, self.scale))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.parts.values())
 
     def per_channel(self, num_in: int) -> bool:
-        """Whether each output, an index of all but the last `num_in` axes, has one scale."""
-        return math.prod(self.scale.shape[self.ndim - num_in :]) == 1
+        """Whether each output, an index of all but the last `num_in` axes, has one scale and nothing added."""
+        return self.minimum is None and math.prod(self.scale.shape[self.ndim - num_in :]) == 1
 
 
 @dataclass(frozen=True)
@@ -66,29 +82,35 @@ class Rounding:
     Args:
         kind, activations: of Quantized.
         groups: how many groups with a scale each axis of `in` has.
+        scales, minima: types of scales and of minima; None: there are no minima.
     """
 
     kind: str
     groups: tuple[int, ...]
     activations: bool = False
+    scales: str = "float32"
+    minima: str | None = None
 
     @classmethod
     def of(cls, weight: Quantized, num_in: int) -> "Rounding":
-        return cls(weight.kind, weight.scale.shape[weight.ndim - num_in :], weight.activations)
+        minima = None if weight.minimum is None else weight.minimum.dtype.name
+        groups = weight.scale.shape[weight.ndim - num_in :]
+        return cls(weight.kind, groups, weight.activations, weight.scale.dtype.name, minima)
 
-    def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of the values and of the scales of a weight of this shape."""
-        values = (*shape[:-1], shape[-1] // 2) if self.kind == "int4" else shape
-        return values, (*shape[: len(shape) - len(self.groups)], *self.groups)
+    def parts(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the arrays of a weight of this shape, by their names in Quantized."""
+        half = self.kind in HALF_BYTES
+        values = (*shape[:-1], shape[-1] // 2) if half else shape
+        each = (*shape[: len(shape) - len(self.groups)], *self.groups)
+        found = {
+            "values": jax.ShapeDtypeStruct(values, jnp.dtype("uint8" if half else self.kind)),
+            "scale": jax.ShapeDtypeStruct(each, jnp.dtype(self.scales)),
+        }
+        return found if self.minima is None else found | {"minimum": jax.ShapeDtypeStruct(each, jnp.dtype(self.minima))}
 
-    @property
-    def stored(self) -> jnp.dtype:
-        """Type of the values as they are held."""
-        return jnp.dtype("uint8" if self.kind == "int4" else self.kind)
-
-    def held[Leaf](self, values: Leaf, scale: Leaf, dtype: DTypeLike) -> Any:
-        """Quantized of whatever stands for values and scales."""
-        return Quantized(values, scale, self.kind, jnp.dtype(dtype), self.activations)  # pyright: ignore[reportArgumentType]
+    def held(self, parts: Mapping[str, Any], dtype: DTypeLike) -> Any:
+        """Quantized of whatever stands for its arrays."""
+        return Quantized(**parts, kind=self.kind, dtype=jnp.dtype(dtype), activations=self.activations)
 
 
 def as_matrices(weight: Quantized, num_stacked: int, num_in: int) -> Quantized:
@@ -99,20 +121,39 @@ def as_matrices(weight: Quantized, num_stacked: int, num_in: int) -> Quantized:
     def flat(leaf: Num[Array, "..."]) -> Num[Array, "..."]:
         return leaf.reshape(*leaf.shape[:num_stacked], math.prod(leaf.shape[num_stacked:end]), -1)
 
-    return replace(weight, values=flat(weight.values), scale=flat(weight.scale), out=out)
+    return replace(weight, **{name: flat(leaf) for name, leaf in weight.parts.items()}, out=out)
 
 
 def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
+def bytes_per_weight(weights: Any) -> float:
+    """What a number of a tree of weights takes, with its part of scales."""
+    leaves = jax.tree.leaves(weights, is_leaf=is_quantized)
+    return sum(leaf.nbytes for leaf in leaves) / sum(math.prod(leaf.shape) for leaf in leaves)
+
+
 def numbers(weight: Quantized) -> Num[Array, "..."]:
-    """The values, one an entry."""
+    """The numbers, one an entry. Those of "float4_e2m1fn" are whole: twice the floats, with scales of half the size."""
     values = jnp.asarray(weight.values)
-    if weight.kind != "int4":
+    if weight.kind not in HALF_BYTES:
         return values
-    low, high = values & 15, values >> 4
-    return (jnp.stack([low, high], axis=-1).astype(jnp.int8) - 8).reshape(*values.shape[:-1], -1)
+    halves = jnp.stack([values & 15, values >> 4], axis=-1).astype(jnp.int8).reshape(*values.shape[:-1], -1)
+    if weight.kind == "float4_e2m1fn":
+        # 0, 1, 2, 3, 4, 6, 8, 12 without a table to look in, which processors do one number at a time.
+        size = halves & 7
+        size += jnp.maximum(size - 4, 0) + jnp.where(size == 7, 2, 0).astype(jnp.int8)
+        return jnp.where(halves >= 8, -size, size)
+    return halves - 8 if weight.kind == "int4" else halves
+
+
+def scales(weight: Quantized) -> Float[Array, "..."]:
+    """The scales of `numbers`, in fp32; powers of two that are too small for its normal numbers are 0."""
+    scale = jnp.asarray(weight.scale)
+    if scale.dtype == jnp.uint8:
+        scale = jax.lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
+    return scale.astype(jnp.float32) * (0.5 if weight.kind == "float4_e2m1fn" else 1)
 
 
 def packed(values: Int[Array, "..."]) -> UInt8[Array, "..."]:
@@ -123,11 +164,14 @@ def packed(values: Int[Array, "..."]) -> UInt8[Array, "..."]:
 
 def dequantized(weight: Quantized, dtype: DTypeLike | None = None) -> Float[Array, "..."]:
     """The weight that it stands for; in `dtype`, by default its own."""
-    values, scale = numbers(weight), jnp.asarray(weight.scale)
+    values, scale = numbers(weight), scales(weight)
     spread: list[int] = []
     for size, count in zip(values.shape, scale.shape, strict=True):
         spread += [count, size // count]
-    grouped = values.reshape(spread).astype(jnp.float32) * jnp.expand_dims(scale, tuple(range(1, len(spread), 2)))
+    within = tuple(range(1, len(spread), 2))
+    grouped = values.reshape(spread).astype(jnp.float32) * jnp.expand_dims(scale, within)
+    if weight.minimum is not None:
+        grouped += jnp.expand_dims(jnp.asarray(weight.minimum).astype(jnp.float32), within)
     return grouped.reshape(values.shape).astype(dtype or weight.dtype)
 
 
@@ -152,7 +196,7 @@ def quantized_linear(
         product = _dot(x, dequantized(weight, x.dtype).reshape(shape), jnp.float32)
     else:
         values = numbers(weight).reshape(shape)
-        scale = jnp.asarray(weight.scale).reshape(-1)
+        scale = scales(weight).reshape(-1)
         if weight.activations:
             tokens, each = rounded_tokens(x, weight.kind)
             summed = _dot(tokens, values, jnp.int32 if weight.kind == "int8" else jnp.float32)
@@ -165,10 +209,10 @@ def quantized_linear(
 def quantized_grouped(x: Float[Array, "R I"], weight: Quantized, group_sizes: Int[Array, "E"]) -> Float[Array, "R O"]:
     """As Backend.grouped_linear, with a weight [E, O, I]."""
     if not weight.per_channel(1):
-        return _ragged(x, dequantized(weight, x.dtype), group_sizes, jnp.float32).astype(x.dtype)
+        return _one_expert_at_a_time(x, weight, group_sizes)
     values = numbers(weight)
     expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(x.shape[0]), side="right")
-    scale = jnp.asarray(weight.scale)[jnp.minimum(expert, len(group_sizes) - 1), :, 0]
+    scale = scales(weight)[jnp.minimum(expert, len(group_sizes) - 1), :, 0]
     if weight.activations:
         tokens, each = rounded_tokens(x, weight.kind)
         summed = _ragged(tokens, values, group_sizes, jnp.int32 if weight.kind == "int8" else jnp.float32)
@@ -178,9 +222,34 @@ def quantized_grouped(x: Float[Array, "R I"], weight: Quantized, group_sizes: In
 
 def quantized_rows(table: Quantized, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
     """Rows of a [V, D] table."""
-    scale = table.scale if table.scale.shape[0] == 1 else table.scale[ids]
-    taken = Quantized(jnp.asarray(table.values)[ids], scale, table.kind, table.dtype)
-    return dequantized(taken)
+    taken = {name: leaf if leaf.shape[0] == 1 else jnp.asarray(leaf)[ids] for name, leaf in table.parts.items()}
+    return dequantized(replace(table, **taken))
+
+
+def _one_expert_at_a_time(
+    x: Float[Array, "R I"], weight: Quantized, group_sizes: Int[Array, "E"]
+) -> Float[Array, "R O"]:
+    """Expands the matrix of each expert that has rows, once, and touches no other's. Rows that a tile takes from the
+    expert behind it are written again by that one."""
+    num_rows, (num_experts, num_out, _) = x.shape[0], weight.shape
+    tile = min(_TILE, num_rows)
+    starts = jnp.cumsum(group_sizes) - group_sizes
+    used = jnp.argsort(group_sizes == 0)  # in order, those without rows last
+    padded = jnp.pad(x, ((0, tile), (0, 0)))
+
+    def one(number: Int[Array, ""], out: Float[Array, "P O"]) -> Float[Array, "P O"]:
+        expert = used[number]
+        matrix = dequantized(jax.tree.map(lambda leaf: leaf[expert], weight), x.dtype)
+
+        def rows(turn: Int[Array, ""], out: Float[Array, "P O"]) -> Float[Array, "P O"]:
+            start = starts[expert] + turn * tile
+            product = _dot(jax.lax.dynamic_slice_in_dim(padded, start, tile), matrix, jnp.float32)
+            return jax.lax.dynamic_update_slice_in_dim(out, product.astype(x.dtype), start, axis=0)
+
+        return jax.lax.fori_loop(0, -(-group_sizes[expert] // tile), rows, out)
+
+    empty = jnp.zeros((num_rows + tile, num_out), x.dtype)
+    return jax.lax.fori_loop(0, num_experts - (group_sizes == 0).sum(), one, empty)[:num_rows]
 
 
 def _dot(x: Num[Array, "T K"], values: Num[Array, "N K"], sums: DTypeLike) -> Num[Array, "T N"]:

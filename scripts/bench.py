@@ -237,7 +237,6 @@ class _Run:
     def report(self, policy: Policy) -> dict[str, Any]:
         import jax.numpy as jnp
 
-        from ..models.compress import parse_scheme
         from ..serving.limits import measure_limits
         from ..serving.llm import KV_DTYPES
         from ..serving.measurement import report, run_round
@@ -272,7 +271,7 @@ class _Run:
                 measured,
                 config=llm.config,
                 limits=self.limits,
-                weight_bytes=num_bytes if scheme is None else parse_scheme(scheme).weight_bytes,
+                weight_bytes=llm.weight_bytes,
                 kv_bytes=jnp.dtype(KV_DTYPES[kv_dtype]).itemsize if kv_dtype else num_bytes,
                 goodput=self.goodput,
             ),

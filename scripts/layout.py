@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
     from ..backends.quantized import Rounding
     from ..models.checkpoints import Location
+    from ..models.compress import Held as Weights
     from ..models.config import ModelConfig
     from ..sharding.check import Devices as Available
     from ..sharding.layout import Layout
@@ -86,12 +87,17 @@ def show(
         prepare_devices()
         from ..serving.llm import cache_dtype
         from ..sharding.check import Devices as Available
-        from ..sharding.check import check_layout
+        from ..sharding.check import check_layout, lying_whole
         from ..sharding.report import layout_report
 
-        config, roundings = _config(model, offline, quantize)
+        config, form = _config(model, offline, quantize)
         held = cache_dtype(kv_dtype, dtype.value)
-        laid = _parse(text, config, devices, dtype.value, roundings=roundings)
+        laid = _parse(text, config, devices, dtype.value, roundings=form.roundings)
+        if form.made is None:
+            form = form.under(lying_whole(laid, config, dtype.value, form.roundings))
+        for remark in form.remarks:
+            sys.stderr.write(f"warning: {remark}\n")
+        roundings = form.roundings
         available = Available(devices or laid.num_devices)
         check_layout(laid, config, available, dtype=dtype.value, roundings=roundings)
         _print_remarks(config, laid, available, dtype.value)
@@ -213,18 +219,15 @@ def presets(json: Json = False, debug: Debug = False) -> None:
             )
 
 
-def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, Mapping[str, Rounding]]":
-    """A model's configuration, and how its weights are held as small numbers: as they are stored, or will be."""
-    from ..models.checkpoints import kept_roundings, open_checkpoint
-    from ..models.compress import check_unrounded, parse_scheme, quantizer
+def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, Weights]":
+    """A model's configuration, and how its weights are held."""
+    from ..models.checkpoints import open_checkpoint
+    from ..models.compress import held_weights
     from ..models.families import config_from_hf
 
     checkpoint = open_checkpoint(_resolve(model, offline))
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-    if quantize is None:
-        return config, kept_roundings(checkpoint, config)
-    check_unrounded(checkpoint)
-    return config, quantizer(parse_scheme(quantize), config).roundings(config)
+    return config, held_weights(quantize, checkpoint, config)
 
 
 def _resolve(model: str, offline: bool) -> "Location":

@@ -41,7 +41,8 @@ Quantize = Annotated[
     str | None,
     typer.Option(
         "--quantize",
-        help="Round weights: int8 (activations too), int8-weight, int4 (groups of 64; int4:32), fp8, fp8-weight.",
+        help="Round weights: int8 (activations too), int8-weight, int4 (groups of 64; int4:32), fp8, fp8-weight. "
+        "stored: small numbers of the file stay, none: they are expanded. [default: in GGUF none, else stored]",
         metavar="SCHEME",
         rich_help_panel=ENGINE,
     ),

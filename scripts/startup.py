@@ -84,7 +84,10 @@ def keep_stdout() -> None:
 
 
 def print_remarks(llm: "LLM", layout: str | None) -> None:
-    """Say on stderr what a layout might do better: devices that it leaves, KV heads that it holds several times."""
+    """Say on stderr which weights were expanded, and what a layout might do better: devices that it leaves, KV heads
+    that it holds several times."""
+    for text in llm.remarks:
+        sys.stderr.write(f"warning: {text}\n")
     if layout is None:
         return
     from ..sharding.backend import ShardedBackend

@@ -10,7 +10,7 @@ from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import Checkpoint, cache_dir, open_checkpoint, resolve_model
-from ..models.compress import check_unrounded, parse_scheme, quantizer
+from ..models.compress import Held, held_weights
 from ..models.compress.sample_text import sample_text
 from ..models.config import ModelConfig
 from ..models.families import config_from_hf
@@ -147,12 +147,12 @@ class _Opened:
     asked: Measured
     checkpoint: Checkpoint
     config: ModelConfig
+    form: Held
 
     def load(self, backend: Backend, window: int) -> Forward:
-        scheme, dtype = self.asked.quantize, self.asked.dtype
-        made = None if scheme is None else quantizer(parse_scheme(scheme), self.config)
-        weights = self.checkpoint.load_weights(self.config, dtype=jnp.dtype(dtype), made=made, keep=made is None)
-        kv_dtype = cache_dtype(self.asked.kv_dtype, dtype)
+        dtype = jnp.dtype(self.asked.dtype)
+        weights = self.checkpoint.load_weights(self.config, dtype=dtype, made=self.form.made, keep=self.form.keep)
+        kv_dtype = cache_dtype(self.asked.kv_dtype, self.asked.dtype)
         return Forward(self.config, weights, backend, kv_dtype=kv_dtype, window=window)
 
 
@@ -160,9 +160,7 @@ def _open(asked: Measured, backend: Backend, window: int, offline: bool | None) 
     kv_dtype = jnp.dtype(cache_dtype(asked.kv_dtype, asked.dtype))
     checkpoint = open_checkpoint(resolve_model(asked.model, offline=offline))
     config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-    if asked.quantize is not None:
-        quantizer(parse_scheme(asked.quantize), config)
-        check_unrounded(checkpoint)
+    form = held_weights(asked.quantize, checkpoint, config)
     check_window(window, config)
     backend.check(config.cache_groups, dtype=jnp.dtype(asked.dtype), kv_dtype=kv_dtype, page_size=backend.page_size)
-    return _Opened(asked, checkpoint, config)
+    return _Opened(asked, checkpoint, config, form)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
+from ..backends.quantized import bytes_per_weight
 from ..backends.select import select_backend
-from ..models.checkpoints import cache_dir, kept_roundings, open_checkpoint, resolve_model
-from ..models.compress import check_unrounded, parse_scheme, quantizer
+from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
+from ..models.compress import held_weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
@@ -66,7 +67,9 @@ class LLM:
         dtype: "float32" or "bfloat16", of weights, activations and cache.
         kv_dtype: of the cache instead, "int8" or "fp8" too, with a scale for each token.
         quantize: how weights are rounded while they are loaded: a name of models.compress.SCHEMES, such as "int8"
-            (weights and activations of 8 bits) or "int8-weight"; None leaves them in dtype.
+            (weights and activations of 8 bits) or "int8-weight". "stored" multiplies numbers of few bits as the
+            checkpoint has them, "none" expands them to dtype; None does what the format is meant for: GGUF is
+            expanded, quantised Hugging Face folders are not.
         backend: what runs it; "auto" picks.
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
         hosts: the hosts whose devices the layout uses together (docs/multihost.md); None is this one alone. Each makes
@@ -80,7 +83,9 @@ class LLM:
     Attributes:
         path: of its checkpoint.
         config, dtype, layout: of the model, of its numbers, and how it lies on devices ("": on one).
-        quantize: the scheme of its weights; "" is none.
+        quantize: what was asked of its weights; "" is nothing.
+        remarks: what of the weights came otherwise than they are stored, for people.
+        weight_bytes: what a weight takes, with its part of scales.
         tokenizer, eos_ids: None where only token ids are understood; the tokens that end a text.
         engine: what runs the requests, an Engine, or several as Replicas; `engine.submit` takes them one by one, with
             priorities and cache salts.
@@ -154,16 +159,20 @@ class LLM:
         self.config = config_from_hf(checkpoint.hf_config, source=str(self.path))
         self.dtype, self.layout, self.quantize = dtype, layout or "", quantize or ""
         held = cache_dtype(kv_dtype, dtype)
-        rounding = None if quantize is None else quantizer(parse_scheme(quantize), self.config)
-        if rounding is not None:
-            check_unrounded(checkpoint)
+        form = held_weights(quantize, checkpoint, self.config)
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
             together = one_program or self._link is not None
-            roundings = kept_roundings(checkpoint, self.config) if rounding is None else rounding.roundings(self.config)
             sharded = shard_backends(
-                self.backend, self.config, layout, dtype, one_program=together, roundings=roundings
-            )  # fmt: skip
+                self.backend,
+                self.config,
+                layout,
+                dtype,
+                one_program=together,
+                roundings=form.roundings,
+                expandable=form.made is None,
+            )
+            form = form.under(sharded[0].roundings)
         if sharded:
             self.backend = sharded[0]
             if jnp.dtype(held).itemsize == 1 and self.backend.layout.parts("context") > 1:
@@ -171,6 +180,7 @@ class LLM:
                     f"kv_dtype {kv_dtype} with layout {layout}: shared pages hold no scales; use bfloat16, or split "
                     "heads with tensor"
                 )
+        self.remarks = form.remarks
         if self._link is not None:
             started = {"dtype": dtype, "kv_dtype": kv_dtype, "quantize": quantize, "layout": layout}
             self._check_hosts(self._link, str(model), started, engine_config)
@@ -191,10 +201,11 @@ class LLM:
             self.config,
             dtype=jnp.dtype(dtype),
             place=sharded[0].place if sharded else None,
-            made=rounding,
-            keep=rounding is None,
+            made=form.made,
+            keep=form.keep,
             progress=report("load"),
         )
+        self.weight_bytes = bytes_per_weight(loaded)
         # Read once; the other replicas have copies, from device to device.
         weights = [loaded, *(replica.copied(loaded) for replica in sharded[1:])]
         del loaded

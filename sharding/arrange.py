@@ -137,12 +137,11 @@ def rounded(leaves: Mapping[str, Arranged], roundings: Mapping[str, Rounding]) -
     found: dict[str, PyTree] = dict(leaves)
     for path, rounding in roundings.items():
         leaf = leaves[path]
-        values, scale = rounding.shapes(leaf.shape)
         try:
-            both = leaf.thinned(values, rounding.stored), leaf.thinned(scale, jnp.float32)
+            parts = {name: leaf.thinned(part.shape, part.dtype) for name, part in rounding.parts(leaf.shape).items()}
         except IndivisibleError as error:
             raise IndivisibleError(f"{path} in {rounding.kind}: {error}") from None
-        found[path] = rounding.held(*both, leaf.dtype)
+        found[path] = rounding.held(parts, leaf.dtype)
     return found
 
 

@@ -30,7 +30,7 @@ from ..models.kv_cache import copy_pages
 from ..models.row_state import admit
 from ..models.step import Step
 from .arrange import arranged
-from .check import Devices, check_layout, choose_layout
+from .check import Devices, check_layout, choose_layout, lying_whole
 from .errors import UnsupportedLayoutError
 from .layout import Layout
 from .mesh import make_mesh
@@ -109,8 +109,8 @@ class ShardedBackend:
         )
 
     def place(self, spec: WeightSpec) -> Placed:
-        """Where a leaf is loaded to, with the copies and the padding that it has there; also the `values` and the
-        `scale` of one that comes as Quantized."""
+        """Where a leaf is loaded to, with the copies and the padding that it has there; also each part of one
+        that comes as Quantized."""
         return self._placed[spec.path]
 
     def copied(self, params: Weights) -> Weights:
@@ -235,11 +235,11 @@ class ShardedBackend:
 
     @cached_property
     def _placed(self) -> Mapping[str, Placed]:
-        """Of each leaf by its path, and of the two parts of those that come as Quantized."""
+        """Of each leaf by its path, and of the parts of those that come as Quantized."""
         found = {path: each.placed(self.mesh) for path, each in arranged(self.config, self.layout, self.dtype).items()}
         for path in self.roundings:
-            both = self.model.leaves[path]
-            found |= {f"{path}.values": both.values.placed(self.mesh), f"{path}.scale": both.scale.placed(self.mesh)}
+            parts = self.model.leaves[path].parts
+            found |= {f"{path}.{name}": part.placed(self.mesh) for name, part in parts.items()}
         return found
 
     def _each(self, params: Weights, put: Callable[[Placed, Array], Array]) -> Weights:
@@ -248,7 +248,7 @@ class ShardedBackend:
         def whole(path: str, leaf: PyTree) -> PyTree:
             if not is_quantized(leaf):
                 return put(self._placed[path], leaf)
-            parts = {name: put(self._placed[f"{path}.{name}"], getattr(leaf, name)) for name in ("values", "scale")}
+            parts = {name: put(self._placed[f"{path}.{name}"], part) for name, part in leaf.parts.items()}
             return replace(leaf, **parts)
 
         return unflatten({path: whole(path, leaf) for path, leaf in flatten(params).items()})
@@ -269,6 +269,7 @@ def shard_backends(
     *,
     one_program: bool = False,
     roundings: Mapping[str, Rounding] | None = None,
+    expandable: bool = False,
 ) -> tuple[ShardedBackend, ...]:
     """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
 
@@ -278,6 +279,7 @@ def shard_backends(
         config, dtype: the model's.
         layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
         roundings: of the weights that come as Quantized, by their paths.
+        expandable: whether those may come as floats instead of which groups would lie on several devices.
 
     Raises:
         LayoutError: it is no layout, or does not fit.
@@ -288,6 +290,8 @@ def shard_backends(
         chosen = choose_layout(config, devices, dtype=dtype, roundings=rounding)
     else:
         chosen = parse_layout(layout, num_devices=devices.count)
+        if expandable:
+            rounding = lying_whole(chosen, config, dtype, rounding)
         check_layout(chosen, config, devices, dtype=dtype, roundings=rounding)
     remarks = remarks_on(chosen, config, devices, dtype=dtype)
 

@@ -274,6 +274,12 @@ def _attended(layout: Layout, config: ModelConfig) -> LayoutError | None:
     return None
 
 
+def lying_whole(layout: Layout, config: ModelConfig, dtype: DTypeLike, roundings: Roundings) -> dict[str, Rounding]:
+    """Those of which no group lies on several devices."""
+    each = roundings.items()
+    return {path: one for path, one in each if _grouped(layout, config, dtype, {path: one}) is None}
+
+
 def _grouped(layout: Layout, config: ModelConfig, dtype: DTypeLike, roundings: Roundings) -> LayoutError | None:
     """Whether numbers lie with their scales."""
     if layout.gathers_weights and any(prod(rounding.groups) > 1 for rounding in roundings.values()):

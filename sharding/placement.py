@@ -131,7 +131,9 @@ class MeshPlacement:
                 return variable.replace(gathered(value, logical))
             # What products sum over has one scale, on each device.
             outer = logical[: len(logical) - variable.get_metadata("contracted")]
-            parts: dict[str, Any] = {"values": gathered(value.values, logical), "scale": gathered(value.scale, outer)}
+            parts: dict[str, Any] = {
+                name: gathered(part, logical if name == "values" else outer) for name, part in value.parts.items()
+            }
             if value.out is not None:
                 parts["out"] = tuple(
                     size * self._size(self.gathered[each]) for size, each in zip(value.out, outer, strict=True)

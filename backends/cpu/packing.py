@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int8, Int32, Num
 
 from ..base import PyTree
-from ..quantized import Quantized, is_quantized
+from ..quantized import Quantized, is_quantized, scales
 from .matmul_tile import tile
 
 
@@ -102,8 +102,8 @@ def pack_int8(weight: Quantized, num_stacked: int, num_contracted: int) -> Packe
     stack, out, inner = weight.shape[:num_stacked], weight.shape[num_stacked:end], weight.shape[end:]
     sizes = math.prod(stack), math.prod(out), math.prod(inner)
     panels = _pack(weight.values, *sizes, tile().columns)
-    scales = _pack_scales(weight.values, weight.scale, *sizes, tile().columns)
-    return PackedInt8(panels, None, stack, out, inner, scales, weight.dtype, weight.activations)
+    both = _pack_scales(weight.values, scales(weight), *sizes, tile().columns)
+    return PackedInt8(panels, None, stack, out, inner, both, weight.dtype, weight.activations)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))

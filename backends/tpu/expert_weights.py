@@ -24,6 +24,9 @@ class ExpertLayer:
     def __jax_array__(self) -> Float[Array, "E O I"]:
         return self.stack[self.layer]
 
+    def __getitem__(self, expert: Int[Array, ""]) -> Float[Array, "O I"]:
+        return self.stack[self.layer, expert]
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.stack.shape[1:]

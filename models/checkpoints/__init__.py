@@ -4,12 +4,12 @@ from .base import Checkpoint, Made, NamedTensors, OnBytes, Place, Placed, Tensor
 from .byte_files import Location, ReadCount
 from .convert import ConvertReport, Split, convert
 from .fingerprint import fingerprint
-from .hf_folder import kept_roundings
 from .hub import is_offline, resolve_model
 from .opening import open_checkpoint
 from .random_weights import shipped_configs
 from .registry import CachedModel, KnownModel, cache_dir, cached_models, clear_cache, known_models
 from .saving import save
+from .stored import Stored, stored_numbers
 
 __all__ = [
     "CachedModel",
@@ -24,6 +24,7 @@ __all__ = [
     "Placed",
     "ReadCount",
     "Split",
+    "Stored",
     "TensorInfo",
     "cache_dir",
     "cached_models",
@@ -31,10 +32,10 @@ __all__ = [
     "convert",
     "fingerprint",
     "is_offline",
-    "kept_roundings",
     "known_models",
     "open_checkpoint",
     "resolve_model",
     "save",
     "shipped_configs",
+    "stored_numbers",
 ]

@@ -1,6 +1,6 @@
 """What every checkpoint offers, whatever its format, and the named tensors that some formats are made of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -133,13 +133,13 @@ class Checkpoint(Protocol):
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool = False,
+        keep: bool | Collection[str] = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         """Every weight in `dtype`, each where `place` says, or what `made` makes of it.
 
-        With `keep`, matrices that are stored as small numbers and scales come as Quantized where backends multiply
-        these as they are; otherwise, and in formats that have none, as what they stand for.
+        With `keep`, matrices that are stored as small numbers and scales come as Quantized where products take these
+        as they are, all or those of some paths; otherwise, and in formats that have none, as what they stand for.
 
         Raises:
             MissingTensorError, ExtraTensorError, ShapeMismatchError: the tensors do not fit `config`.

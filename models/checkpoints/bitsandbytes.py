@@ -12,11 +12,12 @@ from math import prod
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from ..errors import CorruptCheckpointError
 from .base import NamedTensors
 from .byte_files import Location
+from .kept import Form
 from .runs import Box
 from .stored_linears import Found, LinearTensors, Span, StoredLinear, cover, read_box
 
@@ -43,7 +44,25 @@ class Int8Linear:
 
     def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
         values, largest = (read_box(stored, *each) for each in self.boxes(rows, columns))
-        return values.astype(np.float32) * (largest.astype(np.float32) / np.float32(127))[:, None]
+        return values.astype(np.float32) * _scales(largest)
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """See KeptLinear."""
+        return Form("int8", 1)
+
+    def part_boxes(self, part: str, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        """See KeptLinear."""
+        values, largest = self.boxes(rows, columns)
+        return [values if part == "values" else largest]
+
+    def part(self, stored: NamedTensors, part: str, rows: Span, columns: Span) -> Shaped[np.ndarray, "R C"]:
+        """See KeptLinear."""
+        (found,) = (read_box(stored, *each) for each in self.part_boxes(part, rows, columns))
+        return found if part == "values" else _scales(found)
+
+
+def _scales(largest: np.ndarray) -> Float32[np.ndarray, "R 1"]:
+    return (largest.astype(np.float32) / np.float32(127))[:, None]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from math import prod
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 
 from ..errors import UnsupportedQuantizationError
 from .base import NamedTensors
 from .byte_files import Location
+from .kept import Form
 from .runs import Box, whole
 from .stored_linears import Found, LinearTensors, Span, StoredLinear, cover, read_box, unpacked
 
@@ -103,6 +104,39 @@ class CompressedLinear:
         if self.zeros:
             values -= self._zeros(found[f"{self.name}_zero_point"], rows)[:, which]
         return values * scale[:, which]
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """See KeptLinear."""
+        if self.places:
+            return "groups of columns in an order of their own"
+        if len(self.scale_shape) != 2 or self.scale_shape[0] != self.shape[0]:
+            return "one scale for all rows"
+        if self.packed and self.shape[1] % (32 // self.packed):
+            return "words that are not filled"
+        kind = f"int{self.packed}"
+        if not self.packed:
+            kind = {"I8": "int8", "F8_E4M3": "float8_e4m3fn"}[stored.infos[self.numbers].dtype]
+        return Form(kind, self.scale_shape[1], minima="float32" if self.zeros else None)
+
+    def part_boxes(self, part: str, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        """See KeptLinear."""
+        if part == "values":
+            return [(self.numbers, (rows, cover(columns, 4) if self.packed else columns))]
+        scale: tuple[str, Box] = (f"{self.name}_scale", (rows, columns))
+        if part == "scale":
+            return [scale]
+        across = cover(rows, 32 // self.packed) if self.packed else rows
+        return [scale, (f"{self.name}_zero_point", (across, columns))]
+
+    def part(self, stored: NamedTensors, part: str, rows: Span, columns: Span) -> Shaped[np.ndarray, "R C"]:
+        """See KeptLinear. Four bits lie in words as they are to lie in bytes."""
+        found, *zeros = (read_box(stored, *each) for each in self.part_boxes(part, rows, columns))
+        if part == "minimum":
+            return -self._zeros(zeros[0], rows) * found.astype(np.float32)
+        if part == "scale" or not self.packed:
+            return found
+        held = np.ascontiguousarray(found).view(np.uint8)[:, columns[0] % 4 :][:, : columns[1] - columns[0]]
+        return held if self.packed == 4 else (held ^ 128).view(np.int8)
 
     def _zeros(self, zeros: np.ndarray, rows: Span) -> Float32[np.ndarray, "R groups"]:
         if not self.packed:

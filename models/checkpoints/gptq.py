@@ -11,27 +11,101 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32, Int, Int32, Shaped, UInt8
 
 from ..errors import UnsupportedQuantizationError
 from .base import NamedTensors
 from .byte_files import Location
+from .kept import Form
 from .runs import Box
-from .stored_linears import Found, LinearTensors, Span, StoredLinear, cover, read_box, unpacked
+from .stored_linears import Found, LinearTensors, Span, StoredLinear, cover, in_halves, read_box, unpacked
 
 AWQ_ORDER: Final = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where column i of eight stands in its word."""
-_FLOATS: Final = ("F16", "BF16", "F32")
+_TYPES: Final = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
-class GptqLinear:
-    """A matrix [N, K]; `above` is what is added to stored zero points."""
+class _ZeroPoints:
+    """A matrix [N, K] of numbers less zero points, times scales, for groups of `group` columns; stored transposed."""
 
     base: str
     shape: tuple[int, ...]
     bits: int
     group: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(f"{self.base}.{name}" for name in ("qweight", "qzeros", "scales"))
+
+    def boxes(self, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        groups = cover(columns, self.group)
+        return [self._numbers_box(rows, columns), self._zeros_box(rows, groups), self._scales_box(rows, groups)]
+
+    def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
+        values, zeros, scale = (read_box(stored, *each) for each in self.boxes(rows, columns))
+        which = np.arange(*columns) // self.group - columns[0] // self.group
+        return self._meant(self._numbers(values, rows, columns), self._zeros(zeros, rows), scale, which)
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """See KeptLinear."""
+        if self.bits not in (4, 8) or self.shape[1] % 2:
+            return f"numbers of {self.bits} bits in rows of {self.shape[1]}"
+        if self.shape[1] % self.group:
+            return f"groups of {self.group} in rows of {self.shape[1]}"
+        scales = _TYPES[stored.infos[f"{self.base}.scales"].dtype]
+        return Form(f"uint{self.bits}", self.shape[1] // self.group, scales, "float32")
+
+    def part_boxes(self, part: str, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        """See KeptLinear."""
+        if part == "values":
+            return [self._numbers_box(rows, self._columns(columns))]
+        scale = self._scales_box(rows, columns)
+        return [scale] if part == "scale" else [scale, self._zeros_box(rows, columns)]
+
+    def part(self, stored: NamedTensors, part: str, rows: Span, columns: Span) -> Shaped[np.ndarray, "R C"]:
+        """See KeptLinear. Zero points times fp16 scales are exact in fp32, and so is what is made of them."""
+        found, *zeros = (read_box(stored, *each) for each in self.part_boxes(part, rows, columns))
+        if part == "values":
+            numbers = self._numbers(found, rows, self._columns(columns))
+            return in_halves(numbers) if self.bits == 4 else numbers
+        if part == "scale":
+            return found.T
+        return -self._zeros(zeros[0], rows).astype(np.float32) * found.T.astype(np.float32)
+
+    def _columns(self, held: Span) -> Span:
+        """Columns of the matrix, by what is held of a row."""
+        return (2 * held[0], 2 * held[1]) if self.bits == 4 else held
+
+    def _meant(
+        self,
+        numbers: UInt8[np.ndarray, "R C"],
+        zeros: UInt8[np.ndarray, "R groups"],
+        scale: Float[np.ndarray, "groups R"],
+        which: Int[np.ndarray, "C"],
+    ) -> Float32[np.ndarray, "R C"]:
+        return (numbers.astype(np.float32) - zeros.astype(np.float32)[:, which]) * scale.T.astype(np.float32)[:, which]
+
+    def _scales_box(self, rows: Span, groups: Span) -> tuple[str, Box]:
+        return f"{self.base}.scales", (groups, rows)
+
+    def _zeros_box(self, rows: Span, groups: Span) -> tuple[str, Box]:
+        return f"{self.base}.qzeros", (groups, cover(rows, 32 // self.bits))
+
+    def _numbers_box(self, rows: Span, columns: Span) -> tuple[str, Box]:
+        raise NotImplementedError
+
+    def _numbers(self, words: Int32[np.ndarray, "..."], rows: Span, columns: Span) -> UInt8[np.ndarray, "R C"]:
+        raise NotImplementedError
+
+    def _zeros(self, words: Int32[np.ndarray, "..."], rows: Span) -> UInt8[np.ndarray, "R groups"]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class GptqLinear(_ZeroPoints):
+    """Words along K; `above` is what is added to stored zero points, `places` whether columns name their groups."""
+
     above: int
     places: bool
 
@@ -41,63 +115,62 @@ class GptqLinear:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        names = ("qweight", "qzeros", "scales", "g_idx")
-        return tuple(f"{self.base}.{name}" for name in names[: 4 if self.places else 3])
+        return (*super().parts, self._places) if self.places else super().parts
 
     def boxes(self, rows: Span, columns: Span) -> list[tuple[str, Box]]:
-        words = 32 // self.bits
-        groups = (0, -(-self.shape[1] // self.group)) if self.places else cover(columns, self.group)
-        boxes: list[tuple[str, Box]] = [
-            (f"{self.base}.qweight", (cover(columns, words), rows)),
-            (f"{self.base}.qzeros", (groups, cover(rows, words))),
-            (f"{self.base}.scales", (groups, rows)),
-        ]
-        return [*boxes, (f"{self.base}.g_idx", (columns,))] if self.places else boxes
+        if not self.places:
+            return super().boxes(rows, columns)
+        groups = (0, -(-self.shape[1] // self.group))
+        boxes = [self._numbers_box(rows, columns), self._zeros_box(rows, groups), self._scales_box(rows, groups)]
+        return [*boxes, (self._places, (columns,))]
 
     def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
-        words, found = 32 // self.bits, [read_box(stored, *each) for each in self.boxes(rows, columns)]
-        first, start = columns[0] % words, rows[0] % words
-        values = unpacked(np.ascontiguousarray(found[0].T), self.bits)[:, first : first + columns[1] - columns[0]]
-        zeros = unpacked(found[1], self.bits)[:, start : start + rows[1] - rows[0]]
-        zeros = (zeros + self.above) & (2**self.bits - 1) if self.bits < 8 else zeros + np.uint8(self.above)
+        if not self.places:
+            return super().read(stored, rows, columns)
+        values, zeros, scale, which = (read_box(stored, *each) for each in self.boxes(rows, columns))
+        return self._meant(self._numbers(values, rows, columns), self._zeros(zeros, rows), scale, which)
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """See KeptLinear. Writers name the groups of columns where these are in order, too."""
         if self.places:
-            which = found[3].astype(np.int64)
-        else:
-            which = np.arange(*columns) // self.group - columns[0] // self.group
-        scale = found[2].astype(np.float32)
-        return (values.astype(np.float32) - zeros.T.astype(np.float32)[:, which]) * scale.T[:, which]
+            which = read_box(stored, self._places, ((0, self.shape[1]),))
+            if not np.array_equal(which, np.arange(self.shape[1]) // self.group):
+                return "groups of columns in an order of their own (desc_act)"
+        return super().form(stored)
+
+    @property
+    def _places(self) -> str:
+        return f"{self.base}.g_idx"
+
+    def _numbers_box(self, rows: Span, columns: Span) -> tuple[str, Box]:
+        return f"{self.base}.qweight", (cover(columns, 32 // self.bits), rows)
+
+    def _numbers(self, words: Int32[np.ndarray, "..."], rows: Span, columns: Span) -> UInt8[np.ndarray, "R C"]:
+        first = columns[0] % (32 // self.bits)
+        return unpacked(np.ascontiguousarray(words.T), self.bits)[:, first : first + columns[1] - columns[0]]
+
+    def _zeros(self, words: Int32[np.ndarray, "..."], rows: Span) -> UInt8[np.ndarray, "R groups"]:
+        first = rows[0] % (32 // self.bits)
+        zeros = unpacked(words, self.bits)[:, first : first + rows[1] - rows[0]].T
+        return (zeros + np.uint8(self.above)) & np.uint8(2**self.bits - 1)
 
 
 @dataclass(frozen=True)
-class AwqLinear:
-    """A matrix [N, K] of four bits."""
-
-    base: str
-    shape: tuple[int, ...]
-    group: int
+class AwqLinear(_ZeroPoints):
+    """Words along N."""
 
     @property
     def kind(self) -> str:
         return "AWQ, 4 bits"
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return tuple(f"{self.base}.{name}" for name in ("qweight", "qzeros", "scales"))
+    def _numbers_box(self, rows: Span, columns: Span) -> tuple[str, Box]:
+        return f"{self.base}.qweight", (columns, cover(rows, 8))
 
-    def boxes(self, rows: Span, columns: Span) -> list[tuple[str, Box]]:
-        groups = cover(columns, self.group)
-        return [
-            (f"{self.base}.qweight", (columns, cover(rows, 8))),
-            (f"{self.base}.qzeros", (groups, cover(rows, 8))),
-            (f"{self.base}.scales", (groups, rows)),
-        ]
+    def _numbers(self, words: Int32[np.ndarray, "..."], rows: Span, columns: Span) -> UInt8[np.ndarray, "R C"]:
+        return self._zeros(words, rows)
 
-    def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
-        values, zeros, scale = (read_box(stored, *each) for each in self.boxes(rows, columns))
-        start = rows[0] % 8
-        values, zeros = (_in_order(words)[:, start : start + rows[1] - rows[0]].T for words in (values, zeros))
-        which = np.arange(*columns) // self.group - columns[0] // self.group
-        return (values.astype(np.float32) - zeros.astype(np.float32)[:, which]) * scale.astype(np.float32).T[:, which]
+    def _zeros(self, words: Int32[np.ndarray, "..."], rows: Span) -> UInt8[np.ndarray, "R groups"]:
+        return _in_order(words)[:, rows[0] % 8 :][:, : rows[1] - rows[0]].T
 
 
 def _in_order(words: np.ndarray) -> np.ndarray:
@@ -135,10 +208,10 @@ def gptq_linears(stored: NamedTensors, config: Mapping[str, Any], where: Locatio
         outputs, inputs = (packed[1] * 8, packed[0]) if awq else (packed[1], packed[0] * 32 // bits)
         size = inputs if group == -1 else group
         groups = -(-inputs // size)
-        found.shaped(f"{base}.scales", _FLOATS, (groups, outputs))
+        found.shaped(f"{base}.scales", tuple(_TYPES), (groups, outputs))
         found.shaped(f"{base}.qzeros", ("I32",), (groups, outputs * bits // 32))
         if awq:
-            linears[f"{base}.weight"] = AwqLinear(base, (outputs, inputs), size)
+            linears[f"{base}.weight"] = AwqLinear(base, (outputs, inputs), 4, size)
         else:
             places = f"{base}.g_idx" in stored.infos
             if places:

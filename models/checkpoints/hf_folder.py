@@ -1,6 +1,7 @@
 """A Hugging Face folder: config.json, safetensors, tokenizer files."""
 
 import shutil
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -9,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ...backends.quantized import Rounding
 from ..config import ModelConfig
 from ..decoder import Weights
 from ..errors import UnsupportedQuantizationError
 from ..families import family_for
 from ..tokenizer import Tokenizer
-from .assemble import leaf_plans, load_named
-from .base import Checkpoint, Made, NamedTensors, OnBytes, Place
+from .assemble import load_named
+from .base import Made, NamedTensors, OnBytes, Place
 from .bitsandbytes import bitsandbytes_linears
 from .byte_files import Location, ReadCount
 from .compressed_tensors import compressed_linears, rounds_activations
@@ -104,10 +104,9 @@ class HFFolder:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool = False,
+        keep: bool | Collection[str] = False,
         progress: OnBytes | None = None,
     ) -> Weights:
-        keeper = self._keeper if keep else None
         return load_named(
             self.tensors,
             config,
@@ -115,24 +114,19 @@ class HFFolder:
             source=str(self.path),
             place=place,
             made=made,
-            keep=None if keeper is None else keeper.leaf,
+            keep=None if self.keeper is None else self.keeper.of(keep),
             progress=progress,
         )
 
-    def roundings(self, config: ModelConfig) -> dict[str, Rounding]:
-        """Of the leaves that come as Quantized from `load_weights` with `keep`, by their paths; reads no weights."""
-        if self._keeper is None:
-            return {}
-        plans = leaf_plans(self.tensors, config, dtype=jnp.float32, source=str(self.path))
-        found = {plan.spec.path: self._keeper.rounding(plan.spec, plan.pieces[0].source) for plan in plans}
-        return {path: rounding for path, rounding in found.items() if rounding is not None}
-
     @cached_property
-    def _keeper(self) -> Keeper | None:
+    def keeper(self) -> Keeper | None:
+        """What makes leaves of the numbers that are stored; None where weights are stored as floats."""
         tensors = self.tensors
+        if isinstance(tensors, Mxfp4Tensors):
+            return Keeper(tensors, tensors)
         if not isinstance(tensors, LinearTensors):
             return None
-        return Keeper(tensors, activations=rounds_activations(self.hf_config["quantization_config"]))
+        return Keeper(tensors, tensors, activations=rounds_activations(self.hf_config["quantization_config"]))
 
     def tokenizer(self) -> Tokenizer:
         with local_copy(self.path, (*TOKENIZER_FILES, "config.json", "generation_config.json")) as folder:
@@ -141,11 +135,6 @@ class HFFolder:
     def copy_tokenizer(self, folder: Path) -> None:
         with local_copy(self.path, TOKENIZER_FILES) as source:
             copy_tokenizer_files(source, folder)
-
-
-def kept_roundings(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Rounding]:
-    """Of the leaves of whatever checkpoint that come as Quantized with `keep`, by their paths; reads no weights."""
-    return checkpoint.roundings(config) if isinstance(checkpoint, HFFolder) else {}
 
 
 def copy_tokenizer_files(source: Path, destination: Path) -> None:

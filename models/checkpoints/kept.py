@@ -1,138 +1,118 @@
 """Leaves of quantised checkpoints as they are stored: small numbers and scales, not the floats that they stand for."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from ...backends.quantized import Quantized, Rounding
+from ...backends.quantized import HALF_BYTES, Quantized, Rounding
 from ..decoder import WeightSpec
 from ..families.sources import TensorSource
-from .assemble import LeafPlan
-from .base import NamedTensors, Place, TensorInfo
-from .compressed_tensors import CompressedLinear
+from .assemble import Keep, LeafPlan
+from .base import NamedTensors, Place
 from .pieces import Piece, pieces_of
-from .runs import Box, Runs, whole
+from .region import Entry
 from .shards import place_leaf
-from .stored_linears import LinearTensors
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One stored tensor of each matrix, under the matrix' name: its bytes or its scales.
+class Form:
+    """How the numbers of a matrix [*rows, K] are held; see Rounding.
 
     Args:
-        stored: as the files have them.
-        linears: the matrices.
-        scales: whether it is the scales.
+        kind: of the numbers.
+        groups: with a scale in each row.
+        scales, minima: types of scales and minima; None: there are no minima.
     """
 
-    stored: NamedTensors
-    linears: Mapping[str, CompressedLinear]
-    scales: bool
+    kind: str
+    groups: int
+    scales: str = "float32"
+    minima: str | None = None
 
-    @property
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return {name: self._info(name) for name in self.linears}
 
-    @property
-    def local(self) -> bool:
-        return self.stored.local
+@runtime_checkable
+class StoredNumbers(Protocol):
+    """Tensors some of which are stored as small numbers and scales."""
 
-    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
-        linear = self.linears[name]
-        (columns,) = within or whole(self._info(name).shape[1:])
-        if self.scales:
-            return self.stored.read_rows(f"{name}_scale", start, stop, (columns,)).astype(np.float32)
-        if not linear.packed:
-            return self.stored.read_rows(name, start, stop, (columns,))
-        words = columns[0] // 4, -(-columns[1] // 4)
-        read = np.ascontiguousarray(self.stored.read_rows(linear.numbers, start, stop, (words,))).view(np.uint8)
-        numbers = read[:, columns[0] - 4 * words[0] : columns[1] - 4 * words[0]]
-        return numbers if linear.packed == 4 else (numbers ^ 128).view(np.int8)
+    def form(self, name: str) -> Form | str | None:
+        """How a tensor's numbers are held, or why they cannot be; None for one that is stored as floats."""
+        ...
 
-    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
-        linear = self.linears[name]
-        (columns,) = within or whole(self._info(name).shape[1:])
-        if self.scales:
-            return self.stored.planned(f"{name}_scale", start, stop, (columns,))
-        if linear.packed:
-            columns = columns[0] // 4, -(-columns[1] // 4)
-        return self.stored.planned(linear.numbers, start, stop, (columns,))
-
-    def _info(self, name: str) -> TensorInfo:
-        linear = self.linears[name]
-        file = self.stored.infos[linear.numbers].file
-        if self.scales:
-            return TensorInfo(name, linear.scale_shape, "F32", file)
-        width = linear.shape[1] // 2 if linear.packed == 4 else linear.shape[1]
-        return TensorInfo(name, (linear.shape[0], width), "I8", file)
+    def parts(self, form: Form, part: str) -> NamedTensors:
+        """What Quantized calls `part`, of the tensors of that form: under their names, shaped as they are but for the
+        axis of a row, which is as long as what is held of it."""
+        ...
 
 
 @dataclass(frozen=True)
 class Keeper:
-    """Makes leaves of a checkpoint's own numbers where the backends multiply these as they are.
+    """Makes leaves of a checkpoint's own numbers where products are computed with these.
 
     Args:
-        tensors: the checkpoint's.
+        tensors: the checkpoint's, with floats under their names.
+        stored: what they are made of.
         activations: whether activations are to be rounded too.
     """
 
-    tensors: LinearTensors
-    activations: bool
+    tensors: NamedTensors
+    stored: StoredNumbers
+    activations: bool = False
+
+    def of(self, keep: bool | Collection[str]) -> Keep | None:
+        """Makes leaves of all that can stay, or of those paths."""
+        if not keep:
+            return None
+        return lambda spec, *rest: self.leaf(spec, *rest) if keep is True or spec.path in keep else None
 
     def leaf(self, spec: WeightSpec, source: TensorSource, place: Place) -> Quantized | None:
-        """The leaf; None where its numbers are stored otherwise, so that it has to be computed from what they mean."""
-        found, rounding = self._linears(spec, source), self.rounding(spec, source)
-        if found is None or rounding is None:
+        """The leaf; None where it has to be made of the floats that its numbers stand for."""
+        found, rounding = self._form(spec, source), self.rounding(spec, source)
+        if not isinstance(found, Form) or not isinstance(rounding, Rounding):
             return None
-        width, scales = rounding.shapes(spec.shape)
-        path, float32 = spec.path, jnp.dtype("float32")
-        numbers = replace(spec, path=f"{path}.values", shape=width, dtype=rounding.stored)
-        values = self._read(numbers, source, place, found, scales=False)
-        each = replace(spec, path=f"{path}.scale", shape=scales, dtype=float32)
-        return rounding.held(values, self._read(each, source, place, found, scales=True), spec.dtype)
+        parts: dict[str, jax.Array] = {}
+        for name, part in rounding.parts(spec.shape).items():
+            each = replace(spec, path=f"{spec.path}.{name}", shape=part.shape, dtype=part.dtype)
+            plan = LeafPlan(self.stored.parts(found, name), each, tuple(pieces_of(each, source)))
+            parts[name] = place_leaf(each, place(each), plan.read, together=not plan.tensors.local)
+        return rounding.held(parts, spec.dtype)
 
-    def rounding(self, spec: WeightSpec, source: TensorSource) -> Rounding | None:
-        """What `leaf` makes of a leaf, before anything is read."""
-        found = self._linears(spec, source)
-        if found is None:
+    def rounding(self, spec: WeightSpec, source: TensorSource) -> Rounding | str | None:
+        """What `leaf` makes of a leaf, before a weight is read, or why it makes nothing of numbers that there are."""
+        form = self._form(spec, source)
+        if not isinstance(form, Form):
+            return form
+        inner = _groups(spec.shape[len(spec.shape) - spec.contracted :], form.groups)
+        if inner is None:
+            return f"{form.groups} groups of an input of several axes"
+        return Rounding(form.kind, inner, self.activations, form.scales, form.minima)
+
+    def _form(self, spec: WeightSpec, source: TensorSource) -> Form | str | None:
+        """That of all the tensors of a leaf."""
+        if not spec.contracted:
             return None
-        linear = next(iter(found.values()))
-        inner = _groups(spec.shape[len(spec.shape) - spec.contracted :], linear.scale_shape[1])
-        return None if inner is None else Rounding(_kind(self.tensors, linear), inner, self.activations)
-
-    def _linears(self, spec: WeightSpec, source: TensorSource) -> dict[str, CompressedLinear] | None:
-        """The stored matrices of a leaf, all alike; None if there are others."""
-        if not spec.contracted or source.view is not None:
+        pieces = list(pieces_of(spec, source))
+        forms = {self.stored.form(piece.name) for piece in pieces}
+        if forms == {None}:
             return None
-        found: dict[str, CompressedLinear] = {}
-        for name in {piece.name for piece in pieces_of(spec, source)}:
-            linear = self.tensors.linears.get(name)
-            if not isinstance(linear, CompressedLinear) or linear.zeros or linear.places:
-                return None
-            if len(linear.scale_shape) != 2 or linear.scale_shape[0] != linear.shape[0]:
-                return None  # one scale for all
-            if linear.packed and (linear.shape[1] % (32 // linear.packed) or spec.shape[-1] % (8 // linear.packed)):
-                return None  # words that are not filled, or bytes between two axes
-            found[name] = linear
-        kinds = {(_kind(self.tensors, linear), linear.scale_shape[1]) for linear in found.values()}
-        return found if len(kinds) == 1 else None
+        if len(forms) > 1:
+            return "its layers are stored in several ways"
+        (form,) = forms
+        if not isinstance(form, Form):
+            return form
+        if source.view is not None and not self._rows_whole(spec, pieces[0]):
+            return "its inputs are in another order"
+        if form.kind in HALF_BYTES and spec.shape[-1] % 2:
+            return "a byte would lie on two axes"
+        return form
 
-    def _read(
-        self, spec: WeightSpec, source: TensorSource, place: Place, found: dict[str, CompressedLinear], *, scales: bool
-    ) -> jax.Array:
-        part = _Part(self.tensors.stored, found, scales)
-        pieces: tuple[Piece, ...] = tuple(pieces_of(spec, source))
-        return place_leaf(spec, place(spec), LeafPlan(part, spec, pieces).read, together=not part.local)
-
-
-def _kind(tensors: LinearTensors, linear: CompressedLinear) -> str:
-    if linear.packed:
-        return {4: "int4", 8: "int8"}[linear.packed]
-    return {"I8": "int8", "F8_E4M3": "float8_e4m3fn"}[tensors.stored.infos[linear.numbers].dtype]
+    def _rows_whole(self, spec: WeightSpec, piece: Piece) -> bool:
+        """Whether a family's view leaves what is summed over as it is."""
+        info = self.tensors.infos[piece.name]
+        entry = Entry.of(piece, info)
+        size = info.shape[entry.axes[-1]]
+        return spec.contracted == 1 and (entry.shape[-1], entry.steps[-1], entry.first[entry.axes[-1]]) == (size, 1, 0)
 
 
 def _groups(inner: tuple[int, ...], count: int) -> tuple[int, ...] | None:

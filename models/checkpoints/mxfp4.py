@@ -5,6 +5,9 @@ the low nibble first; `NAME_scales` [E, R, C/32] the exponents. `transformers` p
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Final
 
 import ml_dtypes
@@ -12,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ..errors import MissingTensorError, ShapeMismatchError
-from .base import TensorInfo
+from .base import NamedTensors, TensorInfo
+from .kept import Form
 from .runs import Box, Runs, whole
 from .safetensors import SafetensorsTensors
 
@@ -38,6 +42,18 @@ class Mxfp4Tensors:
     def __init__(self, stored: SafetensorsTensors) -> None:
         self._stored = stored
         self._infos = self._find()
+
+    def form(self, name: str) -> Form | None:
+        """See StoredNumbers."""
+        if name in self._stored.infos:
+            return None
+        return Form("float4_e2m1fn", self._infos[name].shape[1] // 32, "uint8")
+
+    def parts(self, form: Form, part: str) -> NamedTensors:
+        """See StoredNumbers."""
+        found = {name: info for name, info in self._infos.items() if self.form(name) == form}
+        suffix, block = ("_blocks", (16,)) if part == "values" else ("_scales", ())
+        return _Part(self._stored, found, suffix, block)
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -99,3 +115,51 @@ class Mxfp4Tensors:
         columns, rows = within or whole(self._infos[name].shape[1:])
         groups = (columns[0] // 32, -(-columns[1] // 32))
         return 32 * groups[0], (rows, groups), columns
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes of blocks, or scales, as [E, C/32 * size, R].
+
+    Args:
+        stored: as the files have them.
+        floats: the tensors that they stand for.
+        suffix: of the stored tensors' names.
+        block: shape of what is stored for 32 numbers.
+    """
+
+    stored: SafetensorsTensors
+    floats: Mapping[str, TensorInfo]
+    suffix: str
+    block: tuple[int, ...]
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    @cached_property
+    def _infos(self) -> Mapping[str, TensorInfo]:
+        found: dict[str, TensorInfo] = {}
+        for name, info in self.floats.items():
+            experts, inputs, rows = info.shape
+            found[name] = TensorInfo(name, (experts, inputs // 32 * prod(self.block), rows), "U8", info.file)
+        return found
+
+    @property
+    def local(self) -> bool:
+        return self.stored.local
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        box, (first, last) = self._stored_box(name, within)
+        found = self.stored.read_rows(name + self.suffix, start, stop, box)
+        return found.reshape(*found.shape[:2], -1)[..., first:last].swapaxes(1, 2)
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
+        return self.stored.planned(name + self.suffix, start, stop, self._stored_box(name, within)[0])
+
+    def _stored_box(self, name: str, within: Box) -> tuple[Box, tuple[int, int]]:
+        """Bounds on the stored rows, groups and bytes, and what is wanted of the groups' bytes."""
+        (first, last), rows = within or whole(self.infos[name].shape[1:])
+        size = prod(self.block)
+        groups = (first // size, -(-last // size))
+        return (rows, groups, *whole(self.block)), (first - size * groups[0], last - size * groups[0])

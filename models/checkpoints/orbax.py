@@ -11,6 +11,7 @@ TensorStore, on which Orbax stands: Orbax's own restore holds about three times 
 
 import logging
 import zlib
+from collections.abc import Collection
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -95,7 +96,7 @@ class OrbaxFolder:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool = False,
+        keep: bool | Collection[str] = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         specs = weight_specs(config, jnp.dtype(dtype))

@@ -1,6 +1,7 @@
 """`random:NAME`: a model of the right shape without a checkpoint, for benchmarks and planning."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +77,7 @@ class RandomCheckpoint:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool = False,
+        keep: bool | Collection[str] = False,
         progress: OnBytes | None = None,
     ) -> Weights:
         weights = self._made(config, jnp.dtype(dtype), place or first_device)

@@ -3,14 +3,17 @@ stand for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped, UInt8
 
+from ...backends.quantized import Rounding
 from ..errors import CorruptCheckpointError, MissingTensorError, ShapeMismatchError
 from .base import NamedTensors, TensorInfo
 from .byte_files import Location
+from .kept import Form
 from .runs import Box, Runs, whole
 
 type Span = tuple[int, int]
@@ -40,6 +43,23 @@ class StoredLinear(Protocol):
         ...
 
 
+@runtime_checkable
+class KeptLinear(StoredLinear, Protocol):
+    """One whose numbers can be held as they are."""
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """How, or why not after all."""
+        ...
+
+    def part_boxes(self, part: str, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        """What `part` reads; columns count what is held of a row."""
+        ...
+
+    def part(self, stored: NamedTensors, part: str, rows: Span, columns: Span) -> Shaped[np.ndarray, "R C"]:
+        """What Quantized calls so."""
+        ...
+
+
 class LinearTensors:
     """Tensors of a folder among which are stored matrices.
 
@@ -53,6 +73,7 @@ class LinearTensors:
         self, stored: NamedTensors, linears: Mapping[str, StoredLinear], ignored: frozenset[str] = frozenset()
     ) -> None:
         self.stored, self.linears = stored, linears
+        self._forms: dict[str, Form | str] = {}
         used = {part for linear in linears.values() for part in linear.parts} | ignored
         infos = {name: info for name, info in stored.infos.items() if name not in used}
         for name, linear in linears.items():
@@ -79,10 +100,61 @@ class LinearTensors:
         if linear is None:
             return self.stored.planned(name, start, stop, within)
         (columns,) = within or whole(linear.shape[1:])
-        runs: list[Runs] = []
-        for part, ((first, last), *rest) in linear.boxes((start, stop), columns):
-            runs += self.stored.planned(part, first, last, tuple(rest))
-        return runs
+        return _planned(self.stored, linear.boxes((start, stop), columns))
+
+    def form(self, name: str) -> Form | str | None:
+        """See StoredNumbers."""
+        linear = self.linears.get(name)
+        if linear is None:
+            return None
+        if name not in self._forms:  # whose groups some files tell
+            kept = isinstance(linear, KeptLinear)
+            self._forms[name] = linear.form(self.stored) if kept else f"no product takes {linear.kind}"
+        return self._forms[name]
+
+    def parts(self, form: Form, part: str) -> NamedTensors:
+        """See StoredNumbers."""
+        kept = {name: linear for name, linear in self.linears.items() if self.form(name) == form}
+        return _LinearParts(self.stored, kept, form, part)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class _LinearParts:
+    """One part of matrices of one form, under the matrices' names."""
+
+    stored: NamedTensors
+    linears: Mapping[str, KeptLinear]
+    form: Form
+    which: str
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    @cached_property
+    def _infos(self) -> Mapping[str, TensorInfo]:
+        found: dict[str, TensorInfo] = {}
+        for name, linear in self.linears.items():
+            rounding = Rounding(self.form.kind, (self.form.groups,), False, self.form.scales, self.form.minima)
+            part = rounding.parts(linear.shape)[self.which]
+            found[name] = TensorInfo(name, part.shape, part.dtype.name, self.stored.infos[linear.parts[0]].file)
+        return found
+
+    @property
+    def local(self) -> bool:
+        return self.stored.local
+
+    def read_rows(self, name: str, start: int, stop: int, within: Box = ()) -> np.ndarray:
+        (columns,) = within or whole(self.infos[name].shape[1:])
+        return self.linears[name].part(self.stored, self.which, (start, stop), columns)
+
+    def planned(self, name: str, start: int, stop: int, within: Box = ()) -> list[Runs]:
+        (columns,) = within or whole(self.infos[name].shape[1:])
+        return _planned(self.stored, self.linears[name].part_boxes(self.which, (start, stop), columns))
+
+
+def _planned(stored: NamedTensors, boxes: list[tuple[str, Box]]) -> list[Runs]:
+    return [runs for name, ((first, last), *rest) in boxes for runs in stored.planned(name, first, last, tuple(rest))]
 
 
 @dataclass(frozen=True)
@@ -132,6 +204,11 @@ def unpacked(words: Int32[np.ndarray, "*lead W"], bits: int) -> UInt8[np.ndarray
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     numbers = (words.view(np.uint32)[..., None] >> shifts) & np.uint32(2**bits - 1)
     return numbers.astype(np.uint8).reshape(*words.shape[:-1], -1)
+
+
+def in_halves(numbers: UInt8[np.ndarray, "*lead C"]) -> UInt8[np.ndarray, "*lead C/2"]:
+    """Numbers of four bits, two in a byte, the even one in its low half."""
+    return numbers[..., ::2] | numbers[..., 1::2] << 4
 
 
 def cover(span: Span, size: int) -> Span:

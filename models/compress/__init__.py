@@ -1,6 +1,16 @@
 """Smaller models: weights of fewer bits."""
 
+from .held import Held, held_weights
 from .quantize import Quantizer, check_unrounded, quantizer
 from .scheme import SCHEMES, Scheme, parse_scheme
 
-__all__ = ["SCHEMES", "Quantizer", "Scheme", "check_unrounded", "parse_scheme", "quantizer"]
+__all__ = [
+    "SCHEMES",
+    "Held",
+    "Quantizer",
+    "Scheme",
+    "check_unrounded",
+    "held_weights",
+    "parse_scheme",
+    "quantizer",
+]

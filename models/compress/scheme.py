@@ -31,11 +31,6 @@ class Scheme:
     group: int | None = None
     tables: Kind | None = "int8"
 
-    @property
-    def weight_bytes(self) -> float:
-        """Of a weight, with its part of a group's scale."""
-        return (0.5 if self.kind == "int4" else 1.0) + (4 / self.group if self.group else 0.0)
-
 
 SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
@@ -48,6 +43,9 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 """`int8` means one thing everywhere: weights and activations."""
+
+STORED, EXPANDED = "stored", "none"
+"""Further names: weights as the checkpoint has them, in small numbers; and as the floats that these stand for."""
 
 _GROUPED = ("int8-weight", "int4")
 _MAX_GROUP = 2**20
@@ -62,7 +60,8 @@ def parse_scheme(text: str, field: str = "quantize") -> Scheme:
     match = re.fullmatch(r"([a-z0-9-]+)(?::(\d{1,7}))?", text)
     found = SCHEMES.get(match[1]) if match else None
     if match is None or found is None:
-        raise InvalidParameterError(field, text, f"one of {', '.join(SCHEMES)}")
+        others = (STORED, EXPANDED) if field == "quantize" else ()
+        raise InvalidParameterError(field, text, f"one of {', '.join((*SCHEMES, *others))}")
     if match[2] is None:
         return found
     group = int(match[2])

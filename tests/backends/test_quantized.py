@@ -33,6 +33,70 @@ def stored(kind: str, values: np.ndarray, scale: np.ndarray, *, activations: boo
     return Quantized(jnp.asarray(values), jnp.asarray(scale), kind, jnp.dtype("float32"), activations)
 
 
+def grouped(kind: str, shape: tuple[int, ...]) -> tuple[Quantized, np.ndarray]:
+    """A weight in groups of 8 along its last axis, as checkpoints store it, and the floats that it stands for."""
+    bytes_, groups = RNG.integers(0, 256, (*shape[:-1], shape[-1] // 2), np.uint8), (*shape[:-1], shape[-1] // 8)
+    nibbles = np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(shape)
+    if kind == "float4_e2m1fn":
+        exponents = RNG.integers(120, 130, groups, np.uint8)
+        table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+        values = table[nibbles] * np.repeat(2.0 ** (exponents.astype(np.float32) - 127), 8, axis=-1)
+        return Quantized(jnp.asarray(bytes_), jnp.asarray(exponents), kind, jnp.dtype("float32")), values
+    scale, minimum = (RNG.uniform(-2, 2, groups).astype(np.float16) for _ in range(2))
+    values = nibbles * np.repeat(scale, 8, -1).astype(np.float32) + np.repeat(minimum, 8, -1).astype(np.float32)
+    arrays = jnp.asarray(bytes_), jnp.asarray(scale)
+    return Quantized(*arrays, kind, jnp.dtype("float32"), minimum=jnp.asarray(minimum)), values
+
+
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+def test_what_numbers_of_a_checkpoint_stand_for(kind: str) -> None:
+    weight, values = grouped(kind, (6, 40))
+    assert weight.shape == values.shape
+    assert weight.nbytes == 6 * (20 + (5 if kind == "float4_e2m1fn" else 20))
+    np.testing.assert_array_equal(dequantized(weight), values)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+def test_products_and_rows_of_a_checkpoints_numbers(name: str, kind: str) -> None:
+    weight, values = grouped(kind, (50, 40))
+    tree = BACKENDS[name].prepare_params({"gate": {"weight": weight}, "embedder": {"table": weight}})
+    x = RNG.normal(size=(3, 40)).astype(np.float32)
+    got = jax.jit(lambda x: BACKENDS[name].linear(x, tree["gate"]["weight"], "TD,FD->TF"))(jnp.asarray(x))
+    want = x @ values.astype(np.float64).T
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    rows = BACKENDS[name].embed(tree["embedder"]["table"], jnp.asarray([3, 49, 0, 3]))
+    np.testing.assert_array_equal(rows, values[[3, 49, 0, 3]])
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+@pytest.mark.parametrize("sizes", [(3, 0, 2), (0, 0, 0), (70, 1, 129), (0, 0, 5)])
+def test_experts_of_a_checkpoints_numbers(name: str, kind: str, sizes: tuple[int, ...]) -> None:
+    """Experts without rows, with less than a tile of them, and with several; two rows belong to none."""
+    weight, values = grouped(kind, (3, 6, 40))
+    tree = BACKENDS[name].prepare_params({"experts": {"gate": weight}})["experts"]["gate"]
+    x = RNG.normal(size=(sum(sizes) + 2, 40)).astype(np.float32)
+    linear = jax.jit(lambda x, sizes: BACKENDS[name].grouped_linear(x, tree, sizes))
+    got = linear(jnp.asarray(x), jnp.asarray(sizes, jnp.int32))
+    experts = np.repeat(np.arange(3), sizes)
+    want = np.einsum("RI,ROI->RO", x[: len(experts)], values[experts].astype(np.float64))
+    np.testing.assert_allclose(got[: len(experts)], want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max(initial=0)))
+    assert got.shape == (len(x), 6)
+
+
+def test_no_more_than_one_expert_is_there_expanded() -> None:
+    """Sixteen experts in half bytes: a program that multiplies four rows with them has room for one in floats."""
+    weight, values = grouped("float4_e2m1fn", (16, 128, 256))
+    sizes = jax.ShapeDtypeStruct((16,), jnp.int32)
+    x = jax.ShapeDtypeStruct((4, 256), jnp.float32)
+    program = jax.jit(ReferenceBackend().grouped_linear).lower(x, weight, sizes).compile()
+    memory = program.memory_analysis()
+    assert memory is not None
+    assert memory.argument_size_in_bytes < values.size * 0.7
+    assert memory.temp_size_in_bytes < 3 * values[0].nbytes
+
+
 def test_four_bits_lie_two_in_a_byte_the_even_one_low() -> None:
     weight = Quantized(jnp.asarray([[0x80, 0xF1]], jnp.uint8), jnp.asarray([[1.0, 10.0]]), "int4", jnp.dtype("float32"))
     assert weight.shape == (1, 4) and weight.nbytes == 2 + 8

@@ -78,6 +78,7 @@ class FakeLLM:
     messages: list[Sequence[Mapping[str, str]]]
     failure: BaseException | None
     tokenizer: FakeTokenizer | None = FakeTokenizer()
+    remarks = ()
     follows = False
     followed = 0
 

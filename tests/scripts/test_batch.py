@@ -29,6 +29,7 @@ class FakeLLM:
     """The fake engine behind the surface of an LLM; `made` is how."""
 
     made: list[dict[str, Any]]
+    remarks = ()
     follows = False
 
     def __init__(self, model: str, **arguments: Any) -> None:

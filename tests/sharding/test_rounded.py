@@ -15,7 +15,7 @@ import pytest
 from distaff.backends.base import Backend
 from distaff.backends.quantized import Quantized
 from distaff.backends.reference import ReferenceBackend
-from distaff.models.checkpoints import kept_roundings, open_checkpoint
+from distaff.models.checkpoints import open_checkpoint, stored_numbers
 from distaff.models.compress import parse_scheme, quantizer
 from distaff.models.compress.saving import write_quantized
 from distaff.models.decoder import Weights, flatten, unflatten, weight_specs
@@ -141,7 +141,7 @@ def test_stored_numbers_are_read_where_they_belong(case: str, scheme: str, tmp_p
     weights = source.load_weights(config, dtype=jnp.float32, made=quantizer(found, config))
     write_quantized(weights, found, tmp_path, config=config, source=source, told={})
     checkpoint = open_checkpoint(tmp_path)
-    roundings = kept_roundings(checkpoint, config)
+    roundings = stored_numbers(checkpoint, config).roundings
     (backend,) = shard_backends(ReferenceBackend(), config, "tensor=2", jnp.dtype(jnp.float32), roundings=roundings)
     whole = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True))
     parts = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True, place=backend.place))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
-from distaff.models.checkpoints.gguf import GGUFCheckpoint, GGUFFile, GGUFTensors, can_dequantize
+from distaff.models.checkpoints.gguf import GGUFCheckpoint
+from distaff.models.checkpoints.gguf_file import GGUFFile, can_dequantize
+from distaff.models.checkpoints.gguf_tensors import GGUFTensors
 from distaff.models.decoder import flatten
 from distaff.models.errors import (
     CheckpointError,

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distaff.backends.quantized import Quantized, dequantized
+from distaff.models.checkpoints import stored_numbers
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.decoder import flatten
 from distaff.models.errors import MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
@@ -87,9 +89,41 @@ def test_weights_are_what_the_numbers_mean(
         np.testing.assert_allclose(folder.tensors.read_rows(name, 0, len(expected)), expected, rtol=1e-6)
         part = folder.tensors.read_rows(name, 5, 14, ((37, 101),))
         np.testing.assert_allclose(part, expected[5:14, 37:101], rtol=1e-6)
-    weights = flatten(folder.load_weights(config_from_hf(folder.hf_config), dtype=jnp.float32))
+    config = config_from_hf(folder.hf_config)
+    weights = flatten(folder.load_weights(config, dtype=jnp.float32))
     q = meant["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_allclose(weights["segments.0.layers.0.attention.q.weight"][1].reshape(q.shape), q, rtol=1e-6)
+    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=True))
+    held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
+    assert len(held) == (0 if places or bits == 2 else 7)
+    for path, leaf in held.items():
+        assert leaf.nbytes == leaf.scale.size * (GROUP * bits / 8 + 2 + 4)  # numbers, fp16 scale and minimum in fp32
+        # Exact: numbers and zero points times fp16 scales have fewer bits than fp32.
+        np.testing.assert_array_equal(dequantized(leaf), weights[path])
+    reasons = stored_numbers(folder, config).expanded
+    assert set(reasons.values()) == (
+        {"groups of columns in an order of their own (desc_act)"} if places
+        else {"numbers of 2 bits in rows of 256", "numbers of 2 bits in rows of 512"} if bits == 2 else set()
+    )  # fmt: skip
+
+
+def test_groups_that_are_named_in_order_stay(tiny_folder: Callable[..., Path], tiny_tensors: Tensors) -> None:
+    """Writers name the group of each column though it is that of its place."""
+    change: dict[str, Any] = {}
+    for name, weight in tiny_tensors.items():
+        if name.endswith("_proj.weight"):
+            parts, _ = stored(weight, "gptq", 4, np.random.default_rng(0), places=False)
+            parts["g_idx"] = np.arange(weight.shape[1], dtype=np.int32) // GROUP
+            change |= {name: None, **{f"{name.removesuffix('.weight')}.{part}": each for part, each in parts.items()}}
+    told = {"bits": 4, "group_size": GROUP, "quant_method": "gptq"}
+    folder = HFFolder(tiny_folder(change=change, config={"quantization_config": told}))
+    config = config_from_hf(folder.hf_config)
+    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=True))
+    expanded = flatten(folder.load_weights(config, dtype=jnp.float32))
+    held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
+    assert len(held) == 7
+    for path, leaf in held.items():
+        np.testing.assert_array_equal(dequantized(leaf), expanded[path])
 
 
 @pytest.mark.parametrize(

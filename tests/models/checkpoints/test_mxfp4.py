@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +7,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from distaff.backends.quantized import Quantized, dequantized
+from distaff.models.checkpoints import stored_numbers
 from distaff.models.checkpoints.hf_folder import HFFolder
-from distaff.models.checkpoints.mxfp4 import dequantize
+from distaff.models.checkpoints.mxfp4 import Mxfp4Tensors, dequantize
 from distaff.models.decoder import flatten
 from distaff.models.errors import MissingTensorError, ShapeMismatchError
 from distaff.models.families import config_from_hf
+
+from .mxfp4_folder import write_mxfp4
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
@@ -42,33 +45,9 @@ def test_agrees_with_gguf() -> None:
 
 @pytest.fixture
 def quantised(golden: Path, tmp_path: Path) -> Callable[[], Path]:
-    """A gpt-oss with experts in MXFP4, as published. Its width of experts is 32, so that blocks fit."""
-
     def make() -> Path:
-        rng = np.random.default_rng(3)
-        folder = tmp_path / "gpt_oss"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        config = json.loads((golden / "gpt_oss" / "config.json").read_text())
-        config |= {"intermediate_size": 64, "quantization_config": {"quant_method": "mxfp4"}}
-        (folder / "config.json").write_text(json.dumps(config))
-        stored = {
-            name: values
-            for file in (golden / "gpt_oss").glob("*.safetensors")
-            for name, values in load_file(file).items()
-        }
-        width, experts = config["hidden_size"], config["num_local_experts"]
-        assert width % 32 == 0
-        for i in range(config["num_hidden_layers"]):
-            name = f"model.layers.{i}.mlp.experts."
-            for part, rows, columns in (("gate_up_proj", 128, width), ("down_proj", width, 64)):
-                del stored[name + part]
-                shape = (experts, rows, columns // 32)
-                stored[f"{name}{part}_blocks"] = rng.integers(0, 256, (*shape, 16), np.uint8)
-                stored[f"{name}{part}_scales"] = rng.integers(120, 130, shape, np.uint8)
-            stored[f"{name}gate_up_proj_bias"] = rng.standard_normal((experts, 128), np.float32)
-        save_file(stored, folder / "model.safetensors")
-        return folder
+        shutil.rmtree(tmp_path / "gpt_oss", ignore_errors=True)
+        return write_mxfp4(golden / "gpt_oss", tmp_path / "gpt_oss")
 
     return make
 
@@ -86,6 +65,42 @@ def test_loads_blocks_and_scales_as_one_tensor(quantised: Callable[[], Path]) ->
     name = "model.layers.1.mlp.experts.down_proj"
     down = dequantize(stored[f"{name}_blocks"], stored[f"{name}_scales"])  # [E, D, F]
     np.testing.assert_array_equal(flat[path.replace("gate", "down")][0], down)
+
+
+def test_experts_stay_as_they_are_stored(quantised: Callable[[], Path]) -> None:
+    """Half a byte for a number and one for the scale of 32, and what they stand for is what is read expanded."""
+    checkpoint = HFFolder(quantised())
+    config = config_from_hf(checkpoint.hf_config)
+    expanded = flatten(checkpoint.load_weights(config, dtype="float32"))
+    kept = flatten(checkpoint.load_weights(config, dtype="float32", keep=True))
+    experts = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
+    assert {path.rpartition(".")[2] for path in experts} == {"gate", "up", "down"}
+    for path, leaf in experts.items():
+        assert leaf.shape == expanded[path].shape
+        assert leaf.nbytes == expanded[path].size * 17 / 32
+        np.testing.assert_array_equal(dequantized(leaf), expanded[path])
+    found = stored_numbers(checkpoint, config)
+    assert found.by_default and found.roundings.keys() == experts.keys() and not found.expanded
+
+
+def test_part_of_a_row_is_read_as_it_is_stored(quantised: Callable[[], Path]) -> None:
+    """As a layout asks that splits what is summed over, in whole groups and in others."""
+    checkpoint = HFFolder(quantised())
+    stored = load_file(f"{checkpoint.path}/model.safetensors")
+    name = "model.layers.1.mlp.experts.down_proj"
+    tensors = checkpoint.tensors
+    assert isinstance(tensors, Mxfp4Tensors)
+    form = tensors.form(name)
+    assert form is not None
+    values = stored[f"{name}_blocks"].reshape(5, 32, 32).swapaxes(1, 2)  # [E, C/2, R]
+    parts = tensors.parts(form, "values")
+    np.testing.assert_array_equal(parts.read_rows(name, 0, 5), values)
+    np.testing.assert_array_equal(parts.read_rows(name, 1, 3, ((7, 19), (2, 30))), values[1:3, 7:19, 2:30])
+    scales = tensors.parts(form, "scale")
+    np.testing.assert_array_equal(
+        scales.read_rows(name, 1, 3, ((1, 2), (2, 30))), stored[f"{name}_scales"].swapaxes(1, 2)[1:3, 1:, 2:30]
+    )
+    assert sum(runs.nbytes for runs in parts.planned(name, 0, 5)) == values.size
 
 
 @pytest.mark.parametrize("part", ["blocks", "scales"])

@@ -1,0 +1,78 @@
+"""What `--quantize` makes of a checkpoint's weights: rounded, as they are stored, or expanded."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ...backends.errors import UsageError
+from ...backends.quantized import Rounding
+from ..checkpoints.base import Checkpoint
+from ..checkpoints.stored import stored_numbers
+from ..config import ModelConfig
+from .quantize import Quantizer, check_unrounded, quantizer
+from .scheme import EXPANDED, STORED, parse_scheme
+
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """How weights are held.
+
+    Args:
+        made: what rounds them; None: nothing does.
+        roundings: of the weights that come as Quantized, by their paths: rounded, or as they are stored.
+        expanded: why others that are stored as small numbers are expanded though they were to stay, by their paths.
+    """
+
+    made: Quantizer | None = None
+    roundings: Mapping[str, Rounding] = field(default_factory=dict)
+    expanded: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def keep(self) -> Collection[str]:
+        """Paths of what stays as it is stored."""
+        return () if self.made is not None else self.roundings.keys()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is expanded, for people: one for each reason."""
+        paths: dict[str, list[str]] = {}
+        for path, why in self.expanded.items():
+            paths.setdefault(why, []).append(path)
+        return tuple(
+            f"expanded, since {why}: {', '.join(found[:_SHOWN])}"
+            + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+            for why, found in paths.items()
+        )
+
+    def under(self, roundings: Mapping[str, Rounding]) -> "Held":
+        """The same where a layout leaves these as they are stored."""
+        split = dict.fromkeys(self.roundings.keys() - roundings.keys(), "its groups would lie on several devices")
+        return replace(self, roundings=roundings, expanded={**self.expanded, **split})
+
+
+def held_weights(quantize: str | None, checkpoint: Checkpoint, config: ModelConfig) -> Held:
+    """By a name of SCHEMES, STORED or EXPANDED; None is what the checkpoint's format is meant for. Reads no weights.
+
+    Raises:
+        InvalidParameterError: it is no such name, or groups do not divide a weight.
+        UsageError: the checkpoint is quantised and would be rounded again, or nothing in it can stay.
+    """
+    if quantize == EXPANDED:
+        return Held()
+    if quantize is not None and quantize != STORED:
+        made = quantizer(parse_scheme(quantize), config)
+        check_unrounded(checkpoint)
+        return Held(made, made.roundings(config))
+    stored = stored_numbers(checkpoint, config)
+    if quantize is None and not stored.by_default:
+        return Held()
+    held = Held(None, stored.roundings, stored.expanded)
+    if quantize == STORED and not stored.roundings:
+        why = "; ".join(held.remarks) or "its weights are floats"
+        raise UsageError(
+            f"quantize {STORED!r}: {checkpoint.path} holds nothing that is multiplied as it is stored ({why}); "
+            "leave the option out, or name a scheme such as int8"
+        )
+    return held
