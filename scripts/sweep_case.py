@@ -14,6 +14,7 @@ from ..sharding.presets import preset as layout_of
 from ..sharding.step import ShardedModel
 from ..sharding.step_case import step_case
 from ..sharding.sweep.models import model_config
+from ..sharding.sweep.precisions import roundings_of
 
 
 def step(
@@ -23,14 +24,15 @@ def step(
     mesh: Mapping[str, int],
     chip: str,
     dtype: str,
+    quantize: str | None,
     kv_dtype: str,
     rows: int,
     queries: int,
     context: int,
 ) -> Case:
     """A step of a model, as `distaff sweep plan` was given it, that takes the most likely tokens."""
-    backend = _backend(chip)
-    sharded = ShardedModel(model_config(model, offline=True), layout_of(preset, mesh), backend, jnp.dtype(dtype))
+    backend, config = _backend(chip), model_config(model, offline=True)
+    sharded = ShardedModel(config, layout_of(preset, mesh), backend, jnp.dtype(dtype), roundings_of(quantize, config))
     return step_case(
         sharded,
         rows=rows,

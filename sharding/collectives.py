@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, product
 from math import prod
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..models.compress import Quantizer
 from ..models.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, MoeConfig, NormConfig
 from ..models.split_logits import MOST_CANDIDATES
-from .arrange import arranged, kv_copies, padded_vocab
+from .arrange import arranged, kv_copies, padded_vocab, rounded
 from .experts import capacity_of
 from .layout import Axes, Layout
 from .pipeline import num_parts
@@ -77,17 +79,24 @@ class StepShape:
 
 
 def predict(
-    config: ModelConfig, layout: Layout, shape: StepShape, dtype: DTypeLike, *, chips: tuple[int, ...] = ()
+    config: ModelConfig,
+    layout: Layout,
+    shape: StepShape,
+    dtype: DTypeLike,
+    *,
+    quantizer: Quantizer | None = None,
+    chips: tuple[int, ...] = (),
 ) -> tuple[Sent, ...]:
     """Every collective of a step that tells nothing about prompts, in the order of the first of each kind.
 
     Args:
         config, layout: that check_layout has accepted.
-        dtype: of weights and activations.
+        dtype: of activations, and of weights that are not rounded.
+        quantizer: what rounds weights, if anything does.
         chips: how many stand beside each other along each axis of the slice, where that is known; one number is that
             of GPUs behind a switch.
     """
-    counter = _Counter(config, layout, shape, jnp.dtype(dtype), chips)
+    counter = _Counter(config, layout, shape, jnp.dtype(dtype), quantizer, chips)
     counts: dict[Sent, int] = {}
     for sent in counter.step():
         counts[sent] = counts.get(sent, 0) + sent.count
@@ -98,10 +107,16 @@ class _Counter:
     """Walks through a step as the decoder does, and notes what is sent."""
 
     def __init__(
-        self, config: ModelConfig, layout: Layout, shape: StepShape, dtype: jnp.dtype, chips: tuple[int, ...]
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        shape: StepShape,
+        dtype: jnp.dtype,
+        quantizer: Quantizer | None,
+        chips: tuple[int, ...],
     ) -> None:
         self.config, self.layout, self.width, self.dtype = config, layout, dtype.itemsize, dtype
-        self.chips = chips
+        self.quantizer, self.chips = quantizer, chips
         decode = shape.queries == 1
         self.placement = MeshPlacement.of(layout, config, num_tokens=shape.num_tokens, decode=decode)
         self.rules = self.placement.rules
@@ -179,14 +194,19 @@ class _Counter:
         if not gathered.table:
             return
         one = replace(self.config, layers=(layer,))
-        for path, leaf in arranged(one, self.layout, self.dtype).items():
-            if not path.startswith("segments.") or leaf.logical == ("layers", "heads"):
+        roundings = {} if self.quantizer is None else self.quantizer.roundings(one)
+        for path, held in rounded(arranged(one, self.layout, self.dtype), roundings).items():
+            if not path.startswith("segments."):
                 continue
-            num_bytes = leaf.num_bytes
-            for logical in leaf.logical:
-                if axes := gathered[logical]:
-                    num_bytes *= self.layout.size(axes)
-                    yield Sent(f"weights: {path.split('.', 4)[4]}", "all-gather", axes, num_bytes, 1)
+            # Of rounded weights numbers and scales are: of the axes that a product sums over scales have one entry.
+            for leaf in jax.tree.leaves(held):
+                if leaf.logical == ("layers", "heads"):
+                    continue
+                num_bytes = leaf.num_bytes
+                for logical, size in zip(leaf.logical, leaf.shape, strict=True):
+                    if size > 1 and (axes := gathered[logical]):
+                        num_bytes *= self.layout.size(axes)
+                        yield Sent(f"weights: {path.split('.', 4)[4]}", "all-gather", axes, num_bytes, 1)
 
     def attention(self, config: AttentionConfig, norm: NormConfig) -> Iterator[Sent]:
         tokens = self.tokens // self.layout.size(self.placement.attended)

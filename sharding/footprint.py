@@ -65,6 +65,12 @@ def footprint(
     )
 
 
+def cache_scales(config: ModelConfig, layout: Layout) -> int:
+    """The scales that a device holds of one position where a cache of 8-bit numbers has them for each token, as all but
+    the CPU's do: of keys and of values in each layer."""
+    return 2 * sum(Stages(config, layout.parts("layers")).layers_held) // layout.parts("context")
+
+
 def cache_numbers(config: ModelConfig, layout: Layout, *, lanes: int = 1) -> dict[int | None, int]:
     """The numbers of keys and values that a device holds of one position, by the window of their layers (None: they
     see everything).

@@ -8,24 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ...backends.compiler.report import CompileReport
 from ...models.config import ModelConfig
 from ...models.row_state import RowState
-from ..arrange import arranged
+from ..arrange import arranged, rounded
 from ..collectives import StepShape, predict
-from ..footprint import footprint
+from ..footprint import cache_scales, footprint
 from ..layout import Layout
 from ..report import comparison
 from .links import Links
 from .pages import cache_lanes, page_size
+from .precisions import KV_DTYPES, precision, quantizer_of, roundings_of
 from .rank import along_front, front
 from .request import Objective, SweepRequest, Targets
 from .rows import Row
 from .served import served
 from .slices import Slice
-from .verify import DTYPES, UNAVAILABLE, Verified
+from .verify import UNAVAILABLE, Verified
 from .work import device_work, used
 
 
@@ -86,12 +88,16 @@ def argument_buffers(
     config: ModelConfig, layout: Layout, row: Row, shape: StepShape, longest: int, *, page: int, lanes: int
 ) -> dict[str, int]:
     """Bytes of what a step is given, on one device: weights, the pages of the rows' caches, what is known of rows."""
-    dtype = DTYPES[row["weights"]]
-    weights = {path: leaf.num_bytes for path, leaf in arranged(config, layout, dtype).items()}
+    served, kv_dtype = precision(row), KV_DTYPES[row["kv"]]
+    held = rounded(arranged(config, layout, served.dtype), roundings_of(served.quantize, config))
+    weights = {path: sum(each.num_bytes for each in jax.tree.leaves(leaf)) for path, leaf in held.items()}
     pages = shape.rows * -(-longest // page)
+    position = footprint(config, layout, served.dtype, kv_dtype, lanes=lanes).cache_token
+    if jnp.dtype(kv_dtype).itemsize == 1:
+        position += 4 * cache_scales(config, layout)
     state = RowState.empty(shape.rows, longest, config.vocab_size)
     return weights | {
-        "KV cache": pages * page * footprint(config, layout, dtype, DTYPES[row["kv"]], lanes=lanes).cache_token,
+        "KV cache": pages * page * position,
         "page tables": 4 * pages * len(config.cache_groups),
         "parameters and texts of rows": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     }
@@ -170,9 +176,11 @@ def _arguments(row: Row, found: Verified, request: SweepRequest, layout: Layout,
 def _step(
     row: Row, found: Verified, report: CompileReport, request: SweepRequest, layout: Layout, on: Slice
 ) -> dict[str, Any]:
-    shape, config = found.check.shape, request.config
+    shape, config, served = found.check.shape, request.config, precision(row)
     buffers = _arguments(row, found, request, layout, on)
-    predicted = predict(config, layout, shape, DTYPES[row["weights"]], chips=on.shape)
+    predicted = predict(
+        config, layout, shape, served.dtype, quantizer=quantizer_of(served.quantize, config), chips=on.shape
+    )
     work = device_work(config, layout, on, decode=found.check.phase == "decode")
     # What kernels multiply is not among the compiler's FLOPs.
     linear = work.linear - (work.routed if any("grouped_matmul" in kernel.name for kernel in report.kernels) else 0.0)

@@ -17,12 +17,6 @@ Objective = Literal["latency", "throughput", "cost", "energy", "pareto"]
 
 WIDTHS: Mapping[str, float] = {"fp32": 4, "bf16": 2, "int8": 1, "fp8": 1, "int4": 0.5}
 """Bytes of a number in each precision."""
-COMPUTED: Mapping[str, tuple[str, ...]] = {
-    "weights": ("fp32", "bf16"),
-    "activations": ("fp32", "bf16"),
-    "kv": ("fp32", "bf16", "int8", "fp8"),
-}
-"""The precisions that Distaff's step computes with today; layouts of others are counted and not compiled."""
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,18 @@ from ...backends.compiler.errors import (
 )
 from ...backends.compiler.report import CompileReport
 from ...backends.errors import DistaffError
+from ..check import Devices, problem
 from ..collectives import StepShape
 from ..layout import Layout
 from .compile_cache import CompileCache
-from .request import COMPUTED, SweepRequest
+from .precisions import KV_DTYPES, SERVED, precision, roundings_of
+from .request import SweepRequest
 from .rows import Row
 from .slices import Slice
 from .whole_step import whole_step
 
 KERNELS = ".*(attention|grouped_matmul).*"
 """The kernels of steps (backends/tpu). Schedules of XLA's operations are not asked for: there are hundreds of them."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "fp8": "float8_e4m3fn"}
 UNAVAILABLE = "unavailable"
 """The kind of a refusal that is not the program's: there is no compiler for these chips here."""
 _MISSING = (CompilerNotFoundError, SchedulesMissingError, UnknownTopologyError)
@@ -111,15 +112,19 @@ def checks_of(
     request: SweepRequest, row: Row, layout: Layout, on: Slice, *, builders: Builders, phases: Sequence[str]
 ) -> list[Check] | str:
     """What to compile for a row; in words, why it cannot be compiled."""
-    for what in ("weights", "activations", "kv"):
-        if row[what] not in COMPUTED[what]:
-            return f"not compiled: steps compute with {what} of {', '.join(COMPUTED[what])} alone"
-    if row["weights"] != row["activations"]:
-        return "not compiled: steps hold weights in the precision that they compute in"
+    if (row["weights"], row["activations"]) not in SERVED:
+        pairs = ", ".join(" with ".join(pair) for pair in SERVED)
+        return f"not compiled: steps have weights with activations of {pairs}"
+    if row["kv"] not in KV_DTYPES:
+        return f"not compiled: caches are of {', '.join(KV_DTYPES)}"
     if on.count > 1:
         return "not compiled: several slices"
     if on.chip.platform not in ("tpu", "cuda"):
         return f"not compiled: no compiler for {on.chip.name} is installed with Distaff"
+    served = precision(row)
+    devices, roundings = Devices(layout.num_devices), roundings_of(served.quantize, request.config)
+    if error := problem(layout, request.config, devices, dtype=served.dtype, roundings=roundings):
+        return f"not compiled: {error}"
     rows = row["batch"] // layout.replicas
     chunk = min(row["chunk"], round(request.workload.isl))
     shapes = {"decode": StepShape(rows), "prefill": StepShape(1, chunk)}
@@ -131,8 +136,9 @@ def checks_of(
             "model": request.model,
             "preset": row["preset"],
             "mesh": row["mesh"],
-            "dtype": DTYPES[row["weights"]],
-            "kv_dtype": DTYPES[row["kv"]],
+            "dtype": served.dtype,
+            "quantize": served.quantize,
+            "kv_dtype": KV_DTYPES[row["kv"]],
             "queries": shape.queries,
         }
         drawing = {**both, "vocab_size": request.config.vocab_size}

@@ -164,18 +164,20 @@ def test_the_report_is_one_file(planned: tuple[Path, dict[str, Any]], distaff: R
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'distaff[tpu]'")
 @pytest.mark.parametrize(
-    ("model", "hw"),
+    ("model", "hw", "precision"),
     [
-        ("llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2"),
+        ("llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2", "bf16"),
+        ("llama:layers=8,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2", "int8"),
         (
             "qwen3_moe:layers=8,embed=2048,mlp=6144,heads=32,kv_heads=4,vocab=4096,experts=32,top_k=4,expert_mlp=768",
             "v6e:2x2",
+            "bf16",
         ),
     ],
-    ids=["dense", "experts"],
+    ids=["dense", "rounded", "experts"],
 )
 def test_the_compiler_agrees_and_is_asked_once(
-    model: str, hw: str, tmp_path: Path, distaff: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    model: str, hw: str, precision: str, tmp_path: Path, distaff: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arguments within 0.1 %, the peak within 5 %, what is sent as predicted, and a second run from the cache; so is a
     plan that is verified at once."""
@@ -183,6 +185,7 @@ def test_the_compiler_agrees_and_is_asked_once(
     folder = tmp_path / "run"
     plan = ("sweep", "plan", "-m", model, "--hw", hw, "--batch", "8", "--isl", "1024", "--osl", "128")
     plan += ("--phase", "decode", "--axes", "tensor")
+    plan += ("--weights", precision, "--activations", precision, "--kv", precision)
     assert distaff(*plan, "--out", str(folder)) == 0
     capsys.readouterr()
     verify = ("sweep", "verify", str(folder), "--top", "1", "--json")

@@ -47,6 +47,20 @@ def test_what_is_compiled_is_the_step_of_the_row() -> None:
     assert drawing.arguments == {"chip": "v5e", "rows": 4, "context": 576, "vocab_size": asked.config.vocab_size}
 
 
+def test_rounded_weights_are_compiled_as_they_are_served() -> None:
+    asked = request(batches=(8,), weights=("int8",), activations=("bf16", "int8"), kv=("int8",), phase="decode")
+    layout = parse_layout("tensor=4", num_devices=4)
+    found: list[dict[str, object]] = []
+    for row in rows_of(score(asked, (Placed.of(asked, layout, V5E),)), [0, 1]):
+        checks = checks_of(asked, row, layout, V5E, builders=BUILDERS, phases=("decode",))
+        assert not isinstance(checks, str)
+        arguments = checks[0].step.job.arguments
+        found.append({name: arguments[name] for name in ("dtype", "quantize", "kv_dtype")})
+    assert found == [
+        {"dtype": "bfloat16", "quantize": quantize, "kv_dtype": "int8"} for quantize in ("int8-weight", "int8")
+    ]
+
+
 def test_layouts_with_as_many_rows_share_the_drawing_of_their_tokens() -> None:
     asked = request(batches=(8,), phase="decode")
     layouts = [parse_layout(text, num_devices=4) for text in ("tensor=4", "tensor-2d:tensor=2,tensor2=2", "data=4")]
@@ -63,8 +77,12 @@ def test_layouts_with_as_many_rows_share_the_drawing_of_their_tokens() -> None:
 @pytest.mark.parametrize(
     ("fields", "on", "says"),
     [
-        ({"weights": ("int8",)}, "v5e:2x2", "steps compute with weights of fp32, bf16 alone"),
-        ({"activations": ("fp32",)}, "v5e:2x2", "steps hold weights in the precision that they compute in"),
+        (
+            {"activations": ("int8",)},
+            "v5e:2x2",
+            "steps have weights with activations of fp32 with fp32, bf16 with bf16",
+        ),
+        ({"kv": ("int4",)}, "v5e:2x2", "caches are of fp32, bf16, int8, fp8"),
         ({}, "v5e:2x2*2", "several slices"),
         ({}, "mi300x:4", "no compiler for mi300x is installed"),
     ],
