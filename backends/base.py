@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .errors import UnsupportedError
+from .rounded_tokens import RoundedTokens
 
 if TYPE_CHECKING:
     from .token_places import TokenPlaces
@@ -189,16 +190,22 @@ class Backend(Protocol):
         ...
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
         """`einsum(equation, x, weight)`, accumulated in fp32, in out_dtype (None: the dtype of x).
 
-        Weights are [out..., in...] in the order of the equation, whose first letter is the tokens: "TNH,DNH->TD".
+        Weights are [out..., in...] in the order of the equation, whose first letter is the tokens: "TNH,DNH->TD". A
+        weight whose products round x to fewer bits takes it rounded, too.
         """
         ...
 
     def linears(
-        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+        self, x: Float[Array, "T *in"] | RoundedTokens, weights: Sequence[PyTree], equations: Sequence[str]
     ) -> tuple[Float[Array, "T *out"], ...]:
         """`linear` of the same x with each of several weights, as queries, keys and values are."""
         ...
@@ -224,6 +231,17 @@ class Backend(Protocol):
         self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
     ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
         """The first 2 R entries of each head turned, entry i with entry i + R, in fp32 and rounded once."""
+        ...
+
+    def rounded_norm(
+        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+    ) -> RoundedTokens | None:
+        """`x / sqrt(mean(x ** 2) + epsilon) * scale`, rounded for `linear` with each of these weights; None: they round
+        the norm themselves, or do not."""
+        ...
+
+    def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
+        """silu(gate) * up, rounded for `linear` with this weight; None as in rounded_norm."""
         ...
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:

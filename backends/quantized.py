@@ -7,7 +7,7 @@ found when it comes: int8 products are summed up as whole numbers, so that the o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, no_type_check
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num, UInt8
 
+from .rounded_tokens import RoundedTokens
 from .token_scales import LARGEST, rounded
 
 HALF_BYTES: Final = ("int4", "uint4", "float4_e2m1fn")
@@ -184,25 +185,40 @@ def rounded_tokens(x: Float[Array, "T K"], kind: str) -> tuple[Num[Array, "T K"]
     return rounded(x / scale[:, None], jnp.dtype(kind)), scale
 
 
+def shared_rounding(weights: Sequence[Any]) -> str | None:
+    """The type to which all of these weights [*out, in] round what they are multiplied with; None where they do not, or
+    each to another."""
+    kinds = {leaf.kind if is_quantized(leaf) and leaf.activations and leaf.per_channel(1) else None for leaf in weights}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def round_tokens(x: Float[Array, "T K"], kind: str) -> RoundedTokens:
+    """As rounded_tokens."""
+    tokens, each = rounded_tokens(x, kind)
+    return RoundedTokens(tokens, each, x.dtype)
+
+
 def quantized_linear(
-    x: Float[Array, "T K"], weight: Quantized, num_in: int, dtype: DTypeLike
+    x: Float[Array, "T K"] | RoundedTokens,
+    weight: Quantized,
+    num_in: int,
+    dtype: DTypeLike,
+    by: Callable[[Array, str], RoundedTokens] = round_tokens,
 ) -> Float[Array, "T *out"]:
     """Each token times the weight [*out, *in], of which the last `num_in` axes are summed over (of one with `out`, the
-    last)."""
+    last). `by` rounds tokens to a type where the weight asks for that."""
     num_in = num_in if weight.out is None else 1
     out = weight.out or weight.shape[: weight.ndim - num_in]
     shape = (math.prod(out), -1)
-    if not weight.per_channel(num_in):
-        product = _dot(x, dequantized(weight, x.dtype).reshape(shape), jnp.float32)
+    if isinstance(x, RoundedTokens) or (weight.activations and weight.per_channel(num_in)):
+        x = x if isinstance(x, RoundedTokens) else by(x, weight.kind)
+        sums = _dot(x.numbers, numbers(weight).reshape(shape), jnp.int32 if weight.kind == "int8" else jnp.float32)
+        product = sums.astype(jnp.float32) * scales(weight).reshape(-1) * x.scale[:, None]
+    elif weight.per_channel(num_in):
+        values = numbers(weight).reshape(shape).astype(x.dtype)
+        product = _dot(x, values, jnp.float32) * scales(weight).reshape(-1)
     else:
-        values = numbers(weight).reshape(shape)
-        scale = scales(weight).reshape(-1)
-        if weight.activations:
-            tokens, each = rounded_tokens(x, weight.kind)
-            summed = _dot(tokens, values, jnp.int32 if weight.kind == "int8" else jnp.float32)
-            product = summed.astype(jnp.float32) * scale * each[:, None]
-        else:
-            product = _dot(x, values.astype(x.dtype), jnp.float32) * scale
+        product = _dot(x, dequantized(weight, x.dtype).reshape(shape), jnp.float32)
     return product.reshape(-1, *out).astype(dtype)
 
 

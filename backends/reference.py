@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
-from .quantized import is_quantized, quantized_grouped, quantized_linear, quantized_rows
+from .quantized import is_quantized, quantized_grouped, quantized_linear, quantized_rows, round_tokens
 from .rotation import rotate
+from .rounded_tokens import RoundedTokens
 from .shared_pages import ReferencePages, SharedPages
 from .token_places import TokenPlaces
 from .token_scales import LARGEST, TokenScaled, rounded
@@ -74,12 +75,18 @@ class ReferenceBackend:
         return self
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
         num_out = len(equation.split("->")[1]) - 1
         if is_quantized(weight):
-            rows = x.reshape(x.shape[0], -1)
-            return quantized_linear(rows, weight, weight.ndim - num_out, out_dtype or x.dtype)
+            rows = x if isinstance(x, RoundedTokens) else x.reshape(x.shape[0], -1)
+            return quantized_linear(rows, weight, weight.ndim - num_out, out_dtype or x.dtype, self._round)
+        assert not isinstance(x, RoundedTokens)  # which stands for weights that are rounded too
         # Both sides as matrices: given three axes, XLA:CPU transposes the whole weight before it multiplies.
         out = weight.shape[:num_out]
         product = jax.lax.dot_general(
@@ -92,7 +99,7 @@ class ReferenceBackend:
         return product.reshape(-1, *out).astype(out_dtype or x.dtype)
 
     def linears(
-        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+        self, x: Float[Array, "T *in"] | RoundedTokens, weights: Sequence[PyTree], equations: Sequence[str]
     ) -> tuple[Float[Array, "T *out"], ...]:
         return tuple(self.linear(x, *each) for each in zip(weights, equations, strict=True))
 
@@ -125,6 +132,18 @@ class ReferenceBackend:
         self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
     ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
         return rotate(q, cos, sin), rotate(k, cos, sin)
+
+    def _round(self, x: Float[Array, "T K"], kind: str) -> RoundedTokens:
+        """Tokens for products with weights that round them to a type."""
+        return round_tokens(x, kind)
+
+    def rounded_norm(
+        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+    ) -> RoundedTokens | None:
+        return None
+
+    def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
+        return None
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return quantized_rows(table, ids) if is_quantized(table) else table[ids]

@@ -13,7 +13,7 @@ from .token_places import TokenPlaces
 
 LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 """What the largest number of a token becomes."""
-_LEAST = 2.0**-24
+LEAST = 2.0**-24
 """No scale is smaller, so that logarithms and reciprocals of scales stay small numbers."""
 
 
@@ -46,14 +46,18 @@ class TokenScaled:
     ) -> tuple[Float[Array, "T K H"], Float[Array, "T K H"], "TokenScaled"]:
         """New keys and values in fp32, divided by their tokens' scales and not yet rounded to `dtype`; and the cache
         with those scales in it."""
-        largest, page = LARGEST[jnp.dtype(dtype).name], self.scales.shape[3]
         both = jnp.stack([k, v]).astype(jnp.float32)
-        scales = jnp.maximum(jnp.abs(both).max(axis=(2, 3)) / largest, _LEAST)
-        tokens = TokenPlaces.of(k.shape[0], index)
+        scales = jnp.maximum(jnp.abs(both).max(axis=(2, 3)) / LARGEST[jnp.dtype(dtype).name], LEAST)
+        divided = both / scales[..., None, None]
+        return divided[0], divided[1], self.with_scales(scales, layer, index)
+
+    def with_scales(self, scales: Float[Array, "2 T"], layer: Int[Array, ""], index: RaggedIndex) -> "TokenScaled":
+        """The cache with the scales of a step's tokens in it."""
+        page = self.scales.shape[3]
+        tokens = TokenPlaces.of(scales.shape[1], index)
         at = jnp.where(tokens.padding, self.scales.shape[1], index.page_table[tokens.row, tokens.position // page])
         kept = self.scales.at[layer, at, :, tokens.position % page].set(scales.T, mode="drop")
-        divided = both / scales[..., None, None]
-        return divided[0], divided[1], TokenScaled(self.numbers, kept)
+        return TokenScaled(self.numbers, kept)
 
 
 def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Num[Array, "..."]:

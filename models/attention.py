@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import AttentionSpec, PyTree, RaggedIndex
+from ..backends.rounded_tokens import RoundedTokens
 from .config import AttentionConfig, NormConfig
 from .layers import Einsum, Machine, Norm, ParamFactory
 from .rope import RopeConfig
@@ -36,9 +37,14 @@ class Attention(nnx.Module):
         self.k_norm = Norm(norm, "KH" if full else "H", new) if config.qk_norm else None
         self.sinks = new("N", nnx.initializers.zeros) if config.sinks else None
 
+    @property
+    def inputs(self) -> list[Einsum]:
+        """What x is multiplied with."""
+        return [self.q, self.k, self.v]
+
     def __call__(
         self,
-        x: Float[Array, "T D"],
+        x: Float[Array, "T D"] | RoundedTokens,
         cache: PyTree,
         layer: Int[Array, ""],
         index: RaggedIndex,
@@ -47,7 +53,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "T_own D"], PyTree]:
         config = self.config
         with jax.named_scope("qkv"):
-            q, k, v = Einsum.each((self.q, self.k, self.v), x, machine)
+            q, k, v = Einsum.each(self.inputs, x, machine)
             if self.q_norm is not None and self.k_norm is not None:
                 q, k = self.q_norm(q, machine), self.k_norm(k, machine)
             if config.rope is not None:

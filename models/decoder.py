@@ -1,6 +1,6 @@
 """One decoder for every family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -92,8 +92,10 @@ class Layer(nnx.Module):
             z = y if mlp_tokens == "fed" else machine.placement.gather(own, mlp_tokens, 0)
             x += self.residual_scale * (attend(y) + mlp(z))
         else:
-            x = self._branch(x, attend, "attended", self.attention_norm, self.attention_post_norm, machine)
-            x = self._branch(x, mlp, mlp_tokens, self.mlp_norm, self.mlp_post_norm, machine)
+            norms = self.attention_norm, self.attention_post_norm
+            x = self._branch(x, attend, "attended", *norms, self.attention.inputs, machine)
+            inputs = self.mlp.inputs if isinstance(self.mlp, Mlp) else []
+            x = self._branch(x, mlp, mlp_tokens, self.mlp_norm, self.mlp_post_norm, inputs, machine)
         cache = (*cache[: site.group], written, *cache[site.group + 1 :])
         if load is not None:
             cache = count_load(cache, load, site, repeat)
@@ -106,10 +108,12 @@ class Layer(nnx.Module):
         tokens: str,
         before: Norm | None,
         after: Norm | None,
+        inputs: Sequence[Einsum],
         machine: Machine,
     ) -> Array:
-        y = machine.placement.gather(x if before is None else before(x, machine), tokens, 0)
-        y = branch(y)
+        """`inputs` are all that the branch does with what it is given; none: it does more with it."""
+        y = x if before is None else before.for_products(x, inputs, machine)
+        y = branch(jax.tree.map(lambda part: machine.placement.gather(part, tokens, 0), y))
         if self.config.placement == "residual":
             assert after is not None
             return after(x + self.residual_scale * y, machine)

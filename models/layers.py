@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ..backends.base import Backend
+from ..backends.rounded_tokens import RoundedTokens
 from .config import NormConfig
 from .placement import Placement
 
@@ -85,7 +86,7 @@ class Einsum(nnx.Module):
         self.weight = new(weight, nnx.initializers.normal(0.02), contracted=len(self.contracted))
         self.bias = new(out.removeprefix("T"), nnx.initializers.zeros) if bias else None
 
-    def __call__(self, x: Float[Array, "T *in"], machine: Machine) -> Float[Array, "T_own *out"]:
+    def __call__(self, x: Float[Array, "T *in"] | RoundedTokens, machine: Machine) -> Float[Array, "T_own *out"]:
         return self._whole(machine.backend.linear(x, self.weight.get_value(), self.equation), machine)
 
     def _whole(self, y: Float[Array, "T *out"], machine: Machine) -> Float[Array, "T_own *out"]:
@@ -97,7 +98,7 @@ class Einsum(nnx.Module):
 
     @staticmethod
     def each(
-        projections: "Sequence[Einsum]", x: Float[Array, "T *in"], machine: Machine
+        projections: "Sequence[Einsum]", x: Float[Array, "T *in"] | RoundedTokens, machine: Machine
     ) -> tuple[Float[Array, "T_own *out"], ...]:
         """Several projections of one x."""
         weights, equations = [each.weight.get_value() for each in projections], [each.equation for each in projections]
@@ -129,6 +130,22 @@ class Norm(nnx.Module):
         if self.bias is not None:
             y += self.bias.get_value().astype(jnp.float32)
         return y.astype(x.dtype)
+
+    def for_products(
+        self, x: Float[Array, "T D"], projections: Sequence[Einsum], machine: Machine
+    ) -> Float[Array, "T D"] | RoundedTokens:
+        """What these projections, and nothing else, are given of x: already rounded where they would all round it
+        alike and the backend does it in one go."""
+        whole = all(machine.placement.parts(axis) == 1 for axis in self.logical)
+        if self.config.kind == "rms" and self.bias is None and whole and projections:
+            scale = self.scale.get_value()
+            if self.config.offset:
+                scale = scale.astype(jnp.float32) + self.config.offset
+            weights = [projection.weight.get_value() for projection in projections]
+            rounded = machine.backend.rounded_norm(x, scale, self.config.eps, weights)
+            if rounded is not None:
+                return rounded
+        return self(x, machine)
 
     def _mean(self, y: Array, machine: Machine) -> Array:
         """The mean over the normalised axes, parts of which may lie on other devices."""

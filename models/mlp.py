@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..backends.rounded_tokens import RoundedTokens
 from .config import Activation, MlpConfig
 from .layers import Einsum, Machine, ParamFactory
 
@@ -48,8 +49,16 @@ class Mlp(nnx.Module):
         self.up = Einsum("TD,FD->TF", new, bias=config.bias)
         self.down = Einsum("TF,DF->TD", new, bias=config.bias, residual=True)
 
-    def __call__(self, x: Float[Array, "T D"], machine: Machine) -> Float[Array, "T_own D"]:
+    @property
+    def inputs(self) -> list[Einsum]:
+        """What x is multiplied with."""
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+    def __call__(self, x: Float[Array, "T D"] | RoundedTokens, machine: Machine) -> Float[Array, "T_own D"]:
         if self.gate is None:
             return self.down(activate(self.config, self.up(x, machine), None, machine), machine)
-        gate, up = Einsum.each((self.gate, self.up), x, machine)
-        return self.down(activate(self.config, gate, up, machine), machine)
+        gate, up = Einsum.each(self.inputs, x, machine)
+        rounded = None
+        if self.config.activation == "silu":
+            rounded = machine.backend.rounded_gate(gate, up, self.down.weight.get_value())
+        return self.down(activate(self.config, gate, up, machine) if rounded is None else rounded, machine)

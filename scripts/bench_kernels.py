@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .report_cache import ReportCache
 
 
-_KERNELS = ".*(attention|splash|prefill|flash|grouped|norm).*"
+_KERNELS = ".*(attention|splash|prefill|flash|grouped|rounded).*"
 """What the names of kernels look like, ours and JAX's."""
 
 

@@ -281,7 +281,7 @@ def _compared(config: "ModelConfig", laid: "Layout", arguments: dict[str, Any], 
     chips = parse_topology(arguments["topology"]).shape
     sys.stderr.write(f"Compiling {laid} for {arguments['topology']}\n")
     job = CompileJob(f"{__package__}.layout_case:build", arguments, arguments["topology"])
-    compiled: CompileReport = compile_report(job, timeout=timeout, kernels=".*attention.*")
+    compiled: CompileReport = compile_report(job, timeout=timeout, kernels=".*(attention|rounded).*")
     return {
         **comparison(laid, predict(config, laid, shape, arguments["dtype"], chips=chips), compiled.collectives),
         "arguments": compiled.memory.arguments,

@@ -10,11 +10,16 @@ from jax.typing import DTypeLike
 
 from ..backends.aot import Case
 from ..backends.base import Backend
+from ..backends.kernel_work import KernelWork
+from ..backends.token_scales import LARGEST
 from ..backends.tpu.backend import TpuBackend
+from ..backends.tpu.decode import decode_shape
+from ..backends.tpu.decode_round import round_new_work
 from ..backends.tpu.decode_work import decode_work
+from ..backends.tpu.rounding import rounding_work
 from ..models.checkpoints import shipped_configs
 from ..models.compress import parse_scheme, quantizer
-from ..models.config import ModelConfig
+from ..models.config import MlpConfig, ModelConfig
 from ..models.costs import Steps, work_of
 from ..models.decoder import unflatten, weight_specs
 from ..models.families import config_from_hf
@@ -112,9 +117,7 @@ def layout_step(
     held = jnp.dtype(kv_dtype)
     case = step_case(sharded, rows=batch, queries=1, context=context, page=page, kv_dtype=held, greedy=True)
     attention, parts = config.layers[0].attention, laid.parts("cache_heads")
-    work = decode_work(
-        [context] * batch,
-        [1] * batch,
+    shape: dict[str, Any] = dict(
         num_heads=attention.num_heads // parts,
         num_kv_heads=attention.num_kv_heads // parts,
         head_dim=attention.head_dim,
@@ -122,8 +125,25 @@ def layout_step(
         kv_dtype=held,
         generation=generation,
         table_width=-(-context // page),
+        token_scales=held.name in LARGEST,
     )
-    return replace(case, work={"decode_attention": work})
+    attend = decode_work([context] * batch, [1] * batch, **shape)
+
+    def work(name: str) -> KernelWork | None:
+        match name.split(".")[0]:
+            case "decode_attention":
+                return attend
+            case "norm_rounded" | "rows_rounded":  # of which those of attention's output are narrower
+                return rounding_work("norm", batch, config.embed_dim, generation)
+            case "gate_rounded":
+                mlp = config.layers[0].mlp
+                assert isinstance(mlp, MlpConfig)
+                return rounding_work("gate", batch, mlp.dim // laid.parts("mlp"), generation)
+            case "new_rounded":
+                return round_new_work(decode_shape(**shape), batch)
+        return None
+
+    return replace(case, work=work)
 
 
 def shipped_config(model: str) -> ModelConfig:

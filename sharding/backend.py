@@ -23,6 +23,7 @@ from ..backends.base import (
     RaggedIndex,
 )
 from ..backends.quantized import Rounding, is_quantized
+from ..backends.rounded_tokens import RoundedTokens
 from ..models.checkpoints import Placed
 from ..models.config import ModelConfig
 from ..models.decoder import Weights, WeightSpec, flatten, unflatten
@@ -173,12 +174,17 @@ class ShardedBackend:
         return self.inner.with_rows(count)
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
         return self.inner.linear(x, weight, equation, out_dtype=out_dtype)
 
     def linears(
-        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+        self, x: Float[Array, "T *in"] | RoundedTokens, weights: Sequence[PyTree], equations: Sequence[str]
     ) -> tuple[Float[Array, "T *out"], ...]:
         return self.inner.linears(x, weights, equations)
 
@@ -199,6 +205,14 @@ class ShardedBackend:
         self, q: Float[Array, "T N H"], k: Float[Array, "T K H"], cos: Float[Array, "T R"], sin: Float[Array, "T R"]
     ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"]]:
         return self.inner.rotate(q, k, cos, sin)
+
+    def rounded_norm(
+        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+    ) -> RoundedTokens | None:
+        return self.inner.rounded_norm(x, scale, epsilon, weights)
+
+    def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
+        return self.inner.rounded_gate(gate, up, weight)
 
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         return self.inner.embed(table, ids)

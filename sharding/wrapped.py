@@ -34,6 +34,8 @@ class Wrapped:
     silu_gate = _of_inner("silu_gate")
     rms_norm = _of_inner("rms_norm")
     rotate = _of_inner("rotate")
+    rounded_norm = _of_inner("rounded_norm")
+    rounded_gate = _of_inner("rounded_gate")
     embed = _of_inner("embed")
     layer_loop = _of_inner("layer_loop")
     ragged_attention = _of_inner("ragged_attention")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Num
 from ..base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
+from ..rounded_tokens import RoundedTokens
 from ..shared_pages import SharedPages
 from . import matmul
 from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
@@ -96,19 +97,24 @@ class CpuBackend(ReferenceBackend):
         return replace(self, count=count)
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
         dtype = jnp.dtype(out_dtype or x.dtype)
-        if not is_packed(weight) or dtype.name not in SHORT:
+        if isinstance(x, RoundedTokens) or not is_packed(weight) or dtype.name not in SHORT:
             return super().linear(x, weight, equation, out_dtype=out_dtype)
         return self._linears(x, [weight], dtype)[0]
 
     def linears(
-        self, x: Float[Array, "T *in"], weights: Sequence[PyTree], equations: Sequence[str]
+        self, x: Float[Array, "T *in"] | RoundedTokens, weights: Sequence[PyTree], equations: Sequence[str]
     ) -> tuple[Float[Array, "T *out"], ...]:
         """One call, so that threads come together once for all."""
         alike = all(is_packed(weight) and kind_of(weight) == kind_of(weights[0]) for weight in weights)
-        if not alike or x.dtype.name not in SHORT:
+        if isinstance(x, RoundedTokens) or not alike or x.dtype.name not in SHORT:
             return super().linears(x, weights, equations)
         return self._linears(x, weights, x.dtype)
 

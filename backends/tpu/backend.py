@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from .. import ragged_attention
 from ..base import AttentionSpec, CacheGroup, Capabilities, Carry, MemoryInfo, PyTree, RaggedIndex
 from ..errors import UnsupportedError
 from ..hardware import chip
-from ..quantized import as_matrices, is_quantized
+from ..quantized import as_matrices, is_quantized, shared_rounding
 from ..reference import ReferenceBackend
+from ..rounded_tokens import RoundedTokens
 from ..token_scales import LARGEST, TokenScaled
 from .cache import KV_DTYPES, LANES, PAGE_SIZES, allocate_tpu_cache
 from .compiler_options import compiler_options
@@ -24,7 +26,9 @@ from .flash import flash_attention
 from .generations import attached_generation
 from .grouped import grouped_matmul
 from .prefill import check_prefill, prefill_attention
+from .rounding import round_gate, round_norm, round_rows
 from .shared_pages import TpuPages
+from .small_weights import with_joined_numbers
 
 _MIN_BUCKET = 16
 _MAX_BUCKETS = 8
@@ -125,6 +129,28 @@ class TpuBackend(ReferenceBackend):
 
         return jax.tree_util.tree_map_with_path(flat, params, is_leaf=is_quantized)
 
+    def _round(self, x: Float[Array, "T K"], kind: str) -> RoundedTokens:
+        return self._by_kernel(round_rows, (x,), kind) or super()._round(x, kind)
+
+    def rounded_norm(
+        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+    ) -> RoundedTokens | None:
+        return self._by_kernel(partial(round_norm, epsilon=epsilon), (x, scale), shared_rounding(weights))
+
+    def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
+        return self._by_kernel(round_gate, (gate, up), shared_rounding([weight]))
+
+    def _by_kernel(
+        self, kernel: Callable[..., RoundedTokens], operands: tuple[Array, ...], kind: str | None
+    ) -> RoundedTokens | None:
+        """What a kernel rounds; None where nothing is to be, or too much for a kernel."""
+        if kind is None:
+            return None
+        try:
+            return kernel(*operands, dtype=kind, generation=self.target, interpret=self.interpret)
+        except UnsupportedError:
+            return None
+
     def embed(self, table: PyTree, ids: Int[Array, "T"]) -> Float[Array, "T D"]:
         """A few rows at a time: XLA writes out the moves of every row that it gathers at once, and takes 16 to 26 s to
         compile 512 rows of 8,192; 64 at a time take 1.2 s, and no longer to run by its own estimate."""
@@ -149,7 +175,8 @@ class TpuBackend(ReferenceBackend):
     def layer_loop(
         self, body: Callable[[Carry, PyTree, Int[Array, ""]], Carry], carry: Carry, stacked: PyTree, length: int
     ) -> Carry:
-        return with_whole_experts(super().layer_loop, body, carry, stacked, length)
+        loop = partial(with_joined_numbers, super().layer_loop)
+        return with_whole_experts(loop, body, carry, stacked, length)
 
     def ragged_attention(
         self,

@@ -1,6 +1,7 @@
 """Our TPU attention kernels, as cases for the compiler: a kernel at a shape, with the work that it does there."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +20,10 @@ from .flash_work import flash_work
 from .grouped import grouped_matmul
 from .grouped_plan import GroupedBlocks
 from .grouped_work import grouped_work
-from .norm import norm_work, rms_norm_quantised
 from .prefill import prefill_attention
 from .prefill_plan import PrefillBlocks
 from .prefill_work import prefill_work
+from .rounding import round_norm, rounding_work
 
 _LAYERS = 2
 """Layers of the cache: how many there are changes nothing but addresses."""
@@ -60,6 +61,21 @@ def decode(
     cache: Any = _cache(batch * context // page, page, num_kv_heads * head_dim, kv_dtype)
     if scales == "token":
         cache = TokenScaled(cache, jax.ShapeDtypeStruct((*cache.shape[:2], 2, page), jnp.float32))  # pyright: ignore
+    work = decode_work(
+        [context] * batch,
+        [queries] * batch,
+        num_heads=num_q_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page,
+        kv_dtype=kv_dtype,
+        generation=generation,
+        table_width=-(-(longest or context) // page),
+        window=window,
+        max_decode_len=queries,
+        blocks=sizes,
+        token_scales=scales == "token",
+    )
     return Case(
         function,
         (
@@ -69,21 +85,8 @@ def decode(
             _rows(batch, context, page, queries, longest),
         ),
         donate=(3,),
-        work=decode_work(
-            [context] * batch,
-            [queries] * batch,
-            num_heads=num_q_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            page_size=page,
-            kv_dtype=kv_dtype,
-            generation=generation,
-            table_width=-(-(longest or context) // page),
-            window=window,
-            max_decode_len=queries,
-            blocks=sizes,
-            token_scales=scales == "token",
-        ),
+        # Scales of tokens have new_rounded beside it, whose loops the compiler knows.
+        work={"decode_attention": work} if scales == "token" else work,
         compiler_options=compiler_options(generation),
     )
 
@@ -201,15 +204,12 @@ def grouped(
 
 
 def norm(*, generation: str, num_rows: int, width: int, dtype: str = "bfloat16") -> Case:
-    """`rms_norm_quantised` to int8."""
-
-    def function(x: Any, scale: Any) -> Any:
-        return rms_norm_quantised(x, scale, epsilon=1e-5, generation=generation)
-
+    """`round_norm` to int8."""
+    rows, scale = jax.ShapeDtypeStruct((num_rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((width,), dtype)
     return Case(
-        function,
-        (jax.ShapeDtypeStruct((num_rows, width), jnp.dtype(dtype)), jax.ShapeDtypeStruct((width,), jnp.bfloat16)),
-        work=norm_work(num_rows, width, generation, dtype),
+        partial(round_norm, epsilon=1e-5, generation=generation),
+        (rows, scale),
+        work=rounding_work("norm", num_rows, width, generation, dtype),
         compiler_options=compiler_options(generation),
     )
 

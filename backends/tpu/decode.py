@@ -27,6 +27,7 @@ from .decode_pack import (
     unpack_outputs,
     unpack_row_numbers,
 )
+from .decode_round import round_new, rounds
 from .decode_shape import GENERATIONS, DecodeShape
 
 MAX_QUERIES = 8
@@ -40,24 +41,28 @@ _MAX_BLOCK_PAGES = 64
 """Pages of a block whose copies are started between other work: each costs code."""
 _MOST_CHUNKS = 8
 """Chunks of heads with which two passes over the rows are still short programs."""
+_NARROW = 2 * LANES
+"""Lanes of a cache whose positions are few bytes."""
 _LEAST_GAIN = 4
 """How many times shorter a short row's block must be: a turn takes some time whatever its block."""
 
 
 @dataclass(frozen=True)
 class DecodeBlocks:
-    """Positions of a step of the kernel's loop, the VMEM it may take, and positions of a step for rows no longer than
-    that (0: there is no such step)."""
+    """Positions of a step of the kernel's loop, the VMEM it may take, positions of a step for rows no longer than
+    that (0: there is no such step), and `block` for caches with scales of tokens whose positions are few bytes (0: the
+    same): what a turn takes whatever its block is too much for so little."""
 
     block: int
     vmem_bytes: int
     short: int = 0
+    narrow: int = 0
 
     @classmethod
     def of(cls, generation: str, sizes: Mapping[str, int] | None = None) -> "DecodeBlocks":
         """`sizes` as block_sizes.yaml has them, or what it has for a generation."""
         sizes = sizes or block_sizes("decode", generation)
-        return cls(sizes["block"], sizes["vmem_mib"] * 2**20, sizes["short"])
+        return cls(sizes["block"], sizes["vmem_mib"] * 2**20, sizes["short"], sizes.get("narrow", 0))
 
 
 def check_decode(
@@ -179,7 +184,6 @@ def decode_attention(
     by_token = isinstance(cache, TokenScaled)
     if by_token:
         check_token_scales(name, page)
-        k, v, cache = cache.with_new(k, v, name, layer, index)
     call = DecodeCall(shape, spec.window, spec.soft_cap, sinks is not None, return_lse, interpret, by_token)
 
     num_rows = index.kv_lens.shape[0]
@@ -201,14 +205,20 @@ def decode_attention(
         wanted = (token == jnp.arange(num_tokens)).any(axis=0)
         return jnp.where(wanted.reshape(-1, *[1] * (others.ndim - 1)), x[:, 0].astype(others.dtype), others)
 
-    scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
     factor = spec.scale / spec.soft_cap if spec.soft_cap is not None else spec.scale * math.log2(math.e)
-    queries = of_rows(q).astype(jnp.float32) * factor
-    if scales is not None:
-        queries = queries * jnp.repeat(scales[0], shape.groups)[:, None]
-    packed, q_scale = pack_queries(queries, shape)
-    of_keys, of_values = (None, None) if scales is None else (scales[0], scales[1])
-    new = pack_new(_stored(of_rows(k), shape, of_keys), _stored(of_rows(v), shape, of_values), shape)
+    scales = cache.head_scales[layer] if isinstance(cache, ScaledPages) else None
+    if isinstance(cache, TokenScaled) and in_place and rounds(shape, num_tokens):
+        packed, q_scale, new, of_new = round_new(q, k, v, shape, factor, interpret=interpret)
+        cache = cache.with_scales(of_new, layer, index)
+    else:
+        if isinstance(cache, TokenScaled):
+            k, v, cache = cache.with_new(k, v, name, layer, index)
+        queries = of_rows(q).astype(jnp.float32) * factor
+        if scales is not None:
+            queries = queries * jnp.repeat(scales[0], shape.groups)[:, None]
+        packed, q_scale = pack_queries(queries, shape)
+        of_keys, of_values = (None, None) if scales is None else (scales[0], scales[1])
+        new = pack_new(_stored(of_rows(k), shape, of_keys), _stored(of_rows(v), shape, of_values), shape)
 
     scalars = [
         jnp.asarray(layer, jnp.int32).reshape(1),
@@ -309,7 +319,8 @@ def decode_shape(
     blocks = blocks or DecodeBlocks.of(generation)
     dtype = jnp.dtype(kv_dtype).name
     shape = DecodeShape(num_heads, num_kv_heads, head_dim, page_size, page_size, max_decode_len, dtype, generation)
-    most = blocks.block if shape.copies_at_once else min(blocks.block, _MAX_BLOCK_PAGES * page_size)
+    wanted = blocks.narrow if blocks.narrow and token_scales and shape.lanes <= _NARROW else blocks.block
+    most = wanted if shape.copies_at_once else min(wanted, _MAX_BLOCK_PAGES * page_size)
     block, least = max(most, page_size), max(page_size, LANES)
     seen = table_width * page_size
     if window is not None:  # and what lies before it in the first page

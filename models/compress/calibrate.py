@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ...backends.base import PyTree
 from ...backends.quantized import Quantized, dequantized, is_quantized, rounded_tokens
+from ...backends.rounded_tokens import RoundedTokens
 from ..config import CacheSite, ModelConfig
 from ..decoder import Layer, Weights, bind, flatten, shared_positions
 from ..layers import Machine, ParamFactory
@@ -169,8 +170,14 @@ class _Watching(Rows):
     )
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
+        assert not isinstance(x, RoundedTokens)  # which no norm or gate of this backend makes
         self._remember(x, weight.key, None)
         return super().linear(x, weight.value, equation, out_dtype=out_dtype)
 
@@ -207,8 +214,14 @@ class _Expanded(Rows):
     """Multiplies what rounded numbers stand for, in fp32: XLA:CPU takes a hundred times as long for whole numbers."""
 
     def linear(
-        self, x: Float[Array, "T *in"], weight: PyTree, equation: str, *, out_dtype: DTypeLike | None = None
+        self,
+        x: Float[Array, "T *in"] | RoundedTokens,
+        weight: PyTree,
+        equation: str,
+        *,
+        out_dtype: DTypeLike | None = None,
     ) -> Float[Array, "T *out"]:
+        assert not isinstance(x, RoundedTokens)  # which no norm or gate of this backend makes
         if is_quantized(weight):
             x, weight = self._expanded(x.reshape(len(x), -1), weight)
             weight = weight.reshape(*weight.shape[: len(equation.split("->")[1]) - 1], -1)

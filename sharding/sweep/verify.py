@@ -32,7 +32,7 @@ from .rows import Row
 from .slices import Slice
 from .whole_step import whole_step
 
-KERNELS = ".*(attention|grouped_matmul).*"
+KERNELS = ".*(attention|grouped_matmul|rounded).*"
 """The kernels of steps (backends/tpu). Schedules of XLA's operations are not asked for: there are hundreds of them."""
 UNAVAILABLE = "unavailable"
 """The kind of a refusal that is not the program's: there is no compiler for these chips here."""

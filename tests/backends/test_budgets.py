@@ -1,6 +1,6 @@
 """No kernel takes more than three per cent more cycles than it was accepted with, or than its bar."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -65,6 +65,8 @@ def at_budget(row: KernelRow) -> dict[str, float | None]:
         moved = sum(step_bytes(str(row.shape["model"]), int(row.shape["batch"]), int(row.shape["context"])))
         return {"step_ratio": most / known.clock_hertz / (moved / known.device_hbm_bytes_per_second)}
     work = resolve(row.builder)(**row.arguments).work
+    if isinstance(work, Mapping):  # of the kernel that moves most
+        (work,) = work.values()
     assert isinstance(work, KernelWork)
     found: dict[str, float | None] = {
         "ratio": most / known.clock_hertz / (work.hbm_bytes / known.device_hbm_bytes_per_second)

@@ -127,9 +127,7 @@ def test_the_bar_is_that_of_a_greedy_step() -> None:
     ("topology", "layout", "devices", "batch", "context", "most"),
     [
         ("v6e:2x2", "replica", 1, 16, 6144, 0.62),
-        # 0.62 is asked of this one too: its attention is bound by computing, and small operations between the products
-        # take a third of the rest.
-        ("v5e:2x2", "tensor=4", 4, 32, 4096, 0.75),
+        ("v5e:2x2", "tensor=4", 4, 32, 4096, 0.62),
     ],
 )
 def test_a_rounded_step_costs_less(
@@ -145,7 +143,7 @@ def test_a_rounded_step_costs_less(
             "distaff.scripts.step_case:layout_step", {"generation": generation, **shape, **rounded}, topology
         )
         try:
-            report = compile_report(job, timeout=1200, kernels=".*attention.*")
+            report = compile_report(job, timeout=1200, kernels=".*(attention|rounded).*")
         except CompilerNotFoundError as error:
             pytest.skip(str(error))
         kernels = sum(kernel.seconds * kernel.calls for kernel in report.kernels)
