@@ -167,7 +167,7 @@ def test_the_report_is_one_file(planned: tuple[Path, dict[str, Any]], distaff: R
     ("model", "hw", "precision"),
     [
         ("llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2", "bf16"),
-        ("llama:layers=8,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2", "int8"),
+        ("llama:layers=32,embed=4096,mlp=14336,heads=32,kv_heads=8,vocab=4096", "v5e:2x2", "int8"),
         (
             "qwen3_moe:layers=8,embed=2048,mlp=6144,heads=32,kv_heads=4,vocab=4096,experts=32,top_k=4,expert_mlp=768",
             "v6e:2x2",
