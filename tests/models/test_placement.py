@@ -47,6 +47,9 @@ class Split(OneDevice):
     def offset(self, logical: str, size: int) -> jax.Array | int:
         return jax.lax.axis_index("x") * size if logical in self.logical else 0
 
+    def parts(self, logical: str) -> int:
+        return 2 if logical in self.logical else 1
+
 
 def inputs(groups: int, vocab_size: int) -> tuple[RowState, StepBatch]:
     ids = np.random.default_rng(1).integers(0, vocab_size, 21).tolist()
