@@ -234,10 +234,16 @@ class Backend(Protocol):
         ...
 
     def rounded_norm(
-        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+        self,
+        x: Float[Array, "T D"],
+        scale: Float[Array, "D"],
+        weights: Sequence[PyTree],
+        *,
+        offset: float,
+        epsilon: float,
     ) -> RoundedTokens | None:
-        """`x / sqrt(mean(x ** 2) + epsilon) * scale`, rounded for `linear` with each of these weights; None: they round
-        the norm themselves, or do not."""
+        """rms_norm, rounded for `linear` with each of these weights; None: they round the norm themselves, or do
+        not."""
         ...
 
     def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:

@@ -176,13 +176,13 @@ def dequantized(weight: Quantized, dtype: DTypeLike | None = None) -> Float[Arra
     return grouped.reshape(values.shape).astype(dtype or weight.dtype)
 
 
-def rounded_tokens(x: Float[Array, "T K"], kind: str) -> tuple[Num[Array, "T K"], Float[Array, "T"]]:
-    """Each token as small numbers, and its scale."""
-    x = x.astype(jnp.float32)
-    largest = jnp.abs(x).max(axis=1)
+def round_tokens(x: Float[Array, "T K"], kind: str) -> RoundedTokens:
+    """Each token as numbers of a type, and its scale."""
+    wide = x.astype(jnp.float32)
+    largest = jnp.abs(wide).max(axis=1)
     # Not 127.5 for whole numbers: the largest one would be a tie, and fall to one side here and the other there.
     scale = jnp.where(largest > 0, largest, 1) / LARGEST[kind]
-    return rounded(x / scale[:, None], jnp.dtype(kind)), scale
+    return RoundedTokens(rounded(wide / scale[:, None], jnp.dtype(kind)), scale, x.dtype)
 
 
 def shared_rounding(weights: Sequence[Any]) -> str | None:
@@ -190,12 +190,6 @@ def shared_rounding(weights: Sequence[Any]) -> str | None:
     each to another."""
     kinds = {leaf.kind if is_quantized(leaf) and leaf.activations and leaf.per_channel(1) else None for leaf in weights}
     return kinds.pop() if len(kinds) == 1 else None
-
-
-def round_tokens(x: Float[Array, "T K"], kind: str) -> RoundedTokens:
-    """As rounded_tokens."""
-    tokens, each = rounded_tokens(x, kind)
-    return RoundedTokens(tokens, each, x.dtype)
 
 
 def quantized_linear(
@@ -230,9 +224,9 @@ def quantized_grouped(x: Float[Array, "R I"], weight: Quantized, group_sizes: In
     expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(x.shape[0]), side="right")
     scale = scales(weight)[jnp.minimum(expert, len(group_sizes) - 1), :, 0]
     if weight.activations:
-        tokens, each = rounded_tokens(x, weight.kind)
-        summed = _ragged(tokens, values, group_sizes, jnp.int32 if weight.kind == "int8" else jnp.float32)
-        return (summed.astype(jnp.float32) * scale * each[:, None]).astype(x.dtype)
+        tokens = round_tokens(x, weight.kind)
+        summed = _ragged(tokens.numbers, values, group_sizes, jnp.int32 if weight.kind == "int8" else jnp.float32)
+        return (summed.astype(jnp.float32) * scale * tokens.scale[:, None]).astype(x.dtype)
     return (_ragged(x, values.astype(x.dtype), group_sizes, jnp.float32) * scale).astype(x.dtype)
 
 

@@ -138,7 +138,13 @@ class ReferenceBackend:
         return round_tokens(x, kind)
 
     def rounded_norm(
-        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+        self,
+        x: Float[Array, "T D"],
+        scale: Float[Array, "D"],
+        weights: Sequence[PyTree],
+        *,
+        offset: float,
+        epsilon: float,
     ) -> RoundedTokens | None:
         return None
 

@@ -117,10 +117,9 @@ class Norm(nnx.Module):
         self.bias = new(letters, nnx.initializers.zeros) if config.bias else None
 
     def __call__(self, x: Float[Array, "*T"], machine: Machine) -> Float[Array, "*T"]:
-        scale, config = self.scale.get_value(), self.config
-        whole = all(machine.placement.parts(axis) == 1 for axis in self.logical)
-        if config.kind == "rms" and self.bias is None and whole:
-            return machine.backend.rms_norm(x, scale, offset=config.offset, epsilon=config.eps)
+        scale = self.scale.get_value()
+        if self._plain(machine):
+            return machine.backend.rms_norm(x, scale, offset=self.config.offset, epsilon=self.config.eps)
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y -= self._mean(y, machine)
@@ -136,16 +135,18 @@ class Norm(nnx.Module):
     ) -> Float[Array, "T D"] | RoundedTokens:
         """What these projections, and nothing else, are given of x: already rounded where they would all round it
         alike and the backend does it in one go."""
-        whole = all(machine.placement.parts(axis) == 1 for axis in self.logical)
-        if self.config.kind == "rms" and self.bias is None and whole and projections:
-            scale = self.scale.get_value()
-            if self.config.offset:
-                scale = scale.astype(jnp.float32) + self.config.offset
-            weights = [projection.weight.get_value() for projection in projections]
-            rounded = machine.backend.rounded_norm(x, scale, self.config.eps, weights)
+        if projections and self._plain(machine):
+            scale, weights = self.scale.get_value(), [projection.weight.get_value() for projection in projections]
+            offset, epsilon = self.config.offset, self.config.eps
+            rounded = machine.backend.rounded_norm(x, scale, weights, offset=offset, epsilon=epsilon)
             if rounded is not None:
                 return rounded
         return self(x, machine)
+
+    def _plain(self, machine: Machine) -> bool:
+        """Whether it is RMSNorm over axes that lie whole on each device: what backends have kernels for."""
+        whole = all(machine.placement.parts(axis) == 1 for axis in self.logical)
+        return self.config.kind == "rms" and self.bias is None and whole
 
     def _mean(self, y: Array, machine: Machine) -> Array:
         """The mean over the normalised axes, parts of which may lie on other devices."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..backends.compiler.report import CompileReport
     from ..backends.quantized import Rounding
     from ..models.checkpoints import Location
-    from ..models.compress import Held as Weights
+    from ..models.compress import HeldWeights
     from ..models.config import ModelConfig
     from ..sharding.check import Devices as Available
     from ..sharding.layout import Layout
@@ -219,7 +219,7 @@ def presets(json: Json = False, debug: Debug = False) -> None:
             )
 
 
-def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, Weights]":
+def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, HeldWeights]":
     """A model's configuration, and how its weights are held."""
     from ..models.checkpoints import open_checkpoint
     from ..models.compress import held_weights

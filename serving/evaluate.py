@@ -10,7 +10,7 @@ from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
 from ..backends.select import select_backend
 from ..models.checkpoints import Checkpoint, cache_dir, open_checkpoint, resolve_model
-from ..models.compress import Held, held_weights
+from ..models.compress import HeldWeights, held_weights
 from ..models.compress.sample_text import sample_text
 from ..models.config import ModelConfig
 from ..models.families import config_from_hf
@@ -147,7 +147,7 @@ class _Opened:
     asked: Measured
     checkpoint: Checkpoint
     config: ModelConfig
-    form: Held
+    form: HeldWeights
 
     def load(self, backend: Backend, window: int) -> Forward:
         dtype = jnp.dtype(self.asked.dtype)

@@ -207,9 +207,15 @@ class ShardedBackend:
         return self.inner.rotate(q, k, cos, sin)
 
     def rounded_norm(
-        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+        self,
+        x: Float[Array, "T D"],
+        scale: Float[Array, "D"],
+        weights: Sequence[PyTree],
+        *,
+        offset: float,
+        epsilon: float,
     ) -> RoundedTokens | None:
-        return self.inner.rounded_norm(x, scale, epsilon, weights)
+        return self.inner.rounded_norm(x, scale, weights, offset=offset, epsilon=epsilon)
 
     def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
         return self.inner.rounded_gate(gate, up, weight)

@@ -11,11 +11,8 @@ from llvmlite import ir
 from .attention_math import constant, fma, reduced, rounded
 from .ffi import Frame, handler, register
 from .jit import F32, I32, I64, POINTER, VOID, Code, Value, function
-from .rows import LANES, SIZES, inside, read, whole_vectors
-from .threads import parallel_for
+from .rows import LANES, SIZES, inside, over_rows, read, rows_of_chunk, whole_vectors
 
-_CHUNK = 1 << 15
-"""Numbers of one chunk of the parallel loop: about 3 us."""
 _SUMS = 4
 """Sums of squares side by side, to hide the latency of each."""
 
@@ -42,13 +39,10 @@ def _target(spec: _Spec) -> str:
     body = _chunk(module, spec)
 
     def handle(frame: Frame) -> None:
-        code, x = frame.code, frame.argument(0)
-        rows, width = x.size(0), x.size(1)
-        wide = code.most(code.sdiv(code.i64(_CHUNK), code.most(width, 1)), 1)
-        job = code.stack(48)
-        for at, value in enumerate((x.data, frame.argument(1).data, frame.result(0).data, rows, width, wide)):
-            code.write(value, job, 8 * at)
-        code.call(parallel_for(module), [frame.pointer, code.ceil_div(rows, wide), code.address(body), job])
+        x = frame.argument(0)
+        width = x.size(1)
+        values = (x.data, frame.argument(1).data, frame.result(0).data, width)
+        over_rows(frame, module, body, values, x.size(0), width)
 
     handler(module, "rms_norm", handle)
     return register(module, ["rms_norm"])["rms_norm"]
@@ -58,11 +52,11 @@ def _chunk(module: ir.Module, spec: _Spec) -> ir.Function:
     made, code = function(module, "rms_norm.chunk", VOID, [POINTER, I64])
     job, chunk = made.args
     x, scale, out = (code.read(POINTER, job, 8 * at) for at in range(3))
-    rows, width, wide = (code.read(I64, job, 8 * at) for at in range(3, 6))
+    width = code.read(I64, job, 24)
+    first, stop = rows_of_chunk(code, job, 4, chunk)
     whole = whole_vectors(code, width)
     mask = inside(code, code.sub(width, whole))
     size = SIZES[spec.dtype]
-    first = code.times(chunk, wide)
 
     def one(row: Value) -> None:
         before = code.times(code.times(row, width), size)
@@ -84,7 +78,7 @@ def _chunk(module: ir.Module, spec: _Spec) -> ir.Function:
         behind = code.at(target, code.times(whole, size))
         code.intrinsic(name, VOID, scaled(whole, mask), behind, ir.Constant(I32, size), mask)
 
-    code.loop(code.least(code.plus(first, wide), rows), one, start=first)
+    code.loop(stop, one, start=first)
     code.ret_void()
     return made
 

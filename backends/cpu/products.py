@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
-from ..quantized import rounded_tokens
+from ..quantized import round_tokens
 from . import matmul
 from .jit import round_up
 from .matmul_tile import WORD, Precision, multiplies_bf16, multiplies_bytes
@@ -88,7 +88,8 @@ def _taken(x: Float[Array, "T K"], weight: PackedMatrix) -> tuple[Num[Array, "T 
     """x as the kernels of this weight take it, but for those of bytes; and what products are to be multiplied with."""
     each = None
     if isinstance(weight, PackedInt8) and weight.activations:
-        x, each = rounded_tokens(x, "int8")
+        tokens = round_tokens(x, "int8")
+        x, each = tokens.numbers, tokens.scale
     pairs = not isinstance(weight, PackedInt8) and str(weight.dtype) == "bfloat16" and multiplies_bf16()
     x = x.astype(jnp.bfloat16 if pairs else jnp.float32)
     _, _, words, _, group = weight.panels.shape

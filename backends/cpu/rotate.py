@@ -10,11 +10,7 @@ from llvmlite import ir
 from .attention_math import load, rounded
 from .ffi import Frame, handler, register
 from .jit import F32, I64, POINTER, VOID, Value, function, vector
-from .rows import SIZES
-from .threads import parallel_for
-
-_CHUNK = 1 << 15
-"""Numbers of one chunk of the parallel loop."""
+from .rows import SIZES, over_rows, rows_of_chunk
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,10 @@ def _target(spec: _Spec) -> str:
 
     def handle(frame: Frame) -> None:
         code, q, k = frame.code, frame.argument(0), frame.argument(1)
-        tokens, heads = q.size(0), (q.size(1), k.size(1))
-        width = code.times(code.add(*heads), spec.head_dim)
-        wide = code.most(code.sdiv(code.i64(_CHUNK), code.most(width, 1)), 1)
-        pointers = [q, frame.result(0), k, frame.result(1), frame.argument(2), frame.argument(3)]
-        job = code.stack(80)
-        for at, value in enumerate((*(each.data for each in pointers), *heads, tokens, wide)):
-            code.write(value, job, 8 * at)
-        code.call(parallel_for(module), [frame.pointer, code.ceil_div(tokens, wide), code.address(body), job])
+        heads = q.size(1), k.size(1)
+        arrays = [q, frame.result(0), k, frame.result(1), frame.argument(2), frame.argument(3)]
+        values = (*(array.data for array in arrays), *heads)
+        over_rows(frame, module, body, values, q.size(0), code.times(code.add(*heads), spec.head_dim))
 
     handler(module, "rotate", handle)
     return register(module, ["rotate"])["rotate"]
@@ -60,8 +52,9 @@ def _chunk(module: ir.Module, spec: _Spec) -> ir.Function:
     made, code = function(module, "rotate.chunk", VOID, [POINTER, I64])
     job, chunk = made.args
     *arrays, cos, sin = (code.read(POINTER, job, 8 * at) for at in range(6))
-    *heads, tokens, wide = (code.read(I64, job, 8 * at) for at in range(6, 10))
-    first, size, half = code.times(chunk, wide), SIZES[spec.dtype], spec.angles
+    heads = [code.read(I64, job, 8 * at) for at in (6, 7)]
+    first, stop = rows_of_chunk(code, job, 8, chunk)
+    size, half = SIZES[spec.dtype], spec.angles
     behind = spec.head_dim - 2 * half
 
     def one(token: Value) -> None:
@@ -85,6 +78,6 @@ def _chunk(module: ir.Module, spec: _Spec) -> ir.Function:
 
             code.loop(count, turn)
 
-    code.loop(code.least(code.plus(first, wide), tokens), one, start=first)
+    code.loop(stop, one, start=first)
     code.ret_void()
     return made

@@ -13,15 +13,10 @@ from .attention_math import constant, largest, reduced
 from .ffi import Buffer, Frame, handler, register
 from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, round_up, vector
 from .matmul_tile import WORD
-from .rows import LANES, SIZES, inside, read, whole_vectors
-from .threads import parallel_for
+from .rows import LANES, SIZES, inside, over_rows, read, rows_of_chunk, whole_vectors
 
-_CHUNK = 1 << 15
-"""Numbers of one chunk of the parallel loop: about 4 us."""
 _ROUND = 1.5 * 2**23
 """Added to a smaller number, it leaves the nearest whole one in the lowest bits."""
-_FIELDS = 6
-"""Of what the chunks of a loop share."""
 
 
 def byte_tokens(x: Float[Array, "T K"], count: Int[Array, ""]) -> tuple[UInt8[Array, "T K_whole"], Float[Array, "T"]]:
@@ -64,13 +59,8 @@ def emit_rounding(
     frame: Frame, module: ir.Module, dtype: str, x: Buffer, rows: Value, numbers: Value, scales: Value
 ) -> None:
     """Emits, into a handler of the module, what byte_tokens does with the first `rows` of x."""
-    code, width = frame.code, x.size(1)
-    wide = code.most(code.sdiv(code.i64(_CHUNK), code.most(width, 1)), 1)
-    job = code.stack(8 * _FIELDS)
-    for at, value in enumerate((x.data, numbers, scales, width, rows, wide)):
-        code.write(value, job, 8 * at)
-    body = code.address(_chunk(module, dtype))
-    code.call(parallel_for(module), [frame.pointer, code.ceil_div(rows, wide), body, job])
+    width = x.size(1)
+    over_rows(frame, module, _chunk(module, dtype), (x.data, numbers, scales, width), rows, width)
 
 
 def _chunk(module: ir.Module, dtype: str) -> ir.Function:
@@ -81,16 +71,16 @@ def _chunk(module: ir.Module, dtype: str) -> ir.Function:
     made, code = function(module, name, VOID, [POINTER, I64])
     job, chunk = made.args
     x, out, scales = (code.read(POINTER, job, 8 * at) for at in range(3))
-    width, rows, wide = (code.read(I64, job, 8 * at) for at in range(3, _FIELDS))
+    width = code.read(I64, job, 24)
+    first, stop = rows_of_chunk(code, job, 4, chunk)
     whole = code.times(code.ceil_div(width, WORD), WORD)
-    first = code.times(chunk, wide)
 
     def one(row: Value) -> None:
         source = code.at(x, code.times(code.times(row, width), SIZES[dtype]))
         target, scale = code.at(out, code.times(row, whole)), code.at(scales, code.times(row, 4))
         _round_row(code, dtype, source, width, target, scale)
 
-    code.loop(code.least(code.plus(first, wide), rows), one, start=first)
+    code.loop(stop, one, start=first)
     code.ret_void()
     return made
 

@@ -133,9 +133,16 @@ class TpuBackend(ReferenceBackend):
         return self._by_kernel(round_rows, (x,), kind) or super()._round(x, kind)
 
     def rounded_norm(
-        self, x: Float[Array, "T D"], scale: Float[Array, "D"], epsilon: float, weights: Sequence[PyTree]
+        self,
+        x: Float[Array, "T D"],
+        scale: Float[Array, "D"],
+        weights: Sequence[PyTree],
+        *,
+        offset: float,
+        epsilon: float,
     ) -> RoundedTokens | None:
-        return self._by_kernel(partial(round_norm, epsilon=epsilon), (x, scale), shared_rounding(weights))
+        factors = scale.astype(jnp.float32) + offset
+        return self._by_kernel(partial(round_norm, epsilon=epsilon), (x, factors), shared_rounding(weights))
 
     def rounded_gate(self, gate: Float[Array, "T F"], up: Float[Array, "T F"], weight: PyTree) -> RoundedTokens | None:
         return self._by_kernel(round_gate, (gate, up), shared_rounding([weight]))

@@ -133,13 +133,13 @@ class Checkpoint(Protocol):
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool | Collection[str] = False,
+        keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
         """Every weight in `dtype`, each where `place` says, or what `made` makes of it.
 
-        With `keep`, matrices that are stored as small numbers and scales come as Quantized where products take these
-        as they are, all or those of some paths; otherwise, and in formats that have none, as what they stand for.
+        Matrices that are stored as small numbers and scales come as what they stand for, those of the paths `keep` as
+        Quantized (stored_numbers says which can).
 
         Raises:
             MissingTensorError, ExtraTensorError, ShapeMismatchError: the tensors do not fit `config`.

@@ -78,7 +78,7 @@ class GGUFCheckpoint:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool | Collection[str] = False,
+        keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
         return load_named(

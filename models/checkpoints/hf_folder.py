@@ -104,7 +104,7 @@ class HFFolder:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool | Collection[str] = False,
+        keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
         return load_named(

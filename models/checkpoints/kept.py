@@ -60,11 +60,9 @@ class Keeper:
     stored: StoredNumbers
     activations: bool = False
 
-    def of(self, keep: bool | Collection[str]) -> Keep | None:
-        """Makes leaves of all that can stay, or of those paths."""
-        if not keep:
-            return None
-        return lambda spec, *rest: self.leaf(spec, *rest) if keep is True or spec.path in keep else None
+    def of(self, keep: Collection[str]) -> Keep:
+        """Makes leaves of those paths."""
+        return lambda spec, *rest: self.leaf(spec, *rest) if spec.path in keep else None
 
     def leaf(self, spec: WeightSpec, source: TensorSource, place: Place) -> Quantized | None:
         """The leaf; None where it has to be made of the floats that its numbers stand for."""

@@ -96,7 +96,7 @@ class OrbaxFolder:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool | Collection[str] = False,
+        keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
         specs = weight_specs(config, jnp.dtype(dtype))

@@ -77,7 +77,7 @@ class RandomCheckpoint:
         dtype: DTypeLike,
         place: Place | None = None,
         made: Made | None = None,
-        keep: bool | Collection[str] = False,
+        keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
         weights = self._made(config, jnp.dtype(dtype), place or first_device)

@@ -1,12 +1,12 @@
 """Smaller models: weights of fewer bits."""
 
-from .held import Held, held_weights
+from .held import HeldWeights, held_weights
 from .quantize import Quantizer, check_unrounded, quantizer
 from .scheme import SCHEMES, Scheme, parse_scheme
 
 __all__ = [
     "SCHEMES",
-    "Held",
+    "HeldWeights",
     "Quantizer",
     "Scheme",
     "check_unrounded",

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ...backends.base import PyTree
-from ...backends.quantized import Quantized, dequantized, is_quantized, rounded_tokens
+from ...backends.quantized import Quantized, dequantized, is_quantized, round_tokens
 from ...backends.rounded_tokens import RoundedTokens
 from ..config import CacheSite, ModelConfig
 from ..decoder import Layer, Weights, bind, flatten, shared_positions
@@ -205,8 +205,8 @@ class _Watching(Rows):
 
 def rounded_inputs(x: Float[Array, "T K"], kind: str) -> Float[Array, "T K"]:
     """What rounded activations stand for."""
-    tokens, scales = rounded_tokens(x, kind)
-    return tokens.astype(jnp.float32) * scales[:, None]
+    tokens = round_tokens(x, kind)
+    return tokens.numbers.astype(jnp.float32) * tokens.scale[:, None]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldWeights:
     """How weights are held.
 
     Args:
@@ -46,13 +46,13 @@ class Held:
             for why, found in paths.items()
         )
 
-    def under(self, roundings: Mapping[str, Rounding]) -> "Held":
+    def under(self, roundings: Mapping[str, Rounding]) -> "HeldWeights":
         """The same where a layout leaves these as they are stored."""
         split = dict.fromkeys(self.roundings.keys() - roundings.keys(), "its groups would lie on several devices")
         return replace(self, roundings=roundings, expanded={**self.expanded, **split})
 
 
-def held_weights(quantize: str | None, checkpoint: Checkpoint, config: ModelConfig) -> Held:
+def held_weights(quantize: str | None, checkpoint: Checkpoint, config: ModelConfig) -> HeldWeights:
     """By a name of SCHEMES, STORED or EXPANDED; None is what the checkpoint's format is meant for. Reads no weights.
 
     Raises:
@@ -60,15 +60,15 @@ def held_weights(quantize: str | None, checkpoint: Checkpoint, config: ModelConf
         UsageError: the checkpoint is quantised and would be rounded again, or nothing in it can stay.
     """
     if quantize == EXPANDED:
-        return Held()
+        return HeldWeights()
     if quantize is not None and quantize != STORED:
         made = quantizer(parse_scheme(quantize), config)
         check_unrounded(checkpoint)
-        return Held(made, made.roundings(config))
+        return HeldWeights(made, made.roundings(config))
     stored = stored_numbers(checkpoint, config)
     if quantize is None and not stored.by_default:
-        return Held()
-    held = Held(None, stored.roundings, stored.expanded)
+        return HeldWeights()
+    held = HeldWeights(None, stored.roundings, stored.expanded)
     if quantize == STORED and not stored.roundings:
         why = "; ".join(held.remarks) or "its weights are floats"
         raise UsageError(

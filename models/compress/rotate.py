@@ -19,8 +19,7 @@ from ...backends.base import PyTree
 from ...backends.errors import UnsupportedError
 from ..config import ModelConfig, NormConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
-from ..errors import ConfigError
-from ..families import config_from_hf
+from .smaller import describes
 
 _SEED = 0
 
@@ -51,11 +50,7 @@ def untied(hf: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, Any], 
         UnsupportedError: the family's configuration has no words for it.
     """
     made, wanted = {**hf, "tie_word_embeddings": False}, replace(config, tied=False)
-    try:
-        same = config_from_hf(made, source="config.json") == wanted
-    except ConfigError:
-        same = False
-    if not same:
+    if not describes(made, wanted):
         raise UnsupportedError(
             f"family {config.family}: its configuration has no words for a table of its own that scores the "
             "vocabulary, which a turned stream needs; leave --rotate out"

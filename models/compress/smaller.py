@@ -40,13 +40,17 @@ def smaller_hf(hf: Mapping[str, Any], old: ModelConfig, new: ModelConfig, kept: 
         for name in _LISTS:
             if isinstance(hf.get(name), list) and len(hf[name]) == old.num_layers:
                 made[name] = [hf[name][layer] for layer in kept]
-    try:
-        same = config_from_hf(made, source="config.json") == new
-    except ConfigError:
-        same = False
-    if not same:
+    if not describes(made, new):
         raise UnsupportedError(
             f"family {old.family}: its configuration has no words for the model that would be left; prune something "
             "else of it (single weights always can be)"
         )
     return made
+
+
+def describes(hf: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Whether this is a model's configuration in the words of its family."""
+    try:
+        return config_from_hf(hf, source="config.json") == config
+    except ConfigError:
+        return False

@@ -95,7 +95,7 @@ def compiled(name: str, case: Case, bound: int | None) -> Callable[..., tuple[ja
     ],
 )
 @given(data=st.data())
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, derandomize=True, database=None)
 def test_three_calls_attend_as_loops_do(name: str, case: Case, data: st.DataObject) -> None:
     """A ragged prompt, a second piece of it, then a token for each row, over shuffled pages."""
     backend = BACKENDS[name]()

@@ -69,7 +69,7 @@ def row_lengths(draw: st.DrawFn, page: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_attention_matches_loops_over_ragged_rows_and_reads_nothing_unwritten(case: Case, data: st.DataObject) -> None:
     """Rows of any length with shuffled pages; every page that no row owns holds NaN, and so does the padding."""
     rows = data.draw(row_lengths(case.page))

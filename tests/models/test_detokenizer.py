@@ -46,7 +46,7 @@ def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 @given(ids=IDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_byte_level_ids_of_any_kind_decode_as_tokenizers_does(
     name: str, skip: bool, ids: list[int], folder: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_byte_level_ids_of_any_kind_decode_as_tokenizers_does(
 @pytest.mark.parametrize("name", SENTENCEPIECE)
 @given(ids=IDS)
 @example(ids=[0xE6 + 3, 0x97 + 3, 0xA5 + 3, 400, 0xF0 + 3, 0x9F + 3])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_byte_fallback_decodes_as_tokenizers_does_where_bytes_are_text(
     name: str, skip: bool, ids: list[int], folder: Path
 ) -> None:
@@ -76,7 +76,7 @@ def test_byte_fallback_decodes_as_tokenizers_does_where_bytes_are_text(
 @pytest.mark.parametrize("name", SENTENCEPIECE)
 # 35 is the byte token of a space: at the front tokenizers strips it, as it does any space; SentencePiece does not.
 @given(ids=st.lists(st.integers(3, 400).filter(lambda index: index != 35) | st.integers(128, 258), max_size=24))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_broken_bytes_decode_as_sentencepiece_does(name: str, ids: list[int]) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     original = sentencepiece.SentencePieceProcessor(model_file=str(GOLDEN / f"{name}.model"))
@@ -202,7 +202,7 @@ PIECES = [
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @given(ids=st.lists(st.integers(0, len(PIECES) - 1), max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_kind_of_decoder(decoder: dict[str, Any] | None, ids: list[int]) -> None:
     words = {"type": "WordLevel", "vocab": {piece: index for index, piece in enumerate(PIECES)}, "unk_token": "a"}
     expected = Backend.from_str(json.dumps({"model": words, "decoder": decoder})).decode(ids)

@@ -68,7 +68,7 @@ def test_the_ids_of_hard_texts_decode_as_the_original_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=st.text(max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_survives(name: str, text: str) -> None:
     tokenizer = loaded(name)
     assert tokenizer.decode(tokenizer.encode(text, add_special=False), skip_special=False) == text
@@ -83,7 +83,7 @@ SCRIPTS = st.one_of(
 
 @pytest.mark.parametrize("name", SENTENCEPIECE[:3])
 @given(text=SCRIPTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_gets_the_ids_of_sentencepiece(name: str, text: str) -> None:
     assert loaded(name).encode(text, add_special=False) == original(name).encode(text)
 
@@ -258,7 +258,7 @@ KEYS += ["add_bos_token", "add_space_prefix", "remove_extra_whitespaces", "preco
     changes=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=3),
     shape=st.data(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_junk_raises_nothing_but_tokenizer_errors(
     model: str, tokens: list[str], changes: dict[str, Any], shape: st.DataObject
 ) -> None:

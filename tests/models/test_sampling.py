@@ -137,14 +137,14 @@ def any_row(draw: st.DrawFn, size: int) -> Row:
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_mix_of_rows_draws_what_numpy_draws_and_each_row_what_it_draws_alone(data: st.DataObject) -> None:
     check_any_mix(data, data.draw(st.sampled_from(SIZES[1:])))
 
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_mix_of_rows_at_length(data: st.DataObject) -> None:
     check_any_mix(data, data.draw(st.sampled_from(SIZES)))
 
@@ -307,7 +307,7 @@ def test_every_part_of_the_key_changes_it() -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.lists(st.integers(0, 2), min_size=6, max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_accepted_counts_the_leading_guesses_that_were_drawn(candidates: list[int], drawn: list[int]) -> None:
     drawn = drawn[: len(candidates)]
     want = 1

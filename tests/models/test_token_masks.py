@@ -96,7 +96,7 @@ def test_a_bad_word_loses_its_last_token_behind_the_others(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=MAX_BAD_WORD_LEN), max_size=8),
     st.lists(st.integers(0, 2), max_size=24),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_bad_words_are_those_that_a_search_of_the_text_finds(words: list[list[int]], text: list[int]) -> None:
     history = np.full((1, 24), 1, np.int32)
     history[0, : len(text)] = text

@@ -234,7 +234,7 @@ def test_a_template_that_does_not_compile_is_named(folder: Path) -> None:
 
 
 @given(cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), st.text('{}[]",:01ae<|', max_size=6)), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_garbled_files_raise_nothing_but_typed_errors(
     cuts: list[tuple[float, int, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -178,7 +178,7 @@ def engines(golden: Golden, request: pytest.FixtureRequest) -> Iterator[dict[tup
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@settings(max_examples=20, derandomize=True, database=None)
 @given(
     shape=st.integers(0, len(SHAPES) - 1),
     neighbours=st.lists(st.tuples(st.integers(0, 31), st.integers(0, 2**64 - 1)), max_size=31),

@@ -85,7 +85,7 @@ def loads(program: OneProgram) -> list[int]:
     return [engine.num_requests for engine in program.engines]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=24),
     st.sampled_from([(1, 64), (2, 20), (3, 16)]),

@@ -196,7 +196,6 @@ def test_random_schedules(count: int) -> None:
     how = settings(
         max_examples=count,
         stateful_step_count=14,
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],

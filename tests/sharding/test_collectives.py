@@ -23,6 +23,7 @@ from distaff.backends.compiler.lowering import compile_lowered, lower, make_mesh
 from distaff.backends.compiler.topologies import parse_topology
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu.backend import TpuBackend
+from distaff.models.compress import Quantizer, parse_scheme, quantizer
 from distaff.models.config import ModelConfig
 from distaff.sharding.check import Devices, problem
 from distaff.sharding.collectives import StepShape, predict
@@ -49,10 +50,13 @@ TRACED = {
 }
 
 
-def traced(config: ModelConfig, layout: Layout, shape: StepShape) -> Counter[tuple[str, tuple[str, ...]]]:
+def traced(
+    config: ModelConfig, layout: Layout, shape: StepShape, rounds: Quantizer | None = None
+) -> Counter[tuple[str, tuple[str, ...]]]:
     """Bytes by operation and axes, that the step asks for when it is traced."""
-    case = step_case(ShardedModel(config, layout, ReferenceBackend(), BF16), rows=shape.rows, queries=shape.queries,
-                     context=CONTEXT, page=PAGE)  # fmt: skip
+    roundings = {} if rounds is None else rounds.roundings(config)
+    case = step_case(ShardedModel(config, layout, ReferenceBackend(), BF16, roundings), rows=shape.rows,
+                     queries=shape.queries, context=CONTEXT, page=PAGE)  # fmt: skip
     mesh = AbstractMesh(
         tuple(layout.sizes.values()), tuple(layout.sizes), axis_types=(AxisType.Auto,) * len(layout.mesh)
     )
@@ -123,6 +127,21 @@ def test_a_step_asks_for_what_is_predicted(model: str, text: str, shape: StepSha
     for sent in predict(config, layout, shape, BF16):
         predicted[sent.op, sent.axes] += sent.total
     assert traced(config, layout, shape) == predicted and predicted
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "fp8"])
+def test_of_rounded_weights_numbers_and_scales_are_gathered(scheme: str) -> None:
+    config, layout, shape = (
+        tiny("llama31")[0],
+        parse_layout("weight-gathered:tensor=4", num_devices=4),
+        StepShape(2, 16),
+    )
+    rounds = quantizer(parse_scheme(scheme), config)
+    predicted: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for sent in predict(config, layout, shape, BF16, quantizer=rounds):
+        predicted[sent.op, sent.axes] += sent.total
+    assert traced(config, layout, shape, rounds) == predicted
+    assert predicted != traced(config, layout, shape)
 
 
 def test_tensor_parallel_bytes_are_those_of_the_formula() -> None:

@@ -143,8 +143,8 @@ def test_stored_numbers_are_read_where_they_belong(case: str, scheme: str, tmp_p
     checkpoint = open_checkpoint(tmp_path)
     roundings = stored_numbers(checkpoint, config).roundings
     (backend,) = shard_backends(ReferenceBackend(), config, "tensor=2", jnp.dtype(jnp.float32), roundings=roundings)
-    whole = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True))
-    parts = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True, place=backend.place))
+    whole = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=roundings))
+    parts = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=roundings, place=backend.place))
     assert roundings.keys() == {path for path, leaf in whole.items() if isinstance(leaf, Quantized)}
     for path in roundings:
         both = whole[path], parts[path]

@@ -9,7 +9,7 @@ from distaff.backends.cpu.gate import silu_gate
 from distaff.backends.cpu.matmul_tile import multiplies_bytes
 from distaff.backends.cpu.norm import rms_norm
 from distaff.backends.cpu.tokens import byte_tokens
-from distaff.backends.quantized import rounded_tokens
+from distaff.backends.quantized import round_tokens
 
 SHAPES = ((1, 1), (5, 7), (3, 16), (2, 66), (40, 515), (64, 1536))
 """Parts of a vector, of a word and of a chunk."""
@@ -22,7 +22,8 @@ def test_tokens_have_the_bits_of_the_formula(shape: tuple[int, int], dtype: str)
     """128 added; a token of zeros has them, and those behind the first `count` are not looked at."""
     x = np.random.default_rng(0).standard_normal(shape) * 10.0 ** (np.arange(shape[0])[:, None] % 9 - 4)
     given = jnp.asarray(x, dtype).at[0].set(0)
-    want, scales = jax.jit(rounded_tokens, static_argnums=1)(given, "int8")
+    rounded = jax.jit(round_tokens, static_argnums=1)(given, "int8")
+    want, scales = rounded.numbers, rounded.scale
     count = max(1, shape[0] - 1)
     got, each = jax.jit(byte_tokens)(given.at[count:].set(jnp.nan), jnp.int32(count))
     assert got.shape == (shape[0], -(-shape[1] // 4) * 4)

@@ -161,7 +161,7 @@ def row_lengths(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("case", MARKED)
 @given(rows=row_lengths(), seed=st.integers(0, 2**16), shared_pages=st.integers(0, 8))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_attention_is_that_of_the_reference(
     case: Case, rows: list[tuple[int, int]], seed: int, shared_pages: int
 ) -> None:
@@ -195,7 +195,7 @@ def test_attention_is_that_of_the_reference(
 
 @pytest.mark.parametrize("case", MARKED)
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_a_query_has_the_same_bits_in_any_batch(case: Case, data: st.DataObject) -> None:
     """A row computed in one chunk alone, then in chunks of any size among neighbours, elsewhere in memory."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))

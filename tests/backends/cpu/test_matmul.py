@@ -49,7 +49,7 @@ def assert_near(y: jax.Array, x: jax.Array, w: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(num_rows=ROWS, width=st.sampled_from(WIDTHS), layer=st.integers(0, 2), seed=st.integers(0, 9))
 def test_linear(dtype: str, num_rows: int, width: tuple[int, int], layer: int, seed: int) -> None:
     w, x = weights(width, dtype), rows(num_rows, width[0], dtype, seed)
@@ -60,7 +60,7 @@ def test_linear(dtype: str, num_rows: int, width: tuple[int, int], layer: int, s
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(num_rows=ROWS, width=st.sampled_from(WIDTHS), data=st.data())
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(
     dtype: str, num_rows: int, width: tuple[int, int], data: st.DataObject
@@ -103,7 +103,7 @@ def test_many_rows_are_multiplied_in_bands(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.sampled_from((0, 0, 1, 2, 5, 13, 30)), min_size=4, max_size=4), behind=st.integers(0, 5))
 def test_grouped_linear(dtype: str, sizes: list[int], behind: int) -> None:
     """Two layers of four experts; some groups are empty, and some rows stand behind the last group."""

@@ -195,14 +195,14 @@ def row_lengths(draw: st.DrawFn, case: Case) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[4], *map(slow, [*CASES[:2], CASES[3], *MORE_CASES])], ids=str)
 @given(data=st.data())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_attention_is_that_of_the_reference(case: Case, data: st.DataObject) -> None:
     check(case, data.draw(row_lengths(case)), data.draw(st.integers(0, 2**16)))
 
 
 @pytest.mark.parametrize("case", [*BF16, *map(slow, MORE_BF16)], ids=str)
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_bfloat16_stays_within_its_bound(case: Case, data: st.DataObject) -> None:
     check(case, data.draw(row_lengths(case)), data.draw(st.integers(0, 2**16)))
 

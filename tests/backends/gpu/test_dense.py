@@ -70,7 +70,7 @@ def interpreted(
     ("spec", "sinks"), [(PLAIN, False), (AttentionSpec(0.3, window=20, soft_cap=2.0), True)], ids=["plain", "masked"]
 )
 @given(lengths=st.lists(st.sampled_from([0, 1, 15, 16, 17, 31, 45]), min_size=3, max_size=3), seed=st.integers(0, 99))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_row_attends_to_its_own_tokens(spec: AttentionSpec, sinks: bool, lengths: list[int], seed: int) -> None:
     """Tokens behind a row's length hold NaN."""
     rng, shape = np.random.default_rng(seed), (3, 45)

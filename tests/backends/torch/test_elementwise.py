@@ -89,7 +89,7 @@ def test_functions_of_one_number(function: Callable[..., Any], ulps: int, dtype:
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, derandomize=True, database=None)
 def test_shapes_types_and_scalars(data: st.DataObject) -> None:
     """A formula with literals on either side, over any shape, empty ones included."""
     dtype = data.draw(st.sampled_from(["int32", "uint32", "uint8", "float32"]))

@@ -232,7 +232,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+@settings(max_examples=EXAMPLES, derandomize=True, database=None)
 def test_it_gives_what_jax_gives(name: str, data: st.DataObject) -> None:
     case = CASES[name](Draw(data))
     # Some calls change nothing, and are none; but there have to be others.

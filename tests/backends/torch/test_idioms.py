@@ -45,7 +45,7 @@ def random(rng: np.random.Generator, *shape: int, dtype: Any) -> np.ndarray:
 
 
 @given(rows=st.integers(1, 5), heads=st.integers(1, 3), width=st.integers(2, 9), seed=st.integers(0, 99))
-@settings(max_examples=3, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, derandomize=True, database=None)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("letters", ["D", "H", "NH"])
@@ -61,7 +61,7 @@ def test_norms(letters: str, offset: float, dtype: str, rows: int, heads: int, w
 
 
 @given(rows=st.integers(1, 5), heads=st.integers(1, 4), half=st.integers(1, 5), rest=st.integers(0, 3))
-@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@settings(max_examples=4, derandomize=True, database=None)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rotations(dtype: str, rows: int, heads: int, half: int, rest: int) -> None:
     """Of whole heads, and of their beginning."""
@@ -88,7 +88,7 @@ def test_gates(dtype: str) -> None:
 
 
 @given(size=st.integers(1, 9), count=st.integers(0, 9), side=st.sampled_from(["left", "right"]))
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8, derandomize=True, database=None)
 @pytest.mark.parametrize("method", [None, "scan", "scan_unrolled", "compare_all", "sort"])
 def test_places_in_a_table(method: str | None, size: int, count: int, side: str) -> None:
     """By each of JAX's ways, which compare otherwise; of numbers that are known, too."""

@@ -60,7 +60,7 @@ def test_writing(function: Callable[..., Any], size: int) -> None:
 
 
 @given(start=st.tuples(*[st.integers(-3, 7)] * 3), size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.just(5)))
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, derandomize=True, database=None)
 def test_windows_that_move(start: tuple[int, ...], size: tuple[int, ...]) -> None:
     at = [np.int32(each) for each in start]
     compare(lambda x, *at: lax.dynamic_slice(x, at, size), X, *at)

@@ -19,7 +19,7 @@ SEEDS = np.random.default_rng(0).integers(0, 2**32, (5, 2), dtype=np.uint32)
 
 
 @given(seed=st.integers(0, 2**32 - 1), data=st.integers(0, 2**31 - 1), shape=st.lists(st.integers(0, 7), max_size=3))
-@settings(max_examples=3, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, derandomize=True, database=None)
 def test_bits_of_any_key(seed: int, data: int, shape: list[int]) -> None:
     def bits(seed: Any, data: Any) -> Any:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), data)

@@ -22,7 +22,7 @@ REDUCTIONS = [
 @pytest.mark.parametrize("function", REDUCTIONS)
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "uint8", "float32"])
 @given(seed=st.integers(0, 99), shape=st.tuples(*[st.integers(1, 5)] * 3))
-@settings(max_examples=2, deadline=None, derandomize=True, database=None)
+@settings(max_examples=2, derandomize=True, database=None)
 def test_along_axes(function: Callable[..., Any], dtype: str, seed: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
     # Ties in floats, and numbers that wrap.

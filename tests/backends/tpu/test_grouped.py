@@ -78,7 +78,7 @@ def check(name: str, dtype: str, sizes: list[int]) -> None:
 
 
 @given(groups("several tiles, parts and columns"))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_each_group_is_multiplied_by_its_matrix(sizes: list[int]) -> None:
     check("several tiles, parts and columns", "float32", sizes)
 
@@ -87,14 +87,14 @@ def test_each_group_is_multiplied_by_its_matrix(sizes: list[int]) -> None:
 @pytest.mark.parametrize("dtype", sorted(BOUNDS))
 @pytest.mark.parametrize("name", sorted(SHAPES))
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_each_group_is_multiplied_by_its_matrix_on_many_draws(name: str, dtype: str, data: st.DataObject) -> None:
     check(name, dtype, data.draw(groups(name)))
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_steps_cover_each_row_once_and_need_a_matrix_in_one_go(name: str, data: st.DataObject) -> None:
     sizes = data.draw(groups(name))
     num_rows, count, num_inputs, num_outputs = SHAPES[name]

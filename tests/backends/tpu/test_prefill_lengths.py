@@ -136,7 +136,7 @@ def logits(case: Case, step: Step, row: int, begin: int, stored: np.ndarray, sin
 
 @pytest.mark.parametrize("case", QUICK, ids=str)
 @given(data=st.data(), seed=st.integers(0, 2**16))
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 def test_prefill_is_the_references(case: Case, data: st.DataObject, seed: int) -> None:
     agree(case, data.draw(row_lengths(case.page)), seed)
 
@@ -144,7 +144,7 @@ def test_prefill_is_the_references(case: Case, data: st.DataObject, seed: int) -
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW, ids=str)
 @given(data=st.data(), seed=st.integers(0, 2**16))
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 def test_prefill_is_the_references_with_every_mask_and_cache(case: Case, data: st.DataObject, seed: int) -> None:
     agree(case, data.draw(row_lengths(case.page)), seed)
 
@@ -152,7 +152,7 @@ def test_prefill_is_the_references_with_every_mask_and_cache(case: Case, data: s
 @pytest.mark.soak
 @pytest.mark.parametrize("case", [*QUICK, *SLOW], ids=str)
 @given(data=st.data(), seed=st.integers(0, 2**16))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_prefill_is_the_references_on_many_lengths(case: Case, data: st.DataObject, seed: int) -> None:
     agree(case, data.draw(row_lengths(case.page)), seed)
 
@@ -204,7 +204,7 @@ def masked(window: int | None) -> Callable[..., Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 100])
 @given(seed=st.integers(0, 2**16))
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
 def test_tokens_see_what_their_mask_says_of_the_new_ones_and_all_that_was_there(window: int | None, seed: int) -> None:
     """Drawn masks, later tokens among the seen; narrower than the longest row, whose last tokens nobody sees."""
     rng = np.random.default_rng(seed)
@@ -243,7 +243,7 @@ ENDS = st.lists(st.sampled_from([0, 1, 127, 128, 129, 131, 200, 255, 256, 279, 2
 
 
 @given(ends=ENDS, seed=st.integers(0, 2**16))
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 def test_flash_is_plain_attention(ends: list[int], seed: int) -> None:
     flash_agrees(True, 70, 3.0, ends, seed)
 
@@ -251,7 +251,7 @@ def test_flash_is_plain_attention(ends: list[int], seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @given(ends=ENDS, seed=st.integers(0, 2**16))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 def test_flash_is_plain_attention_with_every_mask(
     mask: tuple[bool, int | None, float | None], ends: list[int], seed: int
 ) -> None:

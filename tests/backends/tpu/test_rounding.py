@@ -13,11 +13,7 @@ from distaff.backends.errors import UnsupportedError
 from distaff.backends.quantized import Quantized, quantized_linear
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.rounded_tokens import RoundedTokens
-from distaff.backends.token_scales import LARGEST, LEAST, rounded
 from distaff.backends.tpu.backend import TpuBackend
-from distaff.backends.tpu.decode import decode_shape
-from distaff.backends.tpu.decode_pack import pack_new, pack_queries
-from distaff.backends.tpu.decode_round import round_new, rounds
 from distaff.backends.tpu.rounding import Kind, round_gate, round_norm, round_rows, rounding_work, tile_rows
 from distaff.models.config import MlpConfig, NormConfig
 from distaff.models.layers import Machine, Norm, ParamFactory
@@ -25,6 +21,7 @@ from distaff.models.mlp import Mlp
 from distaff.models.placement import OneDevice
 
 INTERPRETED = TpuBackend(generation="v6e", interpret=True)
+NORM: dict[str, float] = {"offset": 0.0, "epsilon": 1e-5}
 BACKENDS: dict[str, Backend] = {"reference": ReferenceBackend(), "tpu": INTERPRETED}
 
 
@@ -92,12 +89,12 @@ def weight(shape: tuple[int, int], seed: int, activations: bool = True, kind: st
 def test_tokens_are_rounded_only_where_all_products_round_alike() -> None:
     x, scale = jnp.ones((4, 128)), jnp.ones(128)
     alike, other = weight((256, 128), 0), weight((128, 128), 1)
-    assert isinstance(INTERPRETED.rounded_norm(x, scale, 1e-5, [alike, other]), RoundedTokens)
+    assert isinstance(INTERPRETED.rounded_norm(x, scale, [alike, other], **NORM), RoundedTokens)
     for odd in (weight((8, 128), 2, False), weight((8, 128), 2, True, "float8_e4m3fn"), jnp.ones((8, 128))):
-        assert INTERPRETED.rounded_norm(x, scale, 1e-5, [alike, odd]) is None
-    assert INTERPRETED.rounded_norm(x[:, :100], scale[:100], 1e-5, [weight((8, 100), 3)]) is None
+        assert INTERPRETED.rounded_norm(x, scale, [alike, odd], **NORM) is None
+    assert INTERPRETED.rounded_norm(x[:, :100], scale[:100], [weight((8, 100), 3)], **NORM) is None
     assert INTERPRETED.rounded_gate(x, x, weight((8, 128), 2, False)) is None
-    assert ReferenceBackend().rounded_norm(x, scale, 1e-5, [alike]) is None
+    assert ReferenceBackend().rounded_norm(x, scale, [alike], **NORM) is None
 
 
 def test_a_feed_forward_layer_is_the_references() -> None:
@@ -154,57 +151,3 @@ def test_a_product_of_rounded_tokens_is_that_of_what_they_stand_for() -> None:
     ).T
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-8)
-
-
-@pytest.mark.parametrize(
-    ("generation", "heads", "tokens"), [("v5e", (8, 2, 128), 32), ("v6e", (6, 3, 128), 16), ("v5e", (4, 1, 256), 128)]
-)
-def test_new_tokens_are_packed_as_by_xla(generation: str, heads: tuple[int, int, int], tokens: int) -> None:
-    """Chunks of one head and of two, the last one half empty, heads of two registers, and two steps of the grid."""
-    num_heads, num_kv_heads, head_dim = heads
-    shape = decode_shape(
-        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=128, kv_dtype="int8",
-        generation=generation, table_width=4, token_scales=True,
-    )  # fmt: skip
-    assert rounds(shape, tokens)
-    rng = np.random.default_rng(0)
-    q, k, v = (
-        jnp.asarray(rng.normal(size=(tokens, n, head_dim)), jnp.bfloat16) for n in (num_heads, *[num_kv_heads] * 2)
-    )
-    packed, q_scale, new, scales = round_new(q, k, v, shape, 0.3, interpret=True)
-    want, want_scale = pack_queries(q[:, None].astype(jnp.float32) * 0.3, shape)
-
-    def joined(parts: jax.Array) -> np.ndarray:
-        """High and low parts together: where a quotient lies between two high parts it may go to either."""
-        whole = np.asarray(parts, np.int64)
-        return whole[:, :, : shape.rows] * int(shape.low_weight) + whole[:, :, shape.rows : 2 * shape.rows]
-
-    assert packed.dtype == want.dtype and not packed[:, :, 2 * shape.rows :].any()
-    assert np.abs(joined(packed) - joined(want)).max() <= 1
-    np.testing.assert_allclose(q_scale, want_scale[:, 0], rtol=1e-6)
-    both = jnp.stack([k, v]).astype(jnp.float32)
-    # Compiled, as the kernel is: XLA divides by 127 by multiplying with its reciprocal.
-    largest = jax.jit(lambda x: jnp.maximum(jnp.abs(x).max(axis=(2, 3)) / LARGEST["int8"], LEAST))(both)
-    np.testing.assert_array_equal(scales, largest)
-    keys, values = [
-        rounded(x / s[:, None, None], "int8").reshape(tokens, 1, -1) for x, s in zip(both, largest, strict=True)
-    ]
-    np.testing.assert_array_equal(new, pack_new(keys, values, shape))
-
-
-def test_only_what_the_kernel_has_is_packed_by_it() -> None:
-    of: dict[str, Any] = dict(num_heads=8, num_kv_heads=2, page_size=128, table_width=4, token_scales=True)
-    for change in (dict(kv_dtype="float8_e4m3fn"), dict(head_dim=64), dict(max_decode_len=2), dict(generation="tpu7x")):
-        given: dict[str, Any] = {"head_dim": 128, "generation": "v6e", "kv_dtype": "int8", **of, **change}
-        shape = decode_shape(**given)
-        assert not rounds(shape, 16)
-
-
-def test_blocks_are_longer_where_a_position_is_few_bytes() -> None:
-    """With scales of tokens and two heads, not with eight nor with a scale per head."""
-    of: dict[str, Any] = dict(head_dim=128, page_size=128, kv_dtype="int8", generation="v5e", table_width=64)
-    two, eight, plain = (
-        decode_shape(num_heads=4 * heads, num_kv_heads=heads, token_scales=told, **of).block
-        for heads, told in ((2, True), (8, True), (2, False))
-    )
-    assert (two, eight, plain) == (2048, 1024, 1024)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distaff.backends.quantized import Quantized, dequantized
+from distaff.models.checkpoints import stored_numbers
 from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.decoder import flatten
 from distaff.models.errors import MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
@@ -86,7 +87,7 @@ def test_expanded_and_kept(
         part = folder.tensors.read_rows(name, 5, 14, ((37, 101),))
         np.testing.assert_allclose(part, expected[5:14, 37:101], rtol=1e-6)
     expanded = flatten(folder.load_weights(config, dtype=jnp.float32))
-    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=True))
+    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=stored_numbers(folder, config).roundings))
     as_they_are = {path for path, leaf in kept.items() if isinstance(leaf, Quantized)}
     assert len(as_they_are) == 7
     for path, leaf in kept.items():

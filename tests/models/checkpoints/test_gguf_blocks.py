@@ -45,7 +45,8 @@ def test_a_kept_block_is_what_the_package_reads(tiny_gguf: Callable[..., Path], 
     checkpoint = GGUFCheckpoint(tiny_gguf(kind=kind, raw=random_blocks(kind, np.random.default_rng(5))))
     config = config_from_hf(checkpoint.hf_config)
     expanded = flatten(checkpoint.load_weights(config, dtype=jnp.float32))
-    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True))
+    stored = stored_numbers(checkpoint, config).roundings
+    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=stored))
     held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
     assert len(held) == 9
     for path, leaf in held.items():
@@ -95,7 +96,8 @@ def test_types_without_products_are_expanded_for_a_reason(
         "unembedder.table": "no product takes Q5_0",
     }
     expanded = flatten(checkpoint.load_weights(config, dtype=jnp.float32))
-    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True))
+    stored = stored_numbers(checkpoint, config).roundings
+    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=stored))
     for name, leaf in kept.items():
         assert isinstance(leaf, Quantized) == (name in found.roundings)
         np.testing.assert_array_equal(dequantized(leaf) if isinstance(leaf, Quantized) else leaf, expanded[name])
@@ -112,7 +114,8 @@ def test_experts_stay_too(golden: Path, tmp_path: Path, case: str) -> None:
     checkpoint = GGUFCheckpoint(tmp_path / "made.gguf")
     config = config_from_hf(checkpoint.hf_config)
     expanded = flatten(checkpoint.load_weights(config, dtype=jnp.float32))
-    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=True))
+    stored = stored_numbers(checkpoint, config).roundings
+    kept = flatten(checkpoint.load_weights(config, dtype=jnp.float32, keep=stored))
     held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
     assert {"gate", "up"} <= {path.rpartition(".")[2] for path in held}
     for path, leaf in held.items():

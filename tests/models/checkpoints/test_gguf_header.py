@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_changed_bytes_raise_nothing_but_checkpoint_errors(small: Path, data: st.DataObject) -> None:
     content = bytearray(small.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -93,7 +93,7 @@ def test_weights_are_what_the_numbers_mean(
     weights = flatten(folder.load_weights(config, dtype=jnp.float32))
     q = meant["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_allclose(weights["segments.0.layers.0.attention.q.weight"][1].reshape(q.shape), q, rtol=1e-6)
-    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=True))
+    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=stored_numbers(folder, config).roundings))
     held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
     assert len(held) == (0 if places or bits == 2 else 7)
     for path, leaf in held.items():
@@ -118,7 +118,7 @@ def test_groups_that_are_named_in_order_stay(tiny_folder: Callable[..., Path], t
     told = {"bits": 4, "group_size": GROUP, "quant_method": "gptq"}
     folder = HFFolder(tiny_folder(change=change, config={"quantization_config": told}))
     config = config_from_hf(folder.hf_config)
-    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=True))
+    kept = flatten(folder.load_weights(config, dtype=jnp.float32, keep=stored_numbers(folder, config).roundings))
     expanded = flatten(folder.load_weights(config, dtype=jnp.float32))
     held = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Quantized)}
     assert len(held) == 7

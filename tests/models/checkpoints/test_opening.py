@@ -55,7 +55,7 @@ def test_says_what_it_found_instead(tiny_folder: Callable[..., Path], tmp_path: 
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_gguf_header_raises_nothing_but_our_errors(
     tiny_gguf: Callable[..., Path], data: st.DataObject
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_length_that_the_file_does_not_have(tmp_path: Path, content: bytes) ->
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_changed_bytes_raise_nothing_but_checkpoint_errors(small: Path, data: st.DataObject) -> None:
     content = bytearray(small.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.quantized import Quantized, dequantized
-from distaff.models.checkpoints import open_checkpoint
+from distaff.models.checkpoints import open_checkpoint, stored_numbers
 from distaff.models.compress import Quantizer, parse_scheme, quantizer
 from distaff.models.compress.saving import check_writable, write_quantized
 from distaff.models.decoder import flatten
@@ -38,7 +38,9 @@ def test_what_is_written_is_read_back(case: str, scheme: str, tmp_path: Path) ->
     assert config["distaff"] == {"scheme": scheme} and config.get("dtype", config.get("torch_dtype")) == "float32"
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert "lm_head" in config["quantization_config"]["ignore"] or golden.config.tied
-    kept = flatten(open_checkpoint(tmp_path).load_weights(golden.config, dtype=jnp.float32, keep=True))
+    written = open_checkpoint(tmp_path)
+    stored = stored_numbers(written, golden.config).roundings
+    kept = flatten(written.load_weights(golden.config, dtype=jnp.float32, keep=stored))
     expanded = flatten(open_checkpoint(tmp_path).load_weights(golden.config, dtype=jnp.float32))
     for path, leaf in flatten(weights).items():
         assert isinstance(kept[path], Quantized) == isinstance(leaf, Quantized), path

@@ -71,7 +71,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))), st.data())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_whatever_a_field_holds_only_typed_errors_come_out(case: str, data: st.DataObject) -> None:
     hf = config(case)
     field = data.draw(st.sampled_from(sorted(hf)))

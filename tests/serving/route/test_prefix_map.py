@@ -49,7 +49,7 @@ def test_it_forgets_what_was_not_used_for_longest() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 2), max_size=5)), max_size=12), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_the_longest_common_prefix_of_what_was_sent(
     sent: list[tuple[str, list[int]]], data: st.DataObject
 ) -> None:

@@ -14,7 +14,7 @@ from distaff.sharding.sweep.agreement import kendall_tau, regret
 times = st.lists(st.integers(1, 10**6), min_size=3, max_size=12, unique=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(times, st.randoms())
 def test_over_all_pairs_it_is_scipys(measured: list[int], random: Random) -> None:
     predicted = random.sample(range(100), len(measured))
