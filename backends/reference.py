@@ -4,7 +4,6 @@ It favours clarity: attention gathers all pages of a row and pads queries to a r
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from . import ragged_attention
 from .base import AttentionSpec, Backend, CacheGroup, Capabilities, Carry, MemoryInfo, Program, PyTree, RaggedIndex
 from .errors import UnsupportedError
+from .host_memory import host_memory
 from .quantized import is_quantized, quantized_grouped, quantized_linear, quantized_rows, round_tokens
 from .rotation import rotate
 from .rounded_tokens import RoundedTokens
@@ -228,10 +228,7 @@ class ReferenceBackend:
         stats = jax.local_devices()[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return MemoryInfo(total=stats["bytes_limit"], free=stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-        page = os.sysconf("SC_PAGE_SIZE")
-        return MemoryInfo(
-            total=page * os.sysconf("SC_PHYS_PAGES"), free=page * os.sysconf("SC_AVPHYS_PAGES"), shared=True
-        )
+        return host_memory()
 
     def buckets(self, max_tokens: int) -> tuple[int, ...]:
         sizes = [_MIN_BUCKET]

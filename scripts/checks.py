@@ -138,12 +138,10 @@ def _devices() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    available = total
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
+    from ..backends.host_memory import host_memory
+
+    memory = host_memory()
+    total, available = memory.total, memory.free
     facts = {"total": total, "available": available, "cpus": os.cpu_count()}
     found = f"{size_text(available)} available of {size_text(total)}, {os.cpu_count()} CPUs"
     short = available < 2 * 10**9

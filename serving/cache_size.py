@@ -9,8 +9,9 @@ from jax.typing import DTypeLike
 from ..backends.base import Backend, CacheGroup
 from .errors import CacheTooSmallError
 
-_SHARE, _SHARE_OF_HOST = 0.9, 0.25
-"""Parts of the free memory that the cache takes unless told otherwise: of an accelerator's, and of the host's."""
+_SHARE, _SHARE_OF_HOST, _SHARE_FOR_ONE = 0.9, 0.25, 0.5
+"""Parts of the free memory that the cache takes unless told otherwise: of an accelerator's, of the host's, and of the
+host's where less does not hold one text."""
 
 _STEPS, _STEPS_OF_HOST = 64, 4
 """Sizes between one power of two and the next. What is free differs at every start, most of all on a host, and each
@@ -48,7 +49,8 @@ def cache_pages(
     Args:
         max_batch, max_len: sequences at once and tokens in each; no more pages are given than they can fill.
         chunk: most prompt tokens in a step.
-        memory: bytes for the cache; None takes a share of what is free, rounded down to one of a few sizes.
+        memory: bytes for the cache; None takes a share of what is free, rounded down to one of a few sizes, and more
+            of it for the first sequence.
 
     Raises:
         CacheTooSmallError: not one sequence of max_len fits.
@@ -59,7 +61,8 @@ def cache_pages(
     steps = None
     if memory is None:
         free = backend.memory()
-        memory = int(free.free * (_SHARE_OF_HOST if free.shared else _SHARE))
+        share = int(free.free * (_SHARE_OF_HOST if free.shared else _SHARE))
+        memory = max(share, min(needed, int(free.free * _SHARE_FOR_ONE)))
         steps = _STEPS_OF_HOST if free.shared else _STEPS
     sequences = min(memory / needed, max_batch)
     if sequences < 1:

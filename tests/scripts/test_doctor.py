@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from distaff.backends import host_memory
+from distaff.backends.base import MemoryInfo
 from distaff.scripts import checks
 
 type Run = Callable[..., int]
@@ -75,9 +77,7 @@ def test_an_accelerator_that_jax_does_not_use(distaff: Run, capsys: Capture, mon
 
 
 def test_little_memory_is_noted(distaff: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 10**9}
-    monkeypatch.setattr(checks.os, "sysconf", sizes.__getitem__)
-    monkeypatch.setattr(checks.Path, "is_file", lambda _: False)
+    monkeypatch.setattr(host_memory, "host_memory", lambda: MemoryInfo(10**9, 10**9))
     findings = list(checks._memory())
     assert [finding.status for finding in findings] == [checks.Status.NOTE]
     assert "1.0 GB available of 1.0 GB" in findings[0].found

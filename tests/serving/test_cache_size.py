@@ -53,6 +53,13 @@ def test_by_default_a_share_of_what_is_free_is_taken(shared: bool, share: float,
     assert pages(None, Machine(free=10**10, shared=shared)) == pages(10**10)  # as many as the batch can fill
 
 
+def test_the_first_text_may_take_half_of_what_a_host_has_free() -> None:
+    one = (16 * 2 + 7 * 4) * PAGE
+    assert pages(None, Machine(free=2 * one, shared=True)) == (16, 7)
+    with pytest.raises(CacheTooSmallError, match="hold 255 of the 256 tokens"):
+        pages(None, Machine(free=2 * one - 2, shared=True))
+
+
 def test_two_starts_of_a_machine_that_others_use_have_the_same_programs() -> None:
     sizes = {pages(None, Machine(free=9 * 10**6 + 10_000 * n, shared=True)) for n in range(50)}
     assert len(sizes) <= 2  # free memory changes by 5 %
