@@ -23,12 +23,12 @@ class Effect:
     Args:
         views: for each result the inputs whose memory it may look at; None where all of its memory is new.
         writes: inputs that it writes into, if it may.
-        repeats: whether a result may look at one place several times.
+        repeats: the results that may look at one place several times, or at memory that is not the program's to write.
     """
 
     views: tuple[Collection[int] | None, ...]
     writes: Collection[int] = ()
-    repeats: bool = False
+    repeats: Collection[int] = ()
 
 
 @dataclass
@@ -69,8 +69,8 @@ def analyse(program: FlatJaxpr, given: Collection[int], effect_of: Callable[[Op]
             place for place in effect.writes if _free(known, op, place, after)
         )  # fmt: skip
         is_constant = all(isinstance(atom, Constant) or atom in constant for atom in op.ins)
-        for value, views in zip(op.outs, effect.views, strict=True):
-            known.roots[value] = _seen(known, op, value, views, repeats=effect.repeats)
+        for place, (value, views) in enumerate(zip(op.outs, effect.views, strict=True)):
+            known.roots[value] = _seen(known, op, value, views, repeats=place in effect.repeats)
             if is_constant:
                 constant.add(value)
             elif views is None:

@@ -19,7 +19,9 @@ type Fused = Callable[..., Tensor]
 class _Rows:
     """Where the rows of a step stand, worked out once for all layers.
 
-    `starts`, `lens`: of each row with queries, on the host. `page`, `offset` [n]: where the n new tokens go.
+    `starts`, `lens`: of each row with queries, on the host. `written` [n]: where the n new tokens go, counted through
+    all pages; `read` [rows * S] and `shown` [rows, 1, 1, S] (None: all): where the keys of rows that are computed
+    together stand, S for each, and which of them count.
     """
 
     of: tuple[Tensor, ...]
@@ -27,11 +29,10 @@ class _Rows:
     starts: list[int]
     counts: list[int]
     lens: list[int]
-    page: Tensor
-    offset: Tensor
+    written: Tensor
     num_tokens: int
-    table: Tensor
-    hidden: Tensor | None
+    read: Tensor | None = None
+    shown: Tensor | None = None
 
 
 class Attention(torch.nn.Module):
@@ -65,11 +66,13 @@ class Attention(torch.nn.Module):
         mask = rest.pop(0) if self.mask else None
         pages = cache[int(layer)]
         at = self._rows(table, query_starts, kv_lens, pages.shape[1])
-        n = at.num_tokens
-        pages[at.page, at.offset] = torch.stack((k[:n], v[:n]), dim=1).to(pages.dtype)
+        n, held = at.num_tokens, pages.view(pages.shape[0] * pages.shape[1], -1)  # a position's [2, K, H] side by side
+        held.index_copy_(0, at.written, torch.stack((k[:n], v[:n]), dim=1).flatten(1).to(pages.dtype))
+        if at.read is not None and n == q.shape[0]:
+            return self._decode(q, held, at, sinks)
         out = torch.zeros_like(q)
-        if self.together and n:
-            out[:n] = self._decode(q[:n], pages, at, sinks)
+        if at.read is not None:
+            out[:n] = self._decode(q[:n], held, at, sinks)
             return out
         for number, row in enumerate(at.rows):
             first, count = at.starts[number], at.counts[number]
@@ -85,45 +88,40 @@ class Attention(torch.nn.Module):
         bounds, lens = query_starts.tolist(), kv_lens.tolist()
         rows = [row for row in range(len(lens)) if bounds[row + 1] > bounds[row] and lens[row] > 0]
         counts = [bounds[row + 1] - bounds[row] for row in rows]
-        places = [(row, lens[row] - count + i) for row, count in zip(rows, counts, strict=True) for i in range(count)]
-        row_of = torch.tensor([row for row, _ in places], dtype=torch.int64, device=table.device)
-        position = torch.tensor([place for _, place in places], dtype=torch.int64, device=table.device)
         used = [lens[row] for row in rows]
-        longest = -(-max(used, default=0) // page_size)
-        hidden = None
-        if rows and min(used) < max(used):
-            reach = torch.tensor(used, device=table.device)[:, None]
-            hidden = torch.arange(longest * page_size, device=table.device) >= reach
-        self._last = _Rows(
-            given, rows, [bounds[row] for row in rows], counts, used,
-            table[row_of, position // page_size].to(torch.int64), position % page_size, len(places),
-            table[torch.tensor(rows, dtype=torch.int64, device=table.device)][:, :longest].to(torch.int64), hidden,
-        )  # fmt: skip
-        return self._last
+        pages = table[torch.tensor(rows, dtype=torch.int64)][:, : -(-max(used, default=0) // page_size)].to(torch.int64)
+        place = (pages[:, :, None] * page_size + torch.arange(page_size)).flatten(1)  # of each position of a row
+        new = [place[number, end - count : end] for number, (end, count) in enumerate(zip(used, counts, strict=True))]
+        written = torch.cat(new) if new else place.flatten()
+        at = self._last = _Rows(given, rows, [bounds[row] for row in rows], counts, used, written, len(written))
+        if self.together and rows:
+            at.read, at.shown = self._seen(place, torch.tensor(used)[:, None])
+        return at
 
-    def _decode(self, q: Tensor, pages: Tensor, at: _Rows, sinks: Tensor | None) -> Tensor:
+    def _seen(self, place: Tensor, lens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Where rows of one query look, of places [rows, S'] and lengths [rows, 1]; and what of that counts."""
+        longest = int(lens.max())
+        position = torch.arange(longest)
+        hidden = position >= lens
+        if self.spec.window is not None:
+            hidden = hidden | (position < lens - self.spec.window)
+        if not hidden.any():
+            return place[:, :longest].reshape(-1), None
+        # What is hidden is read where the row's last key stands: what was never written, or is another text's by now,
+        # may hold anything, and 0 * NaN is NaN.
+        return torch.gather(place, 1, torch.where(hidden, lens - 1, position)).reshape(-1), ~hidden[:, None, None]
+
+    def _decode(self, q: Tensor, held: Tensor, at: _Rows, sinks: Tensor | None) -> Tensor:
         """A query for each row: q is [n, N, H]."""
         n, num_heads, head_dim = q.shape
-        num_kv_heads = pages.shape[3]
-        longest = max(at.lens)
-        # By position: gathering whole pages, then clearing what was never written, took far longer. What is hidden
-        # is read where the row's first key stands: what was never written may hold anything, and 0 * NaN is NaN.
-        hidden = None if at.hidden is None else at.hidden[:, :longest]
-        position = torch.arange(longest, device=q.device).expand(n, longest)
-        position = position if hidden is None else position.masked_fill(hidden, 0)
-        size = pages.shape[1]
-        place = torch.gather(at.table, 1, position // size) * size + position % size
-        read = pages.flatten(0, 1).flatten(1).index_select(0, place.reshape(-1)).to(q.dtype)
-        read = read.view(n, longest, 2, num_kv_heads, head_dim)
+        assert at.read is not None
+        # By position: gathering whole pages took far longer.
+        read = held.index_select(0, at.read).to(q.dtype).view(n, len(at.read) // n, 2, -1, head_dim)
         keys, values = read[:, :, 0].transpose(1, 2), read[:, :, 1].transpose(1, 2)  # [n, K, S, H]
-        if self.spec.window is not None and longest > self.spec.window:
-            last = torch.tensor(at.lens, device=q.device)[:, None]
-            early = torch.arange(longest, device=q.device) < last - self.spec.window
-            hidden = early if hidden is None else hidden | early
-        shown = None if hidden is None else ~hidden[:, None, None, :]
+        num_kv_heads = keys.shape[1]
         queries = q.reshape(n, num_kv_heads, num_heads // num_kv_heads, head_dim)
         heads = None if sinks is None else sinks.reshape(num_kv_heads, -1, 1)
-        return attend(queries, keys, values, shown, self.spec, heads, self.fused).reshape(q.shape)
+        return attend(queries, keys, values, at.shown, self.spec, heads, self.fused).reshape(q.shape)
 
     def _row(
         self, q: Tensor, pages: Tensor, table: Tensor, kv_len: int, sinks: Tensor | None, mask: Tensor | None

@@ -5,7 +5,7 @@ elsewhere each turn of a `while` and each `cond` waits for the device once. What
 a turn's graph would hold those of the turns before it, and each number of turns would be compiled anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def effect(builder: GraphBuilder, number: int, op: Op) -> Effect | None:
     held: Any = builder.bodies.get(number)
     match op.name:
         case "reduce":
-            return Effect(views=(range(len(op.ins)),) * len(op.outs), repeats=True)
+            return Effect(views=(range(len(op.ins)),) * len(op.outs), repeats=range(len(op.outs)))
         case "ragged_attention":
             return Effect(views=(None, *({_CACHE} for _ in op.outs[1:])), writes={_CACHE})
         case "scan":
@@ -188,30 +188,23 @@ def effect(builder: GraphBuilder, number: int, op: Op) -> Effect | None:
         case "while":
             return _loop_effect(held.body, held.test_consts, held.body_consts, len(op.outs), len(op.outs), runs=False)
         case "cond":
-            views = []
-            for place in range(len(op.outs)):
-                seen = set[int]().union(*(branch.views[place] for branch in held))
-                views.append({each + 1 for each in seen - {SHARED}} or None)
-            return Effect(tuple(views), repeats=any(_repeats(branch, range(len(op.outs))) for branch in held))
+            return _effect([set().union(*(branch.views[place] for branch in held)) for place in range(len(op.outs))], 1)
     return None
+
+
+def _effect(seen: Sequence[Collection[int]], shift: int, writes: Collection[int] = ()) -> Effect:
+    """Of results that look at these inputs of the programs inside, which are the operation's from `shift` on."""
+    views = tuple({place + shift for place in of if place != SHARED} if of else None for of in seen)
+    return Effect(views, writes, repeats={place for place, of in enumerate(seen) if SHARED in of})
 
 
 def _loop_effect(body: Lowered, shift: int, first: int, num_carry: int, num_outs: int, *, runs: bool) -> Effect:
     """Of a loop whose body's inputs are the operation's from `shift` on, carries from `first` on."""
-    seen = {first + carry: body.views[carry] - {SHARED} for carry in range(num_carry)}
-    closed = loop_views(seen, runs=runs)
-    views = [{place + shift for place in closed[first + carry]} or None for carry in range(num_carry)]
     carries = range(first, first + num_carry)
-    return Effect(
-        views=(*views, *[None] * (num_outs - num_carry)),
-        writes={place + shift for place in body.writes if place in carries},
-        repeats=_repeats(body, range(num_carry)),
-    )
-
-
-def _repeats(body: Lowered, places: Sequence[int]) -> bool:
-    """Whether some result may look at memory that another one looks at too, without a sign of it in the views."""
-    return any(SHARED in body.views[place] or not (body.views[place] or place in body.alone) for place in places)
+    closed = loop_views({place: body.views[place - first] for place in carries}, runs=runs)
+    made = [frozenset[int]()] * (num_outs - num_carry)
+    writes = {place + shift for place in body.writes if place in carries}
+    return _effect([*(closed[place] for place in carries), *made], shift, writes)
 
 
 def emit(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...] | None:

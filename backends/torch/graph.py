@@ -1,6 +1,8 @@
 """A jaxpr as a torch.fx graph: every equation's rule records the torch operations that stand for it."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -90,10 +92,9 @@ class Builder:
         outputs = [self._output(place, atom, is_body=is_body) for place, atom in enumerate(self.program.outputs)]
         self.graph.output(self.tracer.create_arg(tuple(outputs)))
         module = fx.GraphModule(self.root, self.graph, class_name="Step")
-        alone = frozenset(place for place in range(len(self.program.outputs)) if self._is_alone(place))
         inside = {number: control_flow.scratch_inside(held) for number, held in self.bodies.items()}
         scratch = scratch_bytes(self.program, self.known, inside)
-        return Lowered(module, self.program, self._written(), self._views(), alone, scratch)
+        return Lowered(module, self.program, self._written(), self._views(), scratch)
 
     def value(self, atom: Atom) -> Value:
         """A tensor or proxy."""
@@ -187,17 +188,15 @@ class Builder:
 
     def _views(self) -> tuple[frozenset[int], ...]:
         places = {value: place for place, value in enumerate(self.program.inputs)}
+        seen = [None if isinstance(atom, Constant) else self.known.roots[atom] for atom in self.program.outputs]
+        seers = Counter(chain.from_iterable(values or () for values in seen))
         views = []
-        for atom in self.program.outputs:
-            seen = frozenset[int]() if isinstance(atom, Constant) else self.known.roots[atom]
-            named = {places[value] for value in seen if value in places}
-            if (
-                SHARED in seen
-                or isinstance(atom, Constant)
-                or any(value != SHARED and value not in places and value not in self.known.owned for value in seen)
-            ):
-                named.add(SHARED)
-            views.append(frozenset(named))
+        for values in seen:
+            unnamed = {value for value in values or (SHARED,) if value not in places}
+            # Memory that the program made is a result's alone, or whoever writes into it has to mind the others.
+            shared = any(value not in self.known.owned or seers[value] > 1 for value in unnamed)
+            named = frozenset(places[value] for value in values or () if value in places)
+            views.append(named | {SHARED} if shared else named)
         return tuple(views)
 
 

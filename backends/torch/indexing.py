@@ -12,7 +12,18 @@ from typing import Any
 from jax.lax import GatherScatterMode
 
 from .names import Value, torch
-from .rules import Equation, Rule, bits_of, copied, is_bool, is_float, is_unsigned, literal
+from .rules import (
+    Equation,
+    Rule,
+    bits_of,
+    copied,
+    is_bool,
+    is_float,
+    is_unsigned,
+    literal,
+    permuted,
+    reshaped,
+)
 
 _IN_PLACE = 2**14
 """Elements from which it pays to write into an operand instead of copying it."""
@@ -86,8 +97,7 @@ def _gather(eqn: Equation, x: Value, starts: Value) -> Value:
     at = _places(eqn, starts, _ints(numbers.start_index_map), batching, _ints(sizes), eqn.params["mode"])
     batch = eqn.ins[1].shape[:-1]
     if at.indexed:
-        x = x.permute((*at.indexed, *at.whole))
-        out = operator.getitem(x, tuple(at.index))
+        out = operator.getitem(permuted(x, (*at.indexed, *at.whole)), tuple(at.index))
         lead = len(batch) + len(at.partial)
         shape = [*batch, *(sizes[axis] for axis in at.partial), *(sizes[axis] for axis in at.whole)]
         out = out.expand(shape) if lead else out
@@ -101,7 +111,8 @@ def _gather(eqn: Equation, x: Value, starts: Value) -> Value:
     places = _result_order(eqn, len(batch), order, _ints(numbers.offset_dims))
     used = [place for place in places if place is not None]
     missing = [place for place in range(len(shape)) if place not in used]  # collapsed axes of length 1
-    out = out.permute((*used, *missing)).reshape(eqn.out.shape)
+    axes = [*used, *missing]
+    out = reshaped(permuted(out, axes), [shape[axis] for axis in axes], eqn.out.shape)
     if at.inside is not None:
         spread = [1] * len(eqn.out.shape)
         rows = [axis for axis in range(len(spread)) if axis not in numbers.offset_dims]
@@ -149,23 +160,22 @@ def _scatter(eqn: Equation, x: Value, starts: Value, updates: Value) -> Value:
     batch = eqn.ins[1].shape[:-1]
     rows = [axis for axis in range(len(eqn.ins[2].shape)) if axis not in numbers.update_window_dims]
     thin = [of_axis[axis] for axis in at.indexed if axis not in at.partial and axis in of_axis]  # windows of length 1
-    order = [*rows, *(of_axis[axis] for axis in at.partial), *(of_axis[axis] for axis in at.whole if axis in of_axis)]
+    order = _ints([*rows, *(of_axis[axis] for axis in (*at.partial, *at.whole) if axis in of_axis), *thin])
     lead = [*batch, *(sizes[axis] for axis in at.partial)]
-    updates = updates.permute((*order, *thin)).reshape([*lead, *(operand[axis] for axis in at.whole)])
+    given, wanted = [eqn.ins[2].shape[axis] for axis in order], [*lead, *(operand[axis] for axis in at.whole)]
+    updates = reshaped(permuted(updates, order), given, wanted)
     if not at.indexed:
         return NotImplemented
     inside = None if at.inside is None else at.inside.reshape([*batch, *[1] * len(at.partial)]).expand(lead)
     accumulate = eqn.op.name == "scatter-add"
     index = [each.expand(lead) for each in at.index]
-    turned = x.permute((*at.indexed, *at.whole))
-    back = [[*at.indexed, *at.whole].index(axis) for axis in range(len(operand))]
+    x = x if 0 in eqn.may_write else eqn.call(copied, x)
+    turned = permuted(x, (*at.indexed, *at.whole))
     if not eqn.reads_values and inside is not None:
         index, updates = eqn.call(all_inside, turned, index, updates, inside, accumulate)
         index, inside = [operator.getitem(index, number) for number in range(len(at.index))], None
-    if 0 in eqn.may_write:
-        eqn.call(write, turned, index, updates, inside, accumulate)
-        return x
-    return eqn.call(written, turned, index, updates, inside, accumulate).permute(tuple(back))
+    eqn.call(write, turned, index, updates, inside, accumulate)
+    return x
 
 
 def all_inside(
@@ -186,16 +196,11 @@ def all_inside(
     return moved, torch.where(spread, updates, kept)
 
 
-def write(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> Value:
+def write(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> None:
     """Writes rows `updates` at the places `index` of x, or adds them, where they are `inside` (None: all are)."""
     if inside is not None:
         index, updates = [each[inside] for each in index], updates[inside]
-    return x.index_put_(tuple(index), updates, accumulate=accumulate)
-
-
-def written(x: Value, index: list[Value], updates: Value, inside: Value | None, accumulate: bool) -> Value:
-    """As `write`, of a copy."""
-    return write(copied(x), index, updates, inside, accumulate)
+    x.index_put_(tuple(index), updates, accumulate=accumulate)
 
 
 def _dynamic_slice(eqn: Equation, x: Value, *starts: Value) -> Value:
@@ -226,12 +231,9 @@ def _dynamic_update_slice(eqn: Equation, x: Value, update: Value, *starts: Value
         index.append((torch.arange(sizes[axis], device=eqn.device) + first).reshape(along))
     whole = [axis for axis in range(len(operand)) if axis not in cut]
     order = [*cut, *whole]
-    back = [order.index(axis) for axis in range(len(operand))]
-    turned, update = x.permute(tuple(order)), update.permute(tuple(order))
-    if 0 in eqn.may_write:
-        eqn.call(write, turned, index, update, None, False)
-        return x
-    return eqn.call(written, turned, index, update, None, False).permute(tuple(back))
+    x = x if 0 in eqn.may_write else eqn.call(copied, x)
+    eqn.call(write, permuted(x, order), index, permuted(update, order), None, False)
+    return x
 
 
 def writes(name: str, shape: tuple[int, ...]) -> bool:

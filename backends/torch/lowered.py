@@ -25,16 +25,15 @@ class Target:
 class Lowered:
     """A program as a module that takes and gives tensors.
 
-    `writes` are the inputs that it writes into; `views` tell of each result the inputs whose memory it may look at.
-    `alone` are the results whose memory is the program's, and no other result's. `scratch` is an estimate of the bytes
-    that a run takes beside what it is given.
+    `writes` are the inputs that it writes into; `views` tell of each result the inputs whose memory it may look at, and
+    SHARED where it may look at what another result sees, too, or nobody may write. `scratch` is an estimate of the
+    bytes that a run takes beside what it is given.
     """
 
     module: Module
     program: FlatJaxpr
     writes: frozenset[int]
     views: tuple[frozenset[int], ...]
-    alone: frozenset[int]
     scratch: int
 
 

@@ -25,7 +25,7 @@ def effect_of_rule(program: FlatJaxpr, op: Op) -> Effect:
     if aval is not None and indexing.writes(op.name, aval.shape):
         return Effect(views=({0},), writes={0})
     views = None if rule.fresh or _copies(program, op) else range(len(op.ins))
-    return Effect(views=(views,) * results, repeats=op.name == "broadcast_in_dim")
+    return Effect(views=(views,) * results, repeats=range(results) if op.name == "broadcast_in_dim" else ())
 
 
 def _copies(program: FlatJaxpr, op: Op) -> bool:

@@ -2,8 +2,8 @@
 
 import math
 
-from .names import Value, torch
-from .rules import Equation, Rule, is_float
+from .names import DType, Value, torch
+from .rules import Equation, Rule, is_float, permuted, reshaped
 
 
 def _dot_general(eqn: Equation, x: Value, y: Value) -> Value:
@@ -15,12 +15,15 @@ def _dot_general(eqn: Equation, x: Value, y: Value) -> Value:
         x, y = (_in_type(eqn, number, value) for number, value in enumerate((x, y)))
     batch, summed = _sizes(eqn, 0, x_batch), _sizes(eqn, 0, x_sum)
     rows, columns = _sizes(eqn, 0, x_free), _sizes(eqn, 1, y_free)
-    left = x.permute((*x_batch, *x_free, *x_sum)).reshape(*batch, math.prod(rows), math.prod(summed))
-    right = y.permute((*y_batch, *y_free, *y_sum)).reshape(*batch, math.prod(columns), math.prod(summed))
+    left, right = permuted(x, (*x_batch, *x_free, *x_sum)), permuted(y, (*y_batch, *y_free, *y_sum))
+    left = reshaped(left, (*batch, *rows, *summed), (*batch, math.prod(rows), math.prod(summed)))
+    right = reshaped(right, (*batch, *columns, *summed), (*batch, math.prod(columns), math.prod(summed)))
     if tabled:
-        return eqn.call(widened, left, right).reshape(eqn.out.shape)
-    product = torch.matmul(left, right.transpose(-1, -2)) if batch else torch.nn.functional.linear(left, right)
-    return product.to(eqn.dtype()).reshape(eqn.out.shape)
+        product = eqn.call(widened, left, right)
+    else:
+        product = torch.matmul(left, right.transpose(-1, -2)) if batch else torch.nn.functional.linear(left, right)
+        product = product if _multiplied_in(eqn) == eqn.dtype() else product.to(eqn.dtype())
+    return reshaped(product, (*batch, math.prod(rows), math.prod(columns)), eqn.out.shape)
 
 
 def _is_narrow_table(eqn: Equation) -> bool:
@@ -49,11 +52,15 @@ _TILE = 2**19
 
 
 def _in_type(eqn: Equation, number: int, value: Value) -> Value:
-    """An operand in the type in which it is multiplied: the result's, where that is the finer one."""
+    """An operand in the type in which it is multiplied."""
+    given, wanted = eqn.dtype(eqn.ins[number]), _multiplied_in(eqn, number)
+    return value if given == wanted else value.to(wanted)
+
+
+def _multiplied_in(eqn: Equation, number: int = 0) -> DType:
+    """The type in which an operand is multiplied: the result's, where that is the finer one."""
     given, wanted = eqn.dtype(eqn.ins[number]), eqn.dtype()
-    if given == wanted:
-        return value
-    return value.to(wanted) if is_float(eqn.out) or wanted.itemsize >= given.itemsize else value
+    return wanted if is_float(eqn.out) or wanted.itemsize >= given.itemsize else given
 
 
 def _sizes(eqn: Equation, number: int, axes: tuple[int, ...] | list[int]) -> list[int]:

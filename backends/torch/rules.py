@@ -4,7 +4,7 @@ Values are fx proxies, so that what torch is told to do is recorded; what depend
 and is computed there and then.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,17 @@ class Rule:
 def copied(x: Value) -> Value:
     """A copy. Called through `Equation.call` it is made anew in each run."""
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def reshaped(x: Value, given: Sequence[int], wanted: Sequence[int]) -> Value:
+    """x of the shape `given` in the shape `wanted`: calls that change nothing are not recorded, since each takes the
+    host a microsecond or two, and a layer has dozens."""
+    return x if tuple(given) == tuple(wanted) else x.reshape(tuple(wanted))
+
+
+def permuted(x: Value, order: Sequence[int]) -> Value:
+    """x with its axes in this order, which is not recorded where they stand so."""
+    return x if tuple(order) == tuple(range(len(order))) else x.permute(tuple(order))
 
 
 def literal(value: Any, aval: Aval) -> bool | int | float:

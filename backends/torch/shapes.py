@@ -4,7 +4,7 @@ import math
 import operator
 
 from .names import Value, torch
-from .rules import Equation, Rule, is_bool, literal
+from .rules import Equation, Rule, is_bool, literal, permuted, reshaped
 
 
 def _same(eqn: Equation, *values: Value) -> Value:
@@ -14,8 +14,8 @@ def _same(eqn: Equation, *values: Value) -> Value:
 def _reshape(eqn: Equation, x: Value, *rest: Value) -> Value:
     dimensions = eqn.params.get("dimensions")
     if dimensions is not None:
-        x = x.permute(tuple(dimensions))
-    return x.reshape(eqn.out.shape)
+        return x.permute(tuple(dimensions)).reshape(eqn.out.shape)
+    return reshaped(x, eqn.ins[0].shape, eqn.out.shape)
 
 
 def _broadcast(eqn: Equation, x: Value) -> Value:
@@ -23,7 +23,8 @@ def _broadcast(eqn: Equation, x: Value) -> Value:
     spread = [1] * len(shape)
     for size, axis in zip(eqn.ins[0].shape, kept, strict=True):
         spread[axis] = size
-    return x.reshape(spread).expand(shape)
+    x = reshaped(x, eqn.ins[0].shape, spread)
+    return x if tuple(spread) == tuple(shape) else x.expand(shape)
 
 
 def _slice(eqn: Equation, x: Value) -> Value:
@@ -94,9 +95,9 @@ RULES: dict[str, Rule] = {
         )
     },
     "reshape": Rule(_reshape, fresh=False),
-    "squeeze": Rule(lambda eqn, x: x.reshape(eqn.out.shape), fresh=False),
+    "squeeze": Rule(lambda eqn, x: reshaped(x, eqn.ins[0].shape, eqn.out.shape), fresh=False),
     "broadcast_in_dim": Rule(_broadcast, fresh=False),
-    "transpose": Rule(lambda eqn, x: x.permute(tuple(eqn.params["permutation"])), fresh=False),
+    "transpose": Rule(lambda eqn, x: permuted(x, eqn.params["permutation"]), fresh=False),
     "slice": Rule(_slice, fresh=False),
     "rev": Rule(_rev),
     "concatenate": Rule(_concatenate),

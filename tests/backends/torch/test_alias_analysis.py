@@ -85,6 +85,49 @@ def test_carries_are_written_through_loops_and_given_away_only_by_their_owner() 
     assert x.eq(0).all() and out[3:7].eq(1).all() and out.sum() == 4 * 512
 
 
+def test_a_carry_is_written_though_another_is_not_the_programs() -> None:
+    def loop(x: Any, i: Any) -> Any:
+        spread = jnp.zeros((3, 512), np.float32)
+        turn = lambda k, carry: (put(carry[0], k), jnp.broadcast_to(carry[1][:1] + 1, spread.shape))  # noqa: E731
+        return lax.fori_loop(0, i, turn, (x, spread))
+
+    (x, _), (out, spread) = run(loop, BIG, I, given=(0,))
+    assert out.data_ptr() == x.data_ptr() and out[:3].eq(1).all() and out.sum() == 3 * 512 and spread.eq(3).all()
+
+
+def test_a_constant_that_a_loop_ends_with_is_not_written() -> None:
+    def loop(x: Any, i: Any) -> Any:
+        return put(lax.fori_loop(0, 2, lambda k, y: jnp.zeros(BIG.shape, np.float32), x), i)
+
+    step = lowered(loop, BIG, I, given=(0,)).module
+    with torch.inference_mode():
+        for row in (3, 5):
+            (out,) = step(torch.ones(BIG.shape), torch.tensor(row))
+            assert out[row].eq(1).all() and out.sum() == 512
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_carries_that_look_at_one_value_are_not_written(turns: int) -> None:
+    def loop(x: Any, i: Any) -> Any:
+        def turn(k: Any, carry: Any) -> Any:
+            made = carry[0] + 1
+            return made, made, jnp.concatenate([made, made])[:64]
+
+        first, second, third = lax.fori_loop(0, i, turn, (x, x * 2, x * 3))
+        return put(first, 0), second, put(third, 1)
+
+    x = np.ones_like(BIG)
+    _, (first, second, third) = run(loop, x, np.int32(turns), given=(0,))
+    made = turns + 1
+    assert first[0].eq(1).all() and first[1:].eq(made).all()
+    assert second.eq(made if turns else 2).all() and third[0].eq(made if turns else 3).all() and third[1].eq(1).all()
+
+
+def test_a_copy_that_is_written_across_lies_as_arrays_do() -> None:
+    _, (out,) = run(lambda x, i: x.at[:, i].set(1), BIG, np.arange(3, dtype=np.int32))
+    assert out.is_contiguous() and out[:, :3].eq(1).all() and out.sum() == 3 * 64
+
+
 def test_slices_of_stacked_weights_are_not_written() -> None:
     def scan(x: Any, i: Any) -> Any:
         weights = jnp.stack([x, x])

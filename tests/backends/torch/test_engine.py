@@ -56,6 +56,19 @@ def test_greedy_tokens_of_every_family(case: str) -> None:
     assert got == want
 
 
+def test_the_cache_is_written_in_place() -> None:
+    golden = Golden(GOLDEN / "llama31")
+    with engine_of(golden, "torch:cpu") as engine:
+
+        def held() -> list[int]:
+            return [leaf.tensor.data_ptr() for leaf in jax.tree.leaves(engine._device._cache)]  # pyright: ignore[reportAttributeAccessIssue]
+
+        engine.generate(requests(golden, 1))
+        before = held()
+        engine.generate(requests(golden, 3))
+        assert held() == before
+
+
 def test_deterministic_logits_are_the_same_bits_alone_and_in_a_crowd() -> None:
     suite.test_deterministic_logits_are_the_same_bits_alone_and_in_a_crowd(Golden(GOLDEN / "smollm2"), "torch:cpu")
 
