@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from distaff.backends.reference import ReferenceBackend
 from distaff.models.checkpoints import open_checkpoint
+from distaff.models.compress import held_weights
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights, bind, flatten, unflatten, weight_specs
 from distaff.models.families import config_from_hf
@@ -26,6 +27,9 @@ from distaff.models.step import Step, StepBatch, StepOutput
 
 GOLDEN: Final = Path(os.environ.get("DISTAFF_GOLDEN") or Path(__file__).parent)
 """Where the cases are: those of the repository, or those that `scripts/test --oracle` has just made anew."""
+
+FOREIGN: Final = Path(__file__).parent / "foreign"
+"""Checkpoints that other libraries quantised (made by make_foreign.py)."""
 
 CASES: Final = tuple(sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz")))
 
@@ -39,6 +43,11 @@ bf16 keeps 8 bits, so whatever is stored is off by up to 0.4 %. How much of that
 (its depth, its norms, tokens that change experts), and the oracle's own error measures it. Distaff rounds less often
 (norms, rotations and accumulators are fp32), so it stays near the oracle's error or below.
 """
+
+ROUNDED_RATIO: Final = 1.25
+"""Bound where activations are rounded to 8 bits: root mean square of what that changes of the logits, relative to what
+it changes of them in the format's own library. Scales of tokens differ (the largest number of one is 127 here, 127.5 in
+compressed-tensors), so single numbers are rounded to others."""
 
 MIN_GAP: Final = 0.02
 """Tokens are compared up to the first position where the oracle's two best logits are closer than this."""
@@ -77,10 +86,21 @@ class Golden:
     def weights(self, dtype: DTypeLike = jnp.float32) -> Weights:
         return open_checkpoint(self.folder).load_weights(self.config, dtype=jnp.dtype(dtype))
 
+    def stored_weights(self) -> Weights:
+        """In fp32 but for those that stay as the checkpoint stores them, by default."""
+        checkpoint = open_checkpoint(self.folder)
+        held = held_weights(None, checkpoint, self.config)
+        return checkpoint.load_weights(self.config, dtype=jnp.float32, keep=held.roundings)
+
     @cached_property
     def bf16_error(self) -> float:
         """Root mean square of what the oracle's logits change by when it computes in bfloat16 itself."""
         return float(self._expected["bf16_error"])
+
+    @cached_property
+    def own(self) -> np.ndarray | None:
+        """Logits of a library whose products round activations too; None where it expands weights alone."""
+        return self._expected.get("own")
 
     def clear(self) -> int:
         """How many greedy decisions come before the first close one."""

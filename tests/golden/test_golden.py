@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from .harness import CASES, FP32_BOUND, MIN_GAP, Golden, Text
+from .harness import CASES, FOREIGN, FP32_BOUND, MIN_GAP, Golden, Text
 
 if not {"DISTAFF_GOLDEN", "DISTAFF_ORACLE_PYTHON"} <= os.environ.keys():
     pytest.skip("needs torch and transformers: scripts/test --oracle", allow_module_level=True)
@@ -69,6 +69,24 @@ def test_live_logits(case: str, others: Path) -> None:
     text = Text(golden.config, golden.weights())
     found = np.concatenate([text.feed(golden.tokens[:29]), text.feed(golden.tokens[29:])])
     assert np.abs(found - golden.logits).max() <= FP32_BOUND
+
+
+def test_remade_checkpoints_of_other_libraries(tmp_path: Path) -> None:
+    """Those whose libraries are here: GPTQ's and AWQ's want another torch."""
+    run_oracle("make_foreign.py", "--out", tmp_path)
+    names = {file.parent.name for file in FOREIGN.glob("*/expected.npz")}
+    assert {folder.name for folder in tmp_path.iterdir()} == {n for n in names if not n.startswith(("gptq", "awq"))}
+    for made in tmp_path.iterdir():
+        committed = FOREIGN / made.name
+        for file in ("config.json", "model.safetensors"):
+            assert (made / file).read_bytes() == (committed / file).read_bytes(), made.name
+        old, new = Golden(committed), Golden(made)
+        assert new.tokens == old.tokens
+        np.testing.assert_allclose(new.logits, old.logits, rtol=0, atol=SAME_LOGITS)
+        assert (new.own is None) == (old.own is None)
+        if old.own is not None and new.own is not None:
+            # A number in the middle may be rounded either way.
+            assert np.abs(new.own - old.own).mean() <= 0.1 * np.abs(old.own - old.logits).mean()
 
 
 def test_remade_smollm2_tokens(smollm2: Path, tmp_path: Path) -> None:
