@@ -8,8 +8,8 @@ environment (constraints-oracle.txt; `scripts/test --oracle` remakes them), thos
 
     python3.11 -m venv gptq && gptq/bin/pip install gptqmodel==7.7.0 transformers==5.24.0
 
-One folder per case: `config.json` and `model.safetensors` as the library writes them,
-less versions and temporary folders, and `expected.npz`:
+One folder per case: `config.json` and `model.safetensors` as the library writes them, less versions and temporary
+folders, and `expected.npz`:
 
     tokens  int32 [T]
     logits  float32 [T, V]  by `transformers` in fp32 with the weights that the library itself expands its numbers to
