@@ -1,12 +1,18 @@
-"""A parallel loop for kernels, on the threads of XLA's own pool."""
+"""A parallel loop for kernels, on the threads of XLA's own pool.
+
+Each thread has a share of its own, neighbouring chunks, so that what it fetches ahead of one chunk is what it needs
+for the next; whoever is done takes chunks from the shares of others.
+"""
 
 from llvmlite import ir
 
 from .ffi import API_NUM_THREADS, API_SCHEDULE, FRAME_CONTEXT, api_call
 from .jit import I64, POINTER, VOID, Code, declare, features, function
 
-# Fields of the loop's state. The two counters that threads fight over have cache lines of their own.
-_NEXT, _DONE, _REFERENCES, _COUNT, _BODY, _CONTEXT, _STATE_BYTES = 0, 64, 128, 136, 144, 152, 192
+# Fields of the loop's state. The counters that threads fight over have cache lines of their own.
+_DONE, _JOINED, _REFERENCES, _SHARES, _BODY, _CONTEXT, _STATE_BYTES = 0, 64, 128, 136, 144, 152, 192
+# Behind them the shares, a cache line each: the next chunk, and the one behind the last.
+_NEXT, _END, _SHARE_BYTES = 0, 8, 64
 
 _SPINS = 2048
 """How often a waiting thread looks again before it offers its core to others."""
@@ -18,8 +24,9 @@ BODY = ir.FunctionType(VOID, [POINTER, I64])
 def parallel_for(module: ir.Module) -> ir.Function:
     """The module's function `parallel_for(frame, num_chunks, body, context)`; `frame` is Frame.pointer.
 
-    The calling thread works too, and chunks are claimed one by one, so the loop ends even if no other thread ever
-    comes; a thread that comes late finds no chunk left and never touches `context`, which may be on the stack.
+    The calling thread works too, and chunks are claimed one by one, of other shares as well, so the loop ends even if
+    no other thread ever comes; a thread that comes late finds no chunk left and never touches `context`, which may be
+    on the stack.
     """
     name = "parallel_for"
     if name in module.globals:
@@ -43,16 +50,25 @@ def parallel_for(module: ir.Module) -> ir.Function:
         code.loop(count, alone)
         code.ret_void()
 
-    state = code.intrinsic("malloc", POINTER, code.i64(_STATE_BYTES))
+    shares = code.plus(helpers, 1)
+    state = code.intrinsic("malloc", POINTER, code.plus(code.times(shares, _SHARE_BYTES), _STATE_BYTES))
     for value, where in (
-        (code.i64(0), _NEXT),
         (code.i64(0), _DONE),
-        (code.plus(helpers, 1), _REFERENCES),
-        (count, _COUNT),
+        (code.i64(0), _JOINED),
+        (shares, _REFERENCES),
+        (shares, _SHARES),
         (body, _BODY),
         (context, _CONTEXT),
     ):
         code.write(value, state, where)
+
+    def share(number: ir.Value) -> None:
+        first, end = (code.udiv(code.times(count, each), shares) for each in (number, code.plus(number, 1)))
+        entry = code.at(state, code.times(number, _SHARE_BYTES), _STATE_BYTES)
+        code.write(first, entry, _NEXT)
+        code.write(end, entry, _END)
+
+    code.loop(shares, share)
 
     def schedule(_: ir.Value) -> None:
         accepted = api_call(code, frame, API_SCHEDULE, pool, code.address(task), state)
@@ -68,21 +84,29 @@ def parallel_for(module: ir.Module) -> ir.Function:
 
 
 def _work(module: ir.Module) -> ir.Function:
-    """Claims chunks and runs them until none is left."""
+    """Claims chunks and runs them until none is left, those of a share of its own first."""
     made, code = function(module, "parallel_for.work", VOID, [POINTER])
     (state,) = made.args
-    count, body = code.read(I64, state, _COUNT), code.read(POINTER, state, _BODY)
+    shares, body = code.read(I64, state, _SHARES), code.read(POINTER, state, _BODY)
     context = code.read(POINTER, state, _CONTEXT)
-    claim, run, end = (code.append_basic_block(name) for name in ("claim", "run", "end"))
-    code.branch(claim)
-    code.position_at_end(claim)
-    chunk = code.atomic_rmw("add", code.at(state, _NEXT), code.i64(1), "monotonic")
-    code.cbranch(code.icmp_signed("<", chunk, count), run, end)
-    code.position_at_end(run)
-    code.call_pointer(body, BODY, context, chunk)
-    code.atomic_rmw("add", code.at(state, _DONE), code.i64(1), "release")
-    code.branch(claim)
-    code.position_at_end(end)
+    own = code.atomic_rmw("add", code.at(state, _JOINED), code.i64(1), "monotonic")
+
+    def one_share(beyond: ir.Value) -> None:
+        number = code.urem(code.plus(own, beyond), shares)
+        entry = code.at(state, code.times(number, _SHARE_BYTES), _STATE_BYTES)
+        last = code.read(I64, entry, _END)
+        claim, run, end = (code.append_basic_block(name) for name in ("claim", "run", "end"))
+        code.branch(claim)
+        code.position_at_end(claim)
+        chunk = code.atomic_rmw("add", code.at(entry, _NEXT), code.i64(1), "monotonic")
+        code.cbranch(code.icmp_signed("<", chunk, last), run, end)
+        code.position_at_end(run)
+        code.call_pointer(body, BODY, context, chunk)
+        code.atomic_rmw("add", code.at(state, _DONE), code.i64(1), "release")
+        code.branch(claim)
+        code.position_at_end(end)
+
+    code.loop(shares, one_share)
     code.ret_void()
     return made
 
