@@ -135,8 +135,9 @@ class PrefixCache:
 
     # Texts
 
-    def match(self, namespace: Hashable, tokens: Sequence[int], limit: int, plan: int) -> Match:
-        """The longest known beginning of tokens[:limit] that plan number `plan` may read. Takes nothing yet."""
+    def match(self, namespace: Hashable, tokens: Sequence[int], limit: int, plan: int, unit: int = 1) -> Match:
+        """The longest known beginning of tokens[:limit] that plan number `plan` may read, a multiple of `unit` long.
+        Takes nothing yet."""
         self._clock += 1
         size, windows = self.page_size, [g for g, window in enumerate(self._windows) if window is not None]
         node, path, in_flight = self._roots.get(namespace), [], False
@@ -155,12 +156,13 @@ class PrefixCache:
             for g in windows:
                 runs[g] = runs[g] + 1 if child.pages[g] != NO_PAGE else 0
             needed = self._first_needed(len(path) * size)
-            if all(len(path) - runs[g] <= needed[g] for g in windows):
+            if len(path) * size % unit == 0 and all(len(path) - runs[g] <= needed[g] for g in windows):
                 best, first = len(path), needed
         whole = Match(tuple(path[:best]), first, in_flight=in_flight)
         if node is None or in_flight:
             return whole
         source, common = self._likest(node, tuple(tokens[len(path) * size : min(limit, (len(path) + 1) * size)]), plan)
+        common -= (len(path) * size + common) % unit
         if source is not None and common >= self.min_copied:
             needed = self._first_needed(len(path) * size + common)
             if all(len(path) - runs[g] <= needed[g] and source.pages[g] != NO_PAGE for g in windows):

@@ -361,7 +361,10 @@ class Scheduler:
         if not self.config.prefix_cache or sequence.namespace is None or sequence.scoring:
             return self.tables.no_match
         limit = len(sequence.tokens) - 1
-        return self.tables.cache.match(sequence.namespace, sequence.tokens, limit, self.num_plans)
+        # A prompt that is cut at certain places begins at one: whatever others left there, its numbers are the same. An
+        # answer that goes on finds its own pages, which decode has written.
+        unit = 1 if len(sequence.tokens) > sequence.prompt_len else self.config.fixed_chunk or 1
+        return self.tables.cache.match(sequence.namespace, sequence.tokens, limit, self.num_plans, unit)
 
     def _chunk(self, sequence: Sequence, count: int, room: Room) -> PlannedRow:
         """A row with the next `count` positions of a known text, counted as computed."""

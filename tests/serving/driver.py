@@ -124,6 +124,8 @@ class Driver:
         if (fixed := self.scheduler.config.fixed_chunk) is not None:
             assert all(row.draws or (end := row.start + row.num_tokens) % fixed == 0 or end == row.sequence.max_len
                        for row in plan.rows)  # fmt: skip
+            assert all(row.start % fixed == 0 or max(row.start + 1, len(row.sequence.tokens)) > row.sequence.prompt_len
+                       for row in plan.rows)  # fmt: skip
         assert {s.order for s in admitted} <= {row.sequence.order for row in plan.rows}
         self.programs.admit(
             [s.slot for s in admitted if s.slot is not None],

@@ -36,8 +36,8 @@ class Texts:
         assert page is not None
         return page
 
-    def match(self, text: list[int], namespace: str = "", limit: int | None = None) -> Match:
-        return self.cache.match(namespace, text, len(text) if limit is None else limit, self.plan)
+    def match(self, text: list[int], namespace: str = "", limit: int | None = None, unit: int = 1) -> Match:
+        return self.cache.match(namespace, text, len(text) if limit is None else limit, self.plan, unit)
 
     def length(self, text: list[int], namespace: str = "") -> int:
         match = self.match(text, namespace)
@@ -74,6 +74,19 @@ def test_a_partly_matching_page_is_to_be_copied() -> None:
     assert match.source is not None and match.source.pages == [first[1]] and match.num_copied == 2
     assert match.without_source is not None and len(match.without_source.nodes) == 1
     assert texts.match([*A, 6, 6, 6, 6]).source is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "known", "pages", "copied"),
+    [(1, 11, 2, 3), (4, 11, 2, 0), (6, 11, 0, 0), (6, 12, 3, 0), (8, 11, 2, 0), (8, 7, 0, 0), (3, 11, 2, 1),
+     (16, 11, 0, 0)],
+)  # fmt: skip
+def test_a_match_is_a_multiple_of_the_unit(unit: int, known: int, pages: int, copied: int) -> None:
+    texts = Texts()
+    texts.put([*(A + B + C)[:known], *[0] * (12 - known)])
+    match = texts.match(A + B + C, unit=unit)
+    assert (len(match.nodes), match.num_copied) == (pages, copied)
+    assert match.without_source is None or match.without_source.num_copied == 0
 
 
 def test_few_common_tokens_are_not_worth_a_copy() -> None:
