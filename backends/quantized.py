@@ -19,7 +19,18 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from .rounded_tokens import RoundedTokens
 from .token_scales import LARGEST, rounded
 
-HALF_BYTES: Final = ("int4", "uint4", "float4_e2m1fn")
+TABLES: Final[Mapping[str, tuple[float, ...]]] = {
+    "nf4": (
+        -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
+        0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+    ),
+    "fp4": (
+        0.0, 0.0052083335, 0.6666667, 1.0, 0.33333334, 0.5, 0.16666667, 0.25,
+        0.0, -0.0052083335, -0.6666667, -1.0, -0.33333334, -0.5, -0.16666667, -0.25,
+    ),
+}  # fmt: skip
+"""What numbers of bitsandbytes' kinds mean, to the last bit of fp32: quantiles of a normal distribution, and floats."""
+HALF_BYTES: Final = ("int4", "uint4", "float4_e2m1fn", *TABLES)
 """Kinds of numbers that lie two in a byte."""
 _TILE: Final = 64
 """Rows of an expert that are multiplied at once: an expert of few rows costs as much as one of so many."""
@@ -33,10 +44,10 @@ class Quantized:
 
     Args:
         values: in the weight's shape; of HALF_BYTES two in a byte along the last axis, the even one in its low half:
-            "int4" with 8 added, "uint4" as it is, "float4_e2m1fn" by its bits.
+            "int4" with 8 added, "uint4" as it is, "float4_e2m1fn" by its bits, those of TABLES by their places there.
         scale: of as many axes: each has the weight's length divided by that of a group, 1 where all share it. Floats,
             or bytes: exponents of two with 127 added (E8M0 of OCP Microscaling).
-        kind: "int8", "uint8", "int4", "uint4", "float4_e2m1fn" or "float8_e4m3fn".
+        kind: "int8", "uint8", "int4", "uint4", "float4_e2m1fn", "float8_e4m3fn" or one of TABLES.
         dtype: of the weight that it stands for, and so of embeddings that are read from it.
         activations: whether what is multiplied with it is rounded to the same type.
         out: lengths of the output's axes, where the weight has them as one, and those of the input too, since a
@@ -72,8 +83,10 @@ class Quantized:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.parts.values())
 
     def per_channel(self, num_in: int) -> bool:
-        """Whether each output, an index of all but the last `num_in` axes, has one scale and nothing added."""
-        return self.minimum is None and math.prod(self.scale.shape[self.ndim - num_in :]) == 1
+        """Whether each output, an index of all but the last `num_in` axes, has one scale and nothing added. Numbers of
+        TABLES are not multiplied so: bfloat16 would round them before their scale comes."""
+        one = self.minimum is None and math.prod(self.scale.shape[self.ndim - num_in :]) == 1
+        return one and self.kind not in TABLES
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,8 @@ def bytes_per_weight(weights: Any) -> float:
 
 
 def numbers(weight: Quantized) -> Num[Array, "..."]:
-    """The numbers, one an entry. Those of "float4_e2m1fn" are whole: twice the floats, with scales of half the size."""
+    """The numbers, one an entry; of TABLES what they mean, in fp32. Those of "float4_e2m1fn" are whole: twice the
+    floats, with scales of half the size."""
     values = jnp.asarray(weight.values)
     if weight.kind not in HALF_BYTES:
         return values
@@ -146,7 +160,20 @@ def numbers(weight: Quantized) -> Num[Array, "..."]:
         size = halves & 7
         size += jnp.maximum(size - 4, 0) + jnp.where(size == 7, 2, 0).astype(jnp.int8)
         return jnp.where(halves >= 8, -size, size)
+    if weight.kind in TABLES:
+        return _meant(halves, TABLES[weight.kind])
     return halves - 8 if weight.kind == "int4" else halves
+
+
+def _meant(places: Int[Array, "..."], table: Sequence[float]) -> Float[Array, "..."]:
+    """Entries of a table, chosen bit by bit: processors look in one for a number at a time."""
+    entries: list[Any] = [jnp.float32(value) for value in table]
+    bit = 1
+    while len(entries) > 1:
+        odd = (places & bit) != 0
+        entries = [jnp.where(odd, high, low) for low, high in zip(entries[::2], entries[1::2], strict=True)]
+        bit *= 2
+    return entries[0]
 
 
 def scales(weight: Quantized) -> Float[Array, "..."]:

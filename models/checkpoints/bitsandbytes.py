@@ -6,7 +6,7 @@ fp32 or (nested) as bytes with a table, scales and an offset of their own; `X.we
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from ...backends.quantized import TABLES
 from ..errors import CorruptCheckpointError
 from .base import NamedTensors
 from .byte_files import Location
@@ -88,30 +89,64 @@ class FourBitLinear:
 
     def boxes(self, rows: Span, columns: Span) -> list[tuple[str, Box]]:
         flat = rows[0] * self.shape[1], rows[1] * self.shape[1]
-        blocks = cover(flat, self.block)
-        boxes: list[tuple[str, Box]] = [
-            (self.name, (cover(flat, 2), (0, 1))),
-            (f"{self.name}.absmax", (blocks,)),
-            (f"{self.name}.quant_map", ((0, 16),)),
-        ]
+        numbers = (self.name, (cover(flat, 2), (0, 1)))
+        return [numbers, (self._table, ((0, 16),)), *self._scale_boxes(cover(flat, self.block))]
+
+    def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
+        packed, table, *scales = (read_box(stored, *each) for each in self.boxes(rows, columns))
+        first, count = rows[0] * self.shape[1], (rows[1] - rows[0]) * self.shape[1]
+        blocks = np.arange(first, first + count) // self.block
+        flat = packed.reshape(-1)
+        numbers = np.stack([flat >> 4, flat & 15], axis=1).reshape(-1)[first % 2 :][:count]
+        values = table.astype(np.float32)[numbers] * self._scales(int(blocks[0]), scales)[blocks - blocks[0]]
+        return values.reshape(-1, self.shape[1])[:, slice(*columns)]
+
+    def form(self, stored: NamedTensors) -> Form | str:
+        """See KeptLinear."""
+        table = TABLES.get(self.quant_type)
+        found = read_box(stored, self._table, ((0, 16),))
+        if table is None or not np.array_equal(found, np.asarray(table, np.float32)):
+            return f"numbers of {self.quant_type} by a table of the checkpoint's own"
+        if self.shape[1] % self.block or self.block % 2:
+            return f"blocks of {self.block} in rows of {self.shape[1]}"
+        return Form(self.quant_type, self.shape[1] // self.block)
+
+    def part_boxes(self, part: str, rows: Span, columns: Span) -> list[tuple[str, Box]]:
+        """See KeptLinear. What lies in a row of the matrix lies in a row of what is stored flat."""
+        if part == "values":
+            half = self.shape[1] // 2
+            return [(self.name, ((rows[0] * half, rows[1] * half), (0, 1)))]
+        groups = self.shape[1] // self.block
+        return self._scale_boxes((rows[0] * groups, rows[1] * groups))
+
+    def part(self, stored: NamedTensors, part: str, rows: Span, columns: Span) -> Shaped[np.ndarray, "R C"]:
+        """See KeptLinear. The even number of a byte goes into its low half."""
+        found = [read_box(stored, *each) for each in self.part_boxes(part, rows, columns)]
+        if part == "values":
+            flat = found[0] >> 4 | found[0] << 4
+        else:
+            flat = self._scales(rows[0] * (self.shape[1] // self.block), found)
+        return flat.reshape(rows[1] - rows[0], -1)[:, slice(*columns)]
+
+    @property
+    def _table(self) -> str:
+        return f"{self.name}.quant_map"
+
+    def _scale_boxes(self, blocks: Span) -> list[tuple[str, Box]]:
+        boxes: list[tuple[str, Box]] = [(f"{self.name}.absmax", (blocks,))]
         if self.nested_block:
             boxes.append((f"{self.name}.nested_absmax", (cover(blocks, self.nested_block),)))
             boxes.append((f"{self.name}.nested_quant_map", ((0, 256),)))
         return boxes
 
-    def read(self, stored: NamedTensors, rows: Span, columns: Span) -> Float32[np.ndarray, "R C"]:
-        packed, absmax, table, *nested = (read_box(stored, *each) for each in self.boxes(rows, columns))
-        first, count = rows[0] * self.shape[1], (rows[1] - rows[0]) * self.shape[1]
-        blocks = np.arange(first, first + count) // self.block
+    def _scales(self, first: int, found: Sequence[np.ndarray]) -> Float32[np.ndarray, "blocks"]:
+        """Of blocks from `first` on, made of what lies in their boxes."""
+        absmax, *nested = found
         if self.nested_block:
-            number = blocks[0] + np.arange(len(absmax))
             scales, levels = nested
-            absmax = levels[absmax] * scales[number // self.nested_block - number[0] // self.nested_block]
-            absmax = absmax.astype(np.float32) + np.float32(self.offset)
-        flat = packed.reshape(-1)
-        numbers = np.stack([flat >> 4, flat & 15], axis=1).reshape(-1)[first % 2 :][:count]
-        values = table.astype(np.float32)[numbers] * absmax.astype(np.float32)[blocks - blocks[0]]
-        return values.reshape(-1, self.shape[1])[:, slice(*columns)]
+            which = (first + np.arange(len(absmax))) // self.nested_block - first // self.nested_block
+            absmax = (levels[absmax] * scales[which]).astype(np.float32) + np.float32(self.offset)
+        return absmax.astype(np.float32)
 
 
 def bitsandbytes_linears(stored: NamedTensors, config: Mapping[str, Any], where: Location) -> LinearTensors:

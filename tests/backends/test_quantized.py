@@ -8,7 +8,7 @@ import pytest
 from distaff.backends.base import Backend
 from distaff.backends.cpu.backend import CpuBackend
 from distaff.backends.gpu.backend import GpuBackend
-from distaff.backends.quantized import Quantized, dequantized
+from distaff.backends.quantized import TABLES, Quantized, dequantized
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.tpu.backend import TpuBackend
 
@@ -42,22 +42,26 @@ def grouped(kind: str, shape: tuple[int, ...]) -> tuple[Quantized, np.ndarray]:
         table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
         values = table[nibbles] * np.repeat(2.0 ** (exponents.astype(np.float32) - 127), 8, axis=-1)
         return Quantized(jnp.asarray(bytes_), jnp.asarray(exponents), kind, jnp.dtype("float32")), values
+    if kind in TABLES:
+        scale = RNG.uniform(0.1, 2, groups).astype(np.float32)
+        values = np.asarray(TABLES[kind], np.float32)[nibbles] * np.repeat(scale, 8, axis=-1)
+        return Quantized(jnp.asarray(bytes_), jnp.asarray(scale), kind, jnp.dtype("float32")), values
     scale, minimum = (RNG.uniform(-2, 2, groups).astype(np.float16) for _ in range(2))
     values = nibbles * np.repeat(scale, 8, -1).astype(np.float32) + np.repeat(minimum, 8, -1).astype(np.float32)
     arrays = jnp.asarray(bytes_), jnp.asarray(scale)
     return Quantized(*arrays, kind, jnp.dtype("float32"), minimum=jnp.asarray(minimum)), values
 
 
-@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4", "nf4", "fp4"])
 def test_what_numbers_of_a_checkpoint_stand_for(kind: str) -> None:
     weight, values = grouped(kind, (6, 40))
     assert weight.shape == values.shape
-    assert weight.nbytes == 6 * (20 + (5 if kind == "float4_e2m1fn" else 20))
+    assert weight.nbytes == 6 * (20 + 5 * {"float4_e2m1fn": 1, "uint4": 2 * 2, "nf4": 4, "fp4": 4}[kind])
     np.testing.assert_array_equal(dequantized(weight), values)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4", "nf4"])
 def test_products_and_rows_of_a_checkpoints_numbers(name: str, kind: str) -> None:
     weight, values = grouped(kind, (50, 40))
     tree = BACKENDS[name].prepare_params({"gate": {"weight": weight}, "embedder": {"table": weight}})
@@ -70,7 +74,7 @@ def test_products_and_rows_of_a_checkpoints_numbers(name: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4"])
+@pytest.mark.parametrize("kind", ["float4_e2m1fn", "uint4", "nf4"])
 @pytest.mark.parametrize("sizes", [(3, 0, 2), (0, 0, 0), (70, 1, 129), (0, 0, 5)])
 def test_experts_of_a_checkpoints_numbers(name: str, kind: str, sizes: tuple[int, ...]) -> None:
     """Experts without rows, with less than a tile of them, and with several; two rows belong to none."""

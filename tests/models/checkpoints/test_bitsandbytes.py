@@ -4,10 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distaff.backends.quantized import TABLES, Quantized, dequantized
 from distaff.models.checkpoints.hf_folder import HFFolder
+from distaff.models.checkpoints.kept import Form
+from distaff.models.checkpoints.stored_linears import LinearTensors
 from distaff.models.errors import CorruptCheckpointError, ShapeMismatchError
 
 TOLD = {"quantization_config": {"quant_method": "bitsandbytes"}}
@@ -55,6 +59,49 @@ def test_four_bits_go_through_a_table(tiny_folder: Callable[..., Path], nested: 
     np.testing.assert_allclose(
         tensors.read_rows(NAME, 33, 40, ((100, 203),)), want[33:40, 100:203], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_four_bits_by_the_known_tables_can_stay(tiny_folder: Callable[..., Path], kind: str, nested: bool) -> None:
+    """Half a byte each, and what they stand for is what is read expanded, to the last bit; of a part of them too."""
+    stored, _ = four_bits(nested, quant_type=kind)
+    stored[f"{NAME}.quant_map"] = np.asarray(TABLES[kind], np.float32)
+    tensors = HFFolder(tiny_folder(change=stored, config=TOLD)).tensors
+    assert isinstance(tensors, LinearTensors)
+    form = tensors.form(NAME)
+    assert isinstance(form, Form) and form == Form(kind, 8)
+    values, scale = (tensors.parts(form, part) for part in ("values", "scale"))
+    assert (values.infos[NAME].shape, scale.infos[NAME].shape) == ((256, 256), (256, 8))
+    for rows, groups in (((0, 256), (0, 8)), ((33, 40), (3, 5))):
+        held = Quantized(
+            jnp.asarray(values.read_rows(NAME, *rows, ((32 * groups[0], 32 * groups[1]),))),
+            jnp.asarray(scale.read_rows(NAME, *rows, (groups,))),
+            kind,
+            jnp.dtype("float32"),
+        )
+        expanded = tensors.read_rows(NAME, *rows, ((64 * groups[0], 64 * groups[1]),))
+        np.testing.assert_array_equal(dequantized(held), expanded)
+
+
+@pytest.mark.parametrize(
+    ("told", "own", "why"),
+    [
+        ({}, True, "numbers of nf4 by a table of the checkpoint's own"),
+        ({"quant_type": "nf5"}, False, "numbers of nf5 by a table of the checkpoint's own"),
+        ({"blocksize": 1024}, False, "blocks of 1024 in rows of 512"),
+    ],
+)
+def test_four_bits_that_no_product_takes(
+    tiny_folder: Callable[..., Path], told: dict[str, object], own: bool, why: str
+) -> None:
+    stored, _ = four_bits(False, **told)
+    if not own:
+        stored[f"{NAME}.quant_map"] = np.asarray(TABLES["nf4"], np.float32)
+    if "blocksize" in told:
+        stored[f"{NAME}.absmax"] = np.ones(128, np.float32)
+    tensors = HFFolder(tiny_folder(change=stored, config=TOLD)).tensors
+    assert isinstance(tensors, LinearTensors) and tensors.form(NAME) == why
 
 
 def test_what_is_damaged_is_named(tiny_folder: Callable[..., Path]) -> None:

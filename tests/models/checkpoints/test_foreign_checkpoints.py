@@ -10,9 +10,9 @@ from ...golden.harness import FOREIGN, FP32_BOUND, ROUNDED_RATIO, Golden, Text
 
 KINDS = {
     "awq": {"uint4"},
-    "bitsandbytes-fp4": set(),
+    "bitsandbytes-fp4": {"fp4"},
     "bitsandbytes-int8": {"int8"},
-    "bitsandbytes-nf4": set(),
+    "bitsandbytes-nf4": {"nf4"},
     "compressed-tensors-fp8": {"float8_e4m3fn"},
     "compressed-tensors-int4": {"int4"},
     "compressed-tensors-int8": {"int8"},
