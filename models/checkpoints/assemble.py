@@ -1,8 +1,9 @@
 """Builds the decoder's leaves out of named tensors, a block of rows at a time, straight into their final buffers."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 
 import jax.numpy as jnp
@@ -104,15 +105,13 @@ class LeafPlan:
 
     def read(self, boxes: list[Box]) -> list[np.ndarray]:
         """Some boxes of the leaf, each in a buffer of its own, read a block of rows at a time."""
-        made = [aligned_empty(tuple(stop - start for start, stop in box), self.spec.dtype) for box in boxes]
-        for reading in self._readings(boxes):
-            reading.fill([(made[i][within], bounds) for i, within, bounds in reading.targets])
+        (made,) = read_alike([(self, boxes)])
         return made
 
     def cost(self, boxes: list[Box]) -> ReadCount:
         """What `read` takes, by arithmetic: of remote files, what their ranges become where they are read at once."""
         count = ReadCount()
-        for reading in self._readings(boxes):
+        for reading in self.readings(boxes):
             for runs in reading.planned():
                 ranges = None if self.tensors.local else coalesced(runs, MAX_WASTE)
                 count.wanted += runs.nbytes
@@ -122,9 +121,10 @@ class LeafPlan:
 
     def staging(self, boxes: list[Box]) -> int:
         """Most bytes that `read` holds of what it has read before that lies in the boxes' buffers."""
-        return max((STAGED * reading.block_bytes for reading in self._readings(boxes)), default=0)
+        return max((STAGED * reading.block_bytes for reading in self.readings(boxes)), default=0)
 
-    def _readings(self, boxes: list[Box]) -> "Iterator[Reading]":
+    def readings(self, boxes: list[Box]) -> "Iterator[Reading]":
+        """What is read at once, in the order of the pieces."""
         entries: dict[tuple[int, ...], Entry] = {}
         lead = len(self.pieces[0].index)
         for piece in self.pieces:
@@ -147,6 +147,30 @@ class LeafPlan:
                 yield Reading(self.tensors, piece, entries[info.shape], union, targets)
 
 
+def read_alike(leaves: Sequence[tuple[LeafPlan, list[Box]]]) -> list[list[np.ndarray]]:
+    """Boxes of leaves that are made of the same pieces, such as numbers and their scales: of all leaves the same rows
+    of a piece, one leaf after the other, so that what lies together in a file can be fetched once."""
+    made = [
+        [aligned_empty(tuple(stop - start for start, stop in box), plan.spec.dtype) for box in boxes]
+        for plan, boxes in leaves
+    ]
+    alike: dict[tuple[tuple[int, ...], int], list[tuple[Reading, list[np.ndarray]]]] = {}
+    for (plan, boxes), buffers in zip(leaves, made, strict=True):
+        for index, of_piece in groupby(plan.readings(boxes), key=lambda reading: reading.piece.index):
+            for number, reading in enumerate(of_piece):
+                alike.setdefault((index, number), []).append((reading, buffers))
+    for together in alike.values():
+        step = min(reading.step for reading, _ in together)
+        first = min(reading.bounds[0][0] for reading, _ in together)
+        last = max(reading.bounds[0][1] for reading, _ in together)
+        for start in range(first, last, step):
+            for reading, buffers in together:
+                low, high = max(start, reading.bounds[0][0]), min(start + step, reading.bounds[0][1])
+                if low < high:
+                    reading.fill(low, high, [(buffers[i][within], bounds) for i, within, bounds in reading.targets])
+    return made
+
+
 @dataclass(frozen=True)
 class Reading:
     """A box of a piece that is read at once.
@@ -165,22 +189,21 @@ class Reading:
     bounds: Box
     targets: list[tuple[int, tuple[int, ...], Box]]
 
-    def fill(self, targets: list[tuple[np.ndarray, Box]]) -> None:
-        """Read into parts of shards, each with its bounds on the piece."""
+    def fill(self, start: int, stop: int, targets: list[tuple[np.ndarray, Box]]) -> None:
+        """Read some entries into parts of shards, each with its bounds on the piece."""
         fine = self._fine()
-        within = self.entry.box(fine)[1:]
-        first, last = self.bounds[0]
-        step = max(1, self.block_bytes // (4 * self.entry.rows * volume(within)))
-        for start in range(first, last, step):
-            stop = min(last, start + step)
-            rows = self._rows(start, stop, fine)
-            block = self._read(*rows, within)
-            view = self.entry.view(block, stop - start, fine)
-            for part, bounds in targets:
-                low, high = max(start, bounds[0][0]), min(stop, bounds[0][1])
-                if low < high:
-                    target = part[low - bounds[0][0] : high - bounds[0][0]]
-                    self._copy(target, view[low - start : high - start], bounds[1:], fine)
+        block = self._read(*self._rows(start, stop, fine), self.entry.box(fine)[1:])
+        view = self.entry.view(block, stop - start, fine)
+        for part, bounds in targets:
+            low, high = max(start, bounds[0][0]), min(stop, bounds[0][1])
+            if low < high:
+                target = part[low - bounds[0][0] : high - bounds[0][0]]
+                self._copy(target, view[low - start : high - start], bounds[1:], fine)
+
+    @property
+    def step(self) -> int:
+        """Entries that are read at once."""
+        return max(1, self.block_bytes // (4 * self.entry.rows * volume(self.entry.box(self._fine())[1:])))
 
     def planned(self) -> list[Runs]:
         """The byte ranges that the files are asked for."""

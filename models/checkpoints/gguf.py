@@ -81,16 +81,19 @@ class GGUFCheckpoint:
         keep: Collection[str] = (),
         progress: OnBytes | None = None,
     ) -> Weights:
-        return load_named(
-            self.tensors,
-            config,
-            dtype=dtype,
-            source=str(self.path),
-            place=place,
-            made=made,
-            keep=self.keeper.of(keep),
-            progress=progress,
-        )
+        try:
+            return load_named(
+                self.tensors,
+                config,
+                dtype=dtype,
+                source=str(self.path),
+                place=place,
+                made=made,
+                keep=self.keeper.of(keep),
+                progress=progress,
+            )
+        finally:
+            self._file.let_go()
 
     @cached_property
     def tensors(self) -> GGUFTensors:

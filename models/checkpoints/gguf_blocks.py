@@ -124,8 +124,8 @@ class PartOfFile:
         """As GGUFFile has it."""
         box, (first, last) = self._blocks(name, within, expert)
         kind = self.tensors[name].type
-        raw = self._file.read_bytes(name, start, stop, box, expert=expert).reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
-        found = BLOCK_TYPES[kind].parts[self._part](raw)
+        raw = self._file.read_bytes(name, start, stop, box, expert=expert, hold=True)
+        found = BLOCK_TYPES[kind].parts[self._part](raw.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1]))
         shape = (stop - start, *(high - low for low, high in box[:-1]), -1)
         return found.reshape(shape)[..., first:last]
 

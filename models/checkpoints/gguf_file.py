@@ -2,6 +2,7 @@
 
 import re
 from math import gcd
+from pathlib import Path
 from typing import Final
 
 import gguf
@@ -21,6 +22,8 @@ PLAIN: Final = {
     Kind.F64: np.dtype("<f8"),
     Kind.BF16: np.dtype(ml_dtypes.bfloat16),
 }
+_HELD: Final = 2
+"""Reads of tensors that are held: a tensor may be made of two."""
 _SPLIT: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -53,6 +56,7 @@ class GGUFFile:
                 )
             self.tensors |= header.tensors
         self._files: dict[Location, ByteFile] = {}
+        self._held: dict[str, tuple[Runs, np.ndarray]] = {}
 
     def read_rows(self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None) -> np.ndarray:
         """Rows start..stop of a tensor (or of one entry of it): stored floats as they are, others made float32.
@@ -75,13 +79,26 @@ class GGUFFile:
         return values.reshape(*shape[:-1], count * block)[..., cut : cut + last - first]
 
     def read_bytes(
-        self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None
+        self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None, hold: bool = False
     ) -> UInt8[np.ndarray, "bytes"]:
-        """What `read_rows` reads, as it is stored."""
-        file = self.tensors[name].file
+        """What `read_rows` reads, as it is stored. `hold`: the same is asked for again at once, and not fetched twice
+        from afar."""
+        file, runs = self.tensors[name].file, self.runs(name, start, stop, within, expert=expert)
         if file not in self._files:
             self._files[file] = open_bytes(file, self._reads)
-        return self._files[file].read(self.runs(name, start, stop, within, expert=expert))
+        if not hold or isinstance(file, Path):
+            return self._files[file].read(runs)
+        held = self._held.pop(name, None)
+        if held is None or held[0] != runs:
+            while len(self._held) >= _HELD:
+                del self._held[next(iter(self._held))]
+            held = runs, self._files[file].read(runs)
+        self._held[name] = held
+        return held[1]
+
+    def let_go(self) -> None:
+        """Of what is held."""
+        self._held.clear()
 
     def runs(self, name: str, start: int, stop: int, within: Box = (), *, expert: int | None = None) -> Runs:
         """Where the bytes for `read_rows` lie."""

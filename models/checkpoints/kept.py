@@ -1,6 +1,6 @@
 """Leaves of quantised checkpoints as they are stored: small numbers and scales, not the floats that they stand for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -9,11 +9,11 @@ import jax
 from ...backends.quantized import HALF_BYTES, Quantized, Rounding
 from ..decoder import WeightSpec
 from ..families.sources import TensorSource
-from .assemble import Keep, LeafPlan
+from .assemble import Keep, LeafPlan, read_alike
 from .base import NamedTensors, Place
 from .pieces import Piece, pieces_of
 from .region import Entry
-from .shards import place_leaf
+from .shards import boxes_of, place_leaf, placed_as
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Keeper:
         found, rounding = self._form(spec, source), self.rounding(spec, source)
         if not isinstance(found, Form) or not isinstance(rounding, Rounding):
             return None
-        parts: dict[str, jax.Array] = {}
+        plans: dict[str, LeafPlan] = {}
         for name, part in rounding.parts(spec.shape).items():
             each = replace(spec, path=f"{spec.path}.{name}", shape=part.shape, dtype=part.dtype)
-            plan = LeafPlan(self.stored.parts(found, name), each, tuple(pieces_of(each, source)))
-            parts[name] = place_leaf(each, place(each), plan.read, together=not plan.tensors.local)
+            plans[name] = LeafPlan(self.stored.parts(found, name), each, tuple(pieces_of(each, source)))
+        parts = _one_by_one(plans, place) if self.tensors.local else _together(plans, place)
         return rounding.held(parts, spec.dtype)
 
     def rounding(self, spec: WeightSpec, source: TensorSource) -> Rounding | str | None:
@@ -111,6 +111,21 @@ class Keeper:
         entry = Entry.of(piece, info)
         size = info.shape[entry.axes[-1]]
         return spec.contracted == 1 and (entry.shape[-1], entry.steps[-1], entry.first[entry.axes[-1]]) == (size, 1, 0)
+
+
+def _one_by_one(plans: Mapping[str, LeafPlan], place: Place) -> dict[str, jax.Array]:
+    return {name: place_leaf(plan.spec, place(plan.spec), plan.read, together=False) for name, plan in plans.items()}
+
+
+def _together(plans: Mapping[str, LeafPlan], place: Place) -> dict[str, jax.Array]:
+    """A piece of all parts at a time: blocks of GGUF hold numbers, scales and minima, and come once."""
+    placed = {name: placed_as(plan.spec, place(plan.spec)) for name, plan in plans.items()}
+    read = read_alike([(plan, list(boxes_of(plan.spec, placed[name]))) for name, plan in plans.items()])
+    found = dict(zip(plans, read, strict=True))
+    return {
+        name: place_leaf(plan.spec, placed[name], lambda _, name=name: found[name], together=True)
+        for name, plan in plans.items()
+    }
 
 
 def _groups(inner: tuple[int, ...], count: int) -> tuple[int, ...] | None:

@@ -60,6 +60,14 @@ def stored_box(shape: tuple[int, ...], copies: tuple[int, ...], bounds: Box) -> 
     )
 
 
+def boxes_of(spec: WeightSpec, placed: Placed) -> dict[Box, list[Shard]]:
+    """The parts of a stored leaf that this process reads, and the shards that are made of each."""
+    by_box: dict[Box, list[Shard]] = {}
+    for shard in shards_of(placed):
+        by_box.setdefault(stored_box(spec.shape, placed.copies, shard.bounds), []).append(shard)
+    return by_box
+
+
 def place_leaf(
     spec: WeightSpec, place: jax.sharding.Sharding | Placed, read: ReadBoxes, *, together: bool
 ) -> jax.Array:
@@ -73,9 +81,7 @@ def place_leaf(
             a memory of their own.
     """
     placed = placed_as(spec, place)
-    by_box: dict[Box, list[Shard]] = {}
-    for shard in shards_of(placed):
-        by_box.setdefault(stored_box(spec.shape, placed.copies, shard.bounds), []).append(shard)
+    by_box = boxes_of(spec, placed)
     boxes = list(by_box)
     made: dict[Any, jax.Array] = {}
     for group in [boxes] if together else [[box] for box in boxes]:

@@ -9,10 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distaff.models.checkpoints import Checkpoint, convert, open_checkpoint, resolve_model
+from distaff.backends.quantized import is_quantized
+from distaff.models.checkpoints import (
+    Checkpoint,
+    assemble,
+    convert,
+    open_checkpoint,
+    resolve_model,
+    stored_numbers,
+)
 from distaff.models.checkpoints.byte_files import MAX_WASTE, ReadCount, open_bytes
+from distaff.models.checkpoints.gguf import GGUFCheckpoint
+from distaff.models.checkpoints.gguf_file import GGUFFile
 from distaff.models.checkpoints.remote import MissingFilesystemError, RemotePath
 from distaff.models.checkpoints.runs import Runs
 from distaff.models.decoder import WeightSpec, flatten
@@ -66,6 +77,32 @@ def test_every_format_loads_from_a_url(
             assert remote.reads.read == remote.reads.wanted == expected.reads.read
             assert remote.reads.requests < 40
     assert there.stored_dtype == jnp.float32
+
+
+@pytest.mark.parametrize("place", [None, _columns])
+@pytest.mark.parametrize("block_bytes", [None, 4096])
+def test_blocks_that_stay_are_fetched_once(
+    bucket: Callable[[Path], str],
+    tiny_gguf: Callable[..., Path],
+    place: Any,
+    block_bytes: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbers, scales and minima lie in the same blocks; also where numbers are read in more steps than scales."""
+    path = tiny_gguf(kind=Kind.Q4_1)
+    here, there = open_checkpoint(path), open_checkpoint(bucket(path))
+    assert isinstance(there, GGUFCheckpoint)
+    if block_bytes is not None:
+        monkeypatch.setattr(assemble, "REMOTE_BLOCK_BYTES", block_bytes)
+    keep = stored_numbers(there, config_from_hf(there.hf_config)).roundings
+    there.reads.clear()
+    expected, found = (_weights(each, place=place, keep=keep) for each in (here, there))
+    for name, leaf in found.items():
+        assert is_quantized(leaf) == (name in keep)
+        for one, other in zip(jax.tree.leaves(leaf), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+    assert there.reads.wanted == sum(tensor.nbytes for tensor in GGUFFile(path).tensors.values())
+    assert there.reads.read <= there.reads.wanted * (1 + MAX_WASTE)
 
 
 def test_a_tokenizer_comes_along(bucket: Callable[[Path], str], tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
