@@ -16,9 +16,11 @@ from ..reference import ReferenceBackend
 from ..shared_pages import SharedPages
 from .array import DeviceArray, to_tensor
 from .drivers import Driver, driver_for
+from .flat_jaxpr import FlatJaxpr
 from .graph import lower
 from .lowered import Target
 from .program import TorchProgram
+from .ranks import Ranks
 
 _SMALL = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
@@ -30,10 +32,12 @@ class TorchBackend(ReferenceBackend):
 
     Args:
         device: cpu, xla or hpu.
+        ranks: the processes that run a layout's programs together, each with a device's part (None: this one alone).
     """
 
     name: str = "torch:cpu"
     device: str = "cpu"
+    ranks: Ranks | None = None
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
         dtypes=("float32", "bfloat16"),
@@ -72,6 +76,8 @@ class TorchBackend(ReferenceBackend):
                 numbers that torch computes nothing with.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
+            if self.ranks is not None:
+                return params  # of all processes, each of which keeps its part afterwards
             raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")
         for leaf in jax.tree.leaves(params):
             if leaf.dtype.name.startswith("float8"):
@@ -101,13 +107,13 @@ class TorchBackend(ReferenceBackend):
         donated = _leaves_of(shapes, donate)
         driver = self.driver
         cut = None if driver.reads_values else driver.finish
-        target = Target(driver.device, driver.reads_values, driver.attention(), cut)
+        target = Target(driver.device, driver.reads_values, driver.attention(), cut, self.ranks)
         lowered = lower(traced.lojax.jaxpr, target, given=donated)
         self._check_room(lowered.scratch)
         return TorchProgram(
             self.driver.compile(lowered.module),
             lowered.module,
-            shapes,
+            shapes if self.ranks is None else _parts(lowered.program, shapes),
             traced.out_info,
             donated=frozenset(donated),
             device=self.driver.device,
@@ -148,6 +154,14 @@ class TorchBackend(ReferenceBackend):
             if len(small) + len(large) <= _MAX_BUCKETS:
                 break
         return (*small, *large[:-1], max_tokens)
+
+
+def _parts(program: FlatJaxpr, shapes: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """What one process gives to a program for all of them."""
+    leaves, structure = jax.tree.flatten(shapes)
+    given = [program.avals[value].shape for value in program.inputs]
+    parts = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape, leaf in zip(given, leaves, strict=True)]
+    return jax.tree.unflatten(structure, parts)
 
 
 def _leaves_of(args: Sequence[PyTree], chosen: Sequence[int]) -> list[int]:

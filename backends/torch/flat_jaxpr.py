@@ -17,6 +17,8 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "remat2": "jaxpr",
 }
+# One that each device of a mesh makes, of its parts.
+_MAPPED = {"shard_map": "jaxpr"}
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ type Whole = Callable[[str, Jaxpr], tuple[str, Mapping[str, Any]] | None]
 """Which operation, with which parameters, stands for a call of a function of this name; None: its body does."""
 
 
-def flatten_jaxpr(jaxpr: Jaxpr, whole: Whole = lambda name, called: None) -> FlatJaxpr:
-    """Inlines and prunes a jaxpr, but for calls that are one operation as a whole."""
+def flatten_jaxpr(jaxpr: Jaxpr, whole: Whole = lambda name, called: None, *, parts: bool = False) -> FlatJaxpr:
+    """Inlines and prunes a jaxpr, but for calls that are one operation as a whole.
+
+    Args:
+        jaxpr: the program.
+        whole: tells those calls.
+        parts: whether a program for all devices of a mesh becomes that of one of them, with its parts as inputs.
+    """
     numbers = itertools.count()
     program = FlatJaxpr([], {}, [], [], {})
     scope: dict[Any, Atom] = {}
@@ -92,7 +100,7 @@ def flatten_jaxpr(jaxpr: Jaxpr, whole: Whole = lambda name, called: None) -> Fla
         number = scope[var] = next(numbers)
         program.avals[number] = Aval.of(var.aval)
         program.inputs.append(number)
-    _inline(jaxpr, scope, program, numbers, whole)
+    _inline(jaxpr, scope, program, numbers, whole, _CALLS | _MAPPED if parts else _CALLS)
     program.outputs = [_read(scope, atom) for atom in jaxpr.outvars]
     prune(program)
     return program
@@ -100,7 +108,7 @@ def flatten_jaxpr(jaxpr: Jaxpr, whole: Whole = lambda name, called: None) -> Fla
 
 def _inline(
     jaxpr: Jaxpr, scope: dict[Any, Atom], program: FlatJaxpr, numbers: Iterator[int], whole: Whole,
-    callers: tuple[Any, ...] = (),
+    calls: Mapping[str, str], callers: tuple[Any, ...] = (),
 ) -> None:  # fmt: skip
     for var, value in zip(jaxpr.constvars, jaxpr.consts, strict=True):
         number = scope[var] = next(numbers)
@@ -108,13 +116,15 @@ def _inline(
         program.constants[number] = value
     for eqn in jaxpr.eqns:
         ins = [_read(scope, atom) for atom in eqn.invars]
-        called, name, params = _called(eqn), eqn.primitive.name, eqn.params
+        called, name, params = _called(eqn, calls), eqn.primitive.name, eqn.params
         spelled = None if called is None else whole(str(params.get("name")), called)
         if spelled is not None:
             name, params = spelled
         elif called is not None:
             inner: dict[Any, Atom] = dict(zip(called.invars, ins, strict=True))
-            _inline(called, inner, program, numbers, whole, (eqn.source_info, *callers))
+            if name in _MAPPED:
+                program.avals |= {atom: Aval.of(var.aval) for var, atom in inner.items() if isinstance(atom, int)}
+            _inline(called, inner, program, numbers, whole, calls, (eqn.source_info, *callers))
             scope.update({var: _read(inner, atom) for var, atom in zip(eqn.outvars, called.outvars, strict=True)})
             continue
         outs: list[int] = []
@@ -125,8 +135,8 @@ def _inline(
         program.ops.append(Op(name, params, tuple(ins), tuple(outs), (eqn.source_info, *callers)))
 
 
-def _called(eqn: JaxprEqn) -> Jaxpr | None:
-    parameter = _CALLS.get(eqn.primitive.name)
+def _called(eqn: JaxprEqn, calls: Mapping[str, str]) -> Jaxpr | None:
+    parameter = calls.get(eqn.primitive.name)
     return None if parameter is None else eqn.params[parameter]
 
 

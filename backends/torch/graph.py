@@ -134,7 +134,8 @@ class Builder:
                 raise UnsupportedError(f"primitive {op.name} of random keys, at {place_of(op)}: torch backends lack it")
             op, ins = worded, tuple(self.program.aval(atom) for atom in worded.ins)
         may_write, reads = self.known.writable[number], self.target.reads_values
-        eqn = Equation(op, ins, outs, self.device, reads, self.call, self.call_module, may_write)
+        ranks = self.target.ranks
+        eqn = Equation(op, ins, outs, self.device, reads, self.call, self.call_module, may_write, ranks)
         numbers = rule.scalars and any(isinstance(atom, int) for atom in op.ins)
         values = [
             literal(atom.value, atom.aval) if numbers and isinstance(atom, Constant) else self.value(atom)
@@ -214,7 +215,7 @@ def lower(
     Raises:
         UnsupportedError: names each primitive that has no rule, and where it was written.
     """
-    program = flatten_jaxpr(jaxpr, whole_call)
+    program = flatten_jaxpr(jaxpr, whole_call, parts=target.ranks is not None)
     if not is_body:
         check_primitives(program)
     narrow_products(program)

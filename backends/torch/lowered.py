@@ -7,18 +7,21 @@ from typing import Any, Protocol, runtime_checkable
 from .alias_analysis import Ownership
 from .flat_jaxpr import Atom, FlatJaxpr
 from .names import Module, Value
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Target:
     """What a graph is built for: torch's name of the device, whether the host can look at its numbers for free, what
-    computes attention there (None: torch's own), and what is called before a number is read, so that a device that
-    collects operations has begun with all of them (None: nothing)."""
+    computes attention there (None: torch's own), what is called before a number is read, so that a device that
+    collects operations has begun with all of them (None: nothing), and the processes that run it together (None: this
+    one alone)."""
 
     device: str = "cpu"
     reads_values: bool = True
     attention: Callable[..., Any] | None = None
     cut: Callable[[], None] | None = None
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)

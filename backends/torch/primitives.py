@@ -1,6 +1,6 @@
 """Every primitive that has a rule, and what each does to memory."""
 
-from . import conversions, elementwise, idioms, indexing, ordering, products, random, reductions, shapes
+from . import collectives, conversions, elementwise, idioms, indexing, ordering, products, random, reductions, shapes
 from .alias_analysis import Effect
 from .flat_jaxpr import FlatJaxpr, Op
 from .rules import Rule
@@ -15,6 +15,7 @@ RULES: dict[str, Rule] = {
     **products.RULES,
     **random.RULES,
     **idioms.RULES,
+    **collectives.RULES,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from .dtypes import is_carried, scalar, torch_dtype
 from .flat_jaxpr import Aval, Op
 from .names import DType, Value, torch
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Equation:
 
     `ins` and `outs` are shapes and types; `device` is where constants are made; `reads_values` says whether the host
     may look at numbers there, so that shapes can depend on them; `may_write` are the inputs whose memory the rule may
-    use for its result; `call(function, *values)` records a call of a function of ours as one node, `call_module(module,
-    values)` one of a module.
+    use for its result; `ranks` are the processes that run the program together (None: this one alone);
+    `call(function, *values)` records a call of a function of ours as one node, `call_module(module, values)` one of a
+    module.
     """
 
     op: Op
@@ -31,6 +33,7 @@ class Equation:
     call: Callable[..., Value]
     call_module: Callable[..., Value]
     may_write: frozenset[int] = frozenset()
+    ranks: Ranks | None = None
 
     @property
     def params(self) -> Mapping[str, Any]:

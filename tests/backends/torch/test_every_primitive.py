@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from distaff.backends.reference import ReferenceBackend
-from distaff.backends.torch import idioms
+from distaff.backends.torch import collectives, idioms
 from distaff.backends.torch.control_flow import NAMES, inner_jaxprs
 from distaff.backends.torch.flat_jaxpr import flatten_jaxpr
 from distaff.backends.torch.primitives import RULES
@@ -227,6 +227,7 @@ CASES: Mapping[str, Callable[[Draw], Case]] = {
 ELSEWHERE = {
     "ragged_attention": "test_attention.py",
     **dict.fromkeys(idioms.RULES, "test_idioms.py"),
+    **dict.fromkeys(collectives.RULES, "test_collectives.py"),
 }
 
 
