@@ -36,3 +36,17 @@ def test_probabilities(name: str, quantize: str | None) -> None:
     wanted = probabilities(logits, golden.tokens)
     assert wanted.std() > 0.5
     np.testing.assert_allclose(found, wanted, rtol=0, atol=FP32_BOUND)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "expanded"), [("tensor=2", False), ("tensor=4", True)])
+def test_blocks_on_several_devices(layout: str, expanded: bool) -> None:
+    """nf4: four devices would cut the two blocks of a row of `down`, which is expanded."""
+    golden = Golden(FOREIGN / "bitsandbytes-nf4")
+    with closing(LLM(golden.folder, layout=layout, backend="cpu", max_batch=2, context=64)) as llm:
+        found, remarks = np.asarray(llm.score([golden.tokens])[0].logprobs.logprobs), llm.remarks
+    np.testing.assert_allclose(found, probabilities(golden.logits, golden.tokens), rtol=0, atol=FP32_BOUND)
+    assert len(remarks) == expanded
+    for remark in remarks:
+        assert remark.startswith("expanded, since its groups would lie on several devices: ")
+        assert "down" in remark and "gate" not in remark
