@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from ..backends.base import PyTree
+from ..backends.rounded_tokens import RoundedTokens
 from . import rope
 from .attention import Attention, Positions
 from .config import CacheSite, LayerConfig, MlpConfig, ModelConfig, Segment
@@ -68,21 +69,22 @@ class Layer(nnx.Module):
         x, cache = state
         written, load = cache[site.group], None
 
-        def attend(y: Array) -> Array:
+        def attend(y: Array | RoundedTokens) -> Array:
             nonlocal written
             layer = site.first + repeat * site.stride
-            y, written = self.attention(y, written, layer, positions.indices[site.group], positions, machine)
-            return y
+            out, written = self.attention(y, written, layer, positions.indices[site.group], positions, machine)
+            return out
 
         # A mixture sends its tokens where their experts are.
         mlp_tokens = "fed" if isinstance(self.mlp, Mlp) else "routed"
 
-        def mlp(y: Array) -> Array:
+        def mlp(y: Array | RoundedTokens) -> Array:
             nonlocal load
             if isinstance(self.mlp, Mlp):
                 return self.mlp(y, machine)
-            y, load = self.mlp(y, machine)
-            return y
+            assert not isinstance(y, RoundedTokens)  # the router looks at them too
+            out, load = self.mlp(y, machine)
+            return out
 
         if self.config.parallel:
             assert self.attention_norm is not None
@@ -104,7 +106,7 @@ class Layer(nnx.Module):
     def _branch(
         self,
         x: Array,
-        branch: Callable[[Array], Array],
+        branch: Callable[[Array | RoundedTokens], Array],
         tokens: str,
         before: Norm | None,
         after: Norm | None,

@@ -17,6 +17,7 @@ from .attention_kernel import emit
 from .attention_layout import LANES, PageLayout
 from .attention_shape import TileSpec
 from .ffi import register
+from .large_pages import zeros
 
 DTYPES = ("float32", "bfloat16")
 """What activations may be."""
@@ -42,7 +43,7 @@ def allocate_cpu_cache(
     group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike
 ) -> Num[Array, "L P K elements"]:
     layout = PageLayout(group.head_dim, page_size, jnp.dtype(dtype).name)
-    return jnp.zeros((group.num_layers, num_pages, group.num_kv_heads, layout.elements), dtype)
+    return zeros((group.num_layers, num_pages, group.num_kv_heads, layout.elements), dtype)
 
 
 def cpu_ragged_attention(

@@ -18,6 +18,7 @@ from . import matmul
 from .attention import KV_DTYPES, allocate_cpu_cache, check_cpu_attention, cpu_ragged_attention
 from .gate import silu_gate
 from .jit import check_jit, processor
+from .large_pages import gathered
 from .norm import rms_norm
 from .packing import PackedMatrix, is_packed, pack_tree
 from .products import SHORT, grouped, kind_of, linear
@@ -91,7 +92,7 @@ class CpuBackend(ReferenceBackend):
         matmul.targets(SHORT[jnp.dtype(dtype).name])
 
     def prepare_params(self, params: PyTree) -> PyTree:
-        return pack_tree(params, self.capabilities.dtypes)
+        return gathered(pack_tree(params, self.capabilities.dtypes))
 
     def with_rows(self, count: Int[Array, ""]) -> Backend:
         return replace(self, count=count)
