@@ -5,34 +5,37 @@ that nothing is computed for padding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..base import AttentionSpec
-from .names import Tensor, torch
+from .names import DType, Tensor, torch
 
 type Fused = Callable[..., Tensor]
 """Attention in one call, as torch's scaled_dot_product_attention is called."""
+
+_BLOCK = 64
+"""Queries of a prompt that are computed in one call, so that keys behind them are left out: torch's kernel on the host
+computes what a mask hides."""
 
 
 @dataclass
 class _Rows:
     """Where the rows of a step stand, worked out once for all layers.
 
-    `starts`, `lens`: of each row with queries, on the host. `written` [n]: where the n new tokens go, counted through
-    all pages; `read` [rows * S] and `shown` [rows, 1, 1, S] (None: all): where the keys of rows that are computed
-    together stand, S for each, and which of them count.
+    `starts`, `counts`: queries of each row that has any, on the host. `written` [n]: where the n new tokens go, counted
+    through all pages. `read` [rows * S] and `shown` [rows, 1, 1, S] (None: all): where the keys of rows that are
+    computed together stand, S for each, and which of them count; `alone`: the same of each other row, [S] and [T, S].
     """
 
-    of: tuple[Tensor, ...]
-    rows: list[int]
+    of: tuple[Tensor | None, ...]
     starts: list[int]
     counts: list[int]
-    lens: list[int]
     written: Tensor
     num_tokens: int
     read: Tensor | None = None
     shown: Tensor | None = None
+    alone: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 class Attention(torch.nn.Module):
@@ -65,7 +68,7 @@ class Attention(torch.nn.Module):
         sinks = rest.pop(0) if self.sinks else None
         mask = rest.pop(0) if self.mask else None
         pages = cache[int(layer)]
-        at = self._rows(table, query_starts, kv_lens, pages.shape[1])
+        at = self._rows((table, query_starts, kv_lens, mask), pages.shape[1], q.dtype)
         n, held = at.num_tokens, pages.view(pages.shape[0] * pages.shape[1], -1)  # a position's [2, K, H] side by side
         held.index_copy_(0, at.written, torch.stack((k[:n], v[:n]), dim=1).flatten(1).to(pages.dtype))
         if at.read is not None and n == q.shape[0]:
@@ -74,17 +77,16 @@ class Attention(torch.nn.Module):
         if at.read is not None:
             out[:n] = self._decode(q[:n], held, at, sinks)
             return out
-        for number, row in enumerate(at.rows):
-            first, count = at.starts[number], at.counts[number]
+        for first, count, (places, shown) in zip(at.starts, at.counts, at.alone, strict=True):
             mine = slice(first, first + count)
-            own = None if mask is None else mask[mine]
-            out[mine] = self._row(q[mine], pages, table[row], at.lens[number], sinks, own)
+            out[mine] = self._row(q[mine], held.index_select(0, places).to(q.dtype), shown, sinks)
         return out
 
-    def _rows(self, table: Tensor, query_starts: Tensor, kv_lens: Tensor, page_size: int) -> _Rows:
-        given = (table, query_starts, kv_lens)
+    def _rows(self, given: tuple[Tensor | None, ...], page_size: int, dtype: DType) -> _Rows:
         if self._last is not None and all(old is new for old, new in zip(self._last.of, given, strict=True)):
             return self._last
+        table, query_starts, kv_lens, mask = given
+        assert table is not None and query_starts is not None and kv_lens is not None
         bounds, lens = query_starts.tolist(), kv_lens.tolist()
         rows = [row for row in range(len(lens)) if bounds[row + 1] > bounds[row] and lens[row] > 0]
         counts = [bounds[row + 1] - bounds[row] for row in rows]
@@ -93,9 +95,13 @@ class Attention(torch.nn.Module):
         place = (pages[:, :, None] * page_size + torch.arange(page_size)).flatten(1)  # of each position of a row
         new = [place[number, end - count : end] for number, (end, count) in enumerate(zip(used, counts, strict=True))]
         written = torch.cat(new) if new else place.flatten()
-        at = self._last = _Rows(given, rows, [bounds[row] for row in rows], counts, used, written, len(written))
+        at = self._last = _Rows(given, [bounds[row] for row in rows], counts, written, len(written))
         if self.together and rows:
             at.read, at.shown = self._seen(place, torch.tensor(used)[:, None])
+        elif rows:
+            own = [None if mask is None else mask[bounds[row] : bounds[row + 1]] for row in rows]
+            each = zip(place, counts, used, own, strict=True)
+            at.alone = [self._seen_alone(*one, dtype) for one in each]
         return at
 
     def _seen(self, place: Tensor, lens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -123,32 +129,43 @@ class Attention(torch.nn.Module):
         heads = None if sinks is None else sinks.reshape(num_kv_heads, -1, 1)
         return attend(queries, keys, values, at.shown, self.spec, heads, self.fused).reshape(q.shape)
 
-    def _row(
-        self, q: Tensor, pages: Tensor, table: Tensor, kv_len: int, sinks: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """All queries of one row: q is [T, N, H], the last of its kv_len positions."""
-        count, num_heads, head_dim = q.shape
-        page_size, num_kv_heads = pages.shape[1], pages.shape[3]
-        groups = num_heads // num_kv_heads
-        window = self.spec.window
-        first = 0 if window is None else max(0, kv_len - count - window + 1) // page_size
-        ids = table[first : -(-kv_len // page_size)].to(torch.int64)
-        read = pages[ids].flatten(0, 1)[: kv_len - first * page_size].to(q.dtype)  # [S, 2, K, H]
-        keys, values = read[:, 0].transpose(0, 1), read[:, 1].transpose(0, 1)  # [K, S, H]
-        key = torch.arange(first * page_size, kv_len, device=q.device)
-        query = torch.arange(kv_len - count, kv_len, device=q.device)[:, None]
+    def _seen_alone(
+        self, place: Tensor, count: int, kv_len: int, mask: Tensor | None, dtype: DType
+    ) -> tuple[Tensor, Tensor]:
+        """Where the last `count` positions of a row look, of its places [S'], and what each of them sees of that."""
+        start, window = kv_len - count, self.spec.window
+        first = 0 if window is None else max(0, start - window + 1)
+        key, query = torch.arange(first, kv_len), torch.arange(start, kv_len)[:, None]
         shown = key <= query
         if mask is not None:
-            new = key - (kv_len - count)
+            new = key - start
             seen = mask[:, torch.clamp(new, 0, mask.shape[1] - 1)] & (new < mask.shape[1])
             shown = (new < 0) | seen
         if window is not None:
             shown = shown & (key > query - window)
-        # [K, G, T, H] as a batch of K: each KV head's queries, of all its heads, look at the same keys.
-        queries = q.transpose(0, 1).reshape(num_kv_heads, groups * count, head_dim)
-        shown = shown.repeat(groups, 1)[None, None]
-        heads = None if sinks is None else sinks.reshape(num_kv_heads, groups, 1).repeat_interleave(count, dim=1)
-        out = attend(queries[None], keys[None], values[None], shown, self.spec, heads, self.fused)
+        if self.spec.soft_cap is None and not self.sinks:  # or each layer would make numbers of truth values
+            shown = torch.zeros(shown.shape, dtype=dtype).masked_fill_(~shown, -math.inf)
+        return place[first:kv_len], shown
+
+    def _row(self, q: Tensor, read: Tensor, shown: Tensor, sinks: Tensor | None) -> Tensor:
+        """All queries of one row: q is [T, N, H], `read` the keys and values of S positions."""
+        (count, num_heads, head_dim), size, window = q.shape, read.shape[0], self.spec.window
+        keys, values = read.view(size, 2, -1, head_dim).permute(1, 2, 0, 3)[:, :, None]  # [K, 1, S, H]
+        num_kv_heads = keys.shape[0]
+        # [K, G, T, H]: the heads of a KV head look at the same keys.
+        queries = q.transpose(0, 1).reshape(num_kv_heads, num_heads // num_kv_heads, count, head_dim)
+        heads = None if sinks is None else sinks.reshape(num_kv_heads, -1, 1, 1)
+        ahead = size - count  # keys in front of the first query's own
+        block = count if self.mask else _BLOCK  # a caller's mask may show later ones
+        outs: list[Tensor] = []
+        for first in range(0, count, block):
+            last = min(first + block, count)
+            low = 0 if window is None else max(0, ahead + first - window + 1)
+            seen = slice(low, ahead + last)
+            shape = (*queries.shape[:2], seen.stop - low, head_dim)
+            k, v = (each[:, :, seen].expand(shape) for each in (keys, values))
+            outs.append(attend(queries[:, :, first:last], k, v, shown[first:last, seen], self.spec, heads, self.fused))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
         return out.reshape(num_heads, count, head_dim).transpose(0, 1)
 
 
@@ -156,7 +173,8 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None, spec: AttentionSpec, sinks: Tensor | None,
     fused: Fused | None = None,
 ) -> Tensor:  # fmt: skip
-    """Softmax attention of q [..., T, H] over k and v [..., S, H] where `shown` [..., T, S] says so.
+    """Softmax attention of q [..., T, H] over k and v [..., S, H] where `shown` [..., T, S] says so, or with it added
+    to the scores, which only what is computed in one call takes.
 
     In one call of `fused` (torch's own where it is None), unless scores are capped or a sink takes part.
     """

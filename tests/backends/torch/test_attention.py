@@ -9,6 +9,7 @@ import pytest
 
 from distaff.backends.base import AttentionSpec, RaggedIndex
 from distaff.backends.reference import ReferenceBackend
+from distaff.backends.torch import attention
 from distaff.backends.torch.lowered import Target
 
 from .running import lowered, on_torch
@@ -54,6 +55,16 @@ def test_it_attends_and_writes_as_the_reference_does(
     want, got = jax.jit(call)(*args), on_torch(call, *args, target=target)
     np.testing.assert_allclose(got[0], want[0], atol=2e-6)
     np.testing.assert_array_equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("block", [3, 4])
+def test_prompts_are_computed_in_blocks(
+    block: int, spec: AttentionSpec, sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    test_it_attends_and_writes_as_the_reference_does([9, 5, 15], [8, 1, 7], None, spec, sinks, Target())
 
 
 @pytest.mark.parametrize("target", [Target(), Target(reads_values=False)], ids=["reads", "static"])
