@@ -17,7 +17,7 @@ from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, vector
 from .threads import parallel_for
 
 _NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
-"""Up to 4 items, as long as 32 pieces of work are left, stay together, so that each fetches for the next one."""
+"""Up to 4 items, as long as 32 pieces of work are left, are claimed at once: one takes 1 to 3 us."""
 
 _FETCH_AHEAD = 128
 """Positions between keys in use and those being fetched. 32 rows of 256 positions took 9.0 ms with 64, 11.1 without;
