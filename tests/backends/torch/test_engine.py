@@ -18,10 +18,10 @@ from ...serving import test_engine_on_models as suite
 MAX_LEN, NUM_TOKENS = 96, 24
 
 
-def engine_of(golden: Golden, backend: str | Backend) -> Engine:
+def engine_of(golden: Golden, backend: str | Backend, **config: Any) -> Engine:
     chosen = select_backend(backend) if isinstance(backend, str) else backend
     context = min(MAX_LEN, golden.config.max_positions)
-    settings = EngineConfig(context=context, max_batch=4, max_step_tokens=32)
+    settings = EngineConfig(context=context, max_batch=4, max_step_tokens=32, **config)
     size, groups = chosen.page_size, golden.config.cache_groups
     one = sum(page_bytes(group, chosen, page_size=size, dtype="float32") for group in groups)
     settings = replace(settings, kv_memory=one * (4 * -(-context // size) + 1) + 1)
