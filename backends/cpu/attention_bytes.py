@@ -14,7 +14,7 @@ from .attention_layout import LANES, PageLayout
 from .attention_math import constant, fma, largest, reduced
 from .attention_shape import BLOCK, Tile, TileSpec
 from .jit import F32, I8, I16, I32, POINTER, Code, Value, vector
-from .matmul_tile import multiplies_bytes
+from .tile import multiplies_bytes
 
 _WORDS = vector(I32, LANES)
 _FLOATS = vector(F32, LANES)

@@ -20,9 +20,11 @@ from .gate import silu_gate
 from .jit import check_jit, processor
 from .large_pages import gathered
 from .norm import rms_norm
-from .packing import PackedMatrix, is_packed, pack_tree
-from .products import SHORT, grouped, kind_of, linear
+from .packing import PackedMatrix, is_packed
+from .packing_tree import pack_tree
+from .products import grouped, kind_of, linear
 from .rotate import rotate
+from .tile import SHORT
 
 _DECODE_BUCKETS = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8

@@ -16,10 +16,12 @@ from functools import cache, partial
 
 from llvmlite import ir
 
-from .ffi import Frame, handler, register
+from .ffi import Buffer, Frame, handler, register
+from .groups import Groups, emit_expansion
 from .jit import I1, I8, I32, I64, POINTER, VOID, Code, Value, function
-from .matmul_tile import WORD, Precision, Tiles, tile
+from .matmul_tile import Tiles
 from .threads import parallel_for
+from .tile import WORD, Precision, tile
 from .tokens import emit_rounding
 
 _CHUNK_WORK = 1 << 19
@@ -33,26 +35,27 @@ _ROW_BYTES = 1 << 19
 
 @dataclass(frozen=True)
 class _Kernels:
-    """Emits the functions for weights of one type into a module."""
+    """Emits the functions for weights of one type into a module; with `groups`, for such that groups.py expands."""
 
     module: ir.Module
     given: Precision
+    groups: Groups | None = None
 
     @property
     def tiles(self) -> Tiles:
         return Tiles(self.module, self.given)
 
     def block(self) -> ir.Function:
-        """block(x, w, words, out, out_bytes, columns, rows, first, last, scales, row_scales): rows of x times panels
-        first..last-1 of a weight that starts at w and has `columns` columns."""
+        """block(x, w, words, num_groups, group_bytes, out, out_bytes, columns, rows, first, last, scales, row_scales):
+        rows of x times panels first..last-1 of a weight that starts at w and has `columns` columns."""
         shape = tile()
-        kinds = [POINTER, POINTER, I64, POINTER, I64, I64, I64, I64, I64, POINTER, POINTER]
+        kinds = [POINTER, POINTER, I64, I64, I64, POINTER, I64, I64, I64, I64, I64, POINTER, POINTER]
         made, code = function(self.module, f"block.{self.given}", VOID, kinds)
-        x, w, words, out, out_bytes, columns, rows, first, last, scales, row_scales = made.args
+        x, w, words, num_groups, group_bytes, out, out_bytes, columns, rows, first, last, scales, row_scales = made.args
         x_stride, out_stride = code.times(words, self.tiles.x_word), code.times(columns, out_bytes)
-        panel_bytes = code.times(words, shape.columns * WORD)
+        panel_bytes = code.times(num_groups, group_bytes)
         tiles = {
-            (count, panels): self.tiles.emit(count, panels)
+            (count, panels): self.tiles.emit(count, panels, self.groups)
             for count in range(1, shape.rows + 1)
             for panels in {1, shape.panels(count)}
         }
@@ -61,18 +64,22 @@ class _Kernels:
         num_tiles = code.ceil_div(rows, shape.rows)
         height = code.ceil_div(rows, num_tiles)
         # Each of a panel's tiles fetches its share of the next panel, so that memory works all the time.
-        step = code.udiv(code.i64(shape.columns * WORD), num_tiles)
+        step = code.udiv(code.udiv(panel_bytes, words), num_tiles)
 
-        def run(count: int, panels: int, row: Value, panel: Value) -> None:
+        def run(count: int, panels: int, row: Value, panel: Value, expanded: Value | None = None) -> None:
+            """A tile of neighbouring panels, or of one that was expanded."""
             start = code.times(panel, shape.columns)
             share = code.times(code.udiv(row, height), code.times(words, step))
+            plain = expanded is not None
             code.call(
-                tiles[count, panels],
+                dense[count] if plain else tiles[count, panels],
                 [
                     code.at(x, code.times(row, x_stride)),
                     x_stride,
-                    code.at(w, code.times(panel, panel_bytes)),
+                    expanded if plain else code.at(w, code.times(panel, panel_bytes)),
                     words,
+                    code.i64(1) if plain else num_groups,
+                    code.times(words, shape.columns * WORD) if plain else group_bytes,
                     code.at(out, code.times(row, out_stride), code.times(start, out_bytes)),
                     out_stride,
                     out_bytes,
@@ -97,30 +104,54 @@ class _Kernels:
             code.loop(last, partial(run, count, 1, code.i64(0)), start=whole)
             code.ret_void()
 
-        code.position_at_end(bulk)
+        def each_tile(panel: Value, expanded: Value | None, row: Value) -> None:
+            end = code.append_basic_block("tile.end")
+            choice = code.switch(code.least(height, code.sub(rows, row)), end)
+            for count in range(1, shape.rows + 1):
+                case = code.append_basic_block(f"tile{count}")
+                choice.add_case(code.i64(count), case)
+                code.position_at_end(case)
+                run(count, 1, row, panel, expanded)
+                code.branch(end)
+            code.position_at_end(end)
 
         def each_panel(panel: Value) -> None:
-            def each_tile(row: Value) -> None:
-                end = code.append_basic_block("tile.end")
-                choice = code.switch(code.least(height, code.sub(rows, row)), end)
-                for count in range(1, shape.rows + 1):
-                    case = code.append_basic_block(f"tile{count}")
-                    choice.add_case(code.i64(count), case)
-                    code.position_at_end(case)
-                    run(count, 1, row, panel)
-                    code.branch(end)
-                code.position_at_end(end)
+            code.loop(rows, partial(each_tile, panel, None), step=height)
 
-            code.loop(rows, each_tile, step=height)
+        code.position_at_end(bulk)
+        if self.groups is not None:
+            # What several tiles read is expanded once.
+            with code.if_then(code.icmp_signed(">", rows, code.i64(shape.rows))):
+                dense = {count: self.tiles.emit(count, 1) for count in range(1, shape.rows + 1)}
+                expand = emit_expansion(self.module, self.groups)
+                room = code.intrinsic("malloc", POINTER, code.times(words, shape.columns * WORD))
 
+                def each_expanded_panel(panel: Value) -> None:
+                    code.call(expand, [code.at(w, code.times(panel, panel_bytes)), num_groups, group_bytes, room])
+                    code.loop(rows, partial(each_tile, panel, room), step=height)
+
+                code.loop(last, each_expanded_panel, start=first)
+                code.intrinsic("free", VOID, room)
+                code.ret_void()
         code.loop(last, each_panel, start=first)
         code.ret_void()
         return made
 
+    def _panels(self, code: Code, weights: Buffer, words: Value) -> tuple[Value, Value]:
+        """How many groups a panel has, and the bytes of each; of panels without groups, those of all words."""
+        if self.groups is None:
+            return code.i64(1), code.times(words, tile().columns * WORD)
+        return weights.size(2), weights.size(3)
+
+    def _words(self, code: Code, x: Buffer, weights: Buffer) -> Value:
+        """Words of weights that one column has."""
+        return weights.size(2) if self.groups is None else code.udiv(x.size(1), code.i64(self.groups.pair))
+
     def linear(self, block: ir.Function) -> list[str]:
         """Handlers of linear(x [M, K], count [], then of each of some matrices its weights [S, panels, words, columns,
         group], number [] and, where they are scaled, scales [S, panels, 2, columns]) -> [M, N] of each matrix: the
-        first `count` rows, zeros behind them. The chunks of all matrices are those of one parallel loop.
+        first `count` rows, zeros behind them. The chunks of all matrices are those of one parallel loop. Weights in
+        groups are [S, panels, groups, bytes].
 
         Of i8, x comes as fp32 or bf16, and two further results are memory to round it in: [M, 4 words] and [M].
         """
@@ -137,17 +168,17 @@ class _Kernels:
         matrix = code.at(job["matrices"], code.times(number, _MATRIX_BYTES), 8)
         job |= _Job.of(code, matrix, _MATRIX[1:])
         chunk = code.sub(body.args[1], start)
-        group, band = code.urem(chunk, job["groups"]), code.udiv(chunk, job["groups"])
+        part, band = code.urem(chunk, job["parts"]), code.udiv(chunk, job["parts"])
         row = code.times(band, job["high"])
         rows = code.least(job["high"], code.sub(job["rows"], row))
-        self._run_block(code, block, job, code.i64(0), row, rows, code.times(group, job["wide"]))
+        self._run_block(code, block, job, code.i64(0), row, rows, code.times(part, job["wide"]))
 
         operands = 3 if self.tiles.scaled else 2
 
         def handle(frame: Frame, out_bytes: int, rounded_from: str | None = None) -> None:
             code, x = frame.code, frame.argument(0)
             num_matrices = code.udiv(code.sub(frame.num_arguments, code.i64(2)), code.i64(operands))
-            words = frame.argument(2).size(2)
+            words = self._words(code, x, frame.argument(2))
             rows = code.least(x.size(0), code.most(code.sext(code.read(I32, frame.argument(1).data), I64), 1))
             high = code.most(code.udiv(code.i64(_ROW_BYTES), code.times(words, self.tiles.x_word)), tile().rows)
             bands = code.ceil_div(rows, high)
@@ -158,18 +189,20 @@ class _Kernels:
                 weights, out = frame.argument(first), frame.result(at)
                 panels, columns = weights.size(1), out.size(1)
                 _clear_behind(code, out.data, rows, x.size(0), code.times(columns, out_bytes))
-                panel_bytes = code.times(words, tile().columns * WORD)
+                num_groups, group_bytes = self._panels(code, weights, words)
+                panel_bytes = code.times(num_groups, group_bytes)
                 number = code.sext(code.read(I32, frame.argument(code.plus(first, 1)).data), I64)
                 w = code.at(weights.data, code.times(number, code.times(panels, panel_bytes)))
                 scales: Value = ir.Constant(POINTER, None)
                 if self.tiles.scaled:
                     before = code.times(code.times(number, panels), _scale_bytes())
                     scales = code.at(frame.argument(code.plus(first, 2)).data, before)
-                wide = _panels_of_a_chunk(code, panels, panel_bytes, code.least(rows, high))
-                groups = code.ceil_div(panels, wide)
-                chunks = code.add(chunks, code.times(groups, bands))
+                wide = _panels_of_a_chunk(code, panels, words, code.least(rows, high))
+                parts = code.ceil_div(panels, wide)
+                chunks = code.add(chunks, code.times(parts, bands))
                 entry = code.at(matrices, code.times(at, _MATRIX_BYTES))
-                for field, value in enumerate((chunks, w, out.data, columns, panels, wide, groups, scales)):
+                values = (chunks, w, out.data, columns, panels, wide, parts, scales, num_groups, group_bytes)
+                for field, value in enumerate(values):
                     code.write(value, entry, 8 * field)
                 return [chunks]
 
@@ -193,20 +226,20 @@ class _Kernels:
     def grouped(self, block: ir.Function) -> list[str]:
         """Handlers of grouped(x [R, K], weights, number [], group_sizes [E]) -> [R, N]: matrix number + e for the rows
         of group e, zeros behind the last group. Scales are further operands, as in linear."""
-        fields = ("x", "w", "out", "out_bytes", "words", "columns", "panels", "wide", "groups", "table")
-        fields += _SCALES
+        fields = ("x", "w", "out", "out_bytes", "words", "num_groups", "group_bytes", "columns", "panels", "wide")
+        fields += ("parts", "table", *_SCALES)
         body, code = function(self.module, "grouped.chunk", VOID, [POINTER, I64])
         job = _Job.of(code, body.args[0], fields)
-        part, entry = code.urem(body.args[1], job["groups"]), code.udiv(body.args[1], job["groups"])
+        part, entry = code.urem(body.args[1], job["parts"]), code.udiv(body.args[1], job["parts"])
         expert, row, rows = (code.read(I64, job["table"], code.times(entry, 24), 8 * at) for at in range(3))
         self._run_block(code, block, job, expert, row, rows, code.times(part, job["wide"]))
 
         def handle(frame: Frame, out_bytes: int) -> None:
             code = frame.code
             x, weights, sizes, out = frame.argument(0), frame.argument(1), frame.argument(3), frame.result(0)
-            rows, panels, words = x.size(0), weights.size(1), weights.size(2)
-            panel_bytes = code.times(words, tile().columns * WORD)
-            w = _matrix(code, frame, code.times(panels, panel_bytes))
+            rows, panels, words = x.size(0), weights.size(1), self._words(code, x, weights)
+            num_groups, group_bytes = self._panels(code, weights, words)
+            w = _matrix(code, frame, code.times(panels, code.times(num_groups, group_bytes)))
             # The groups that have rows: (expert, first row, rows) each.
             table = code.intrinsic("malloc", POINTER, code.times(code.plus(sizes.size(0), 1), 24))
             lengths = sizes.data
@@ -222,11 +255,11 @@ class _Kernels:
 
             count, end = code.loop(sizes.size(0), each_group, [code.i64(0), code.i64(0)])
             _clear_behind(code, out.data, end, rows, code.times(out.size(1), out_bytes))
-            wide = _panels_of_a_chunk(code, panels, panel_bytes, code.ceil_div(end, code.most(count, 1)))
-            groups = code.ceil_div(panels, wide)
-            values = (x.data, w, out.data, code.i64(out_bytes), words, out.size(1), panels, wide, groups, table)
-            chunks = code.times(groups, count)
-            job = _Job.new(code, (*values, *self._scales(frame, panels)))
+            wide = _panels_of_a_chunk(code, panels, words, code.ceil_div(end, code.most(count, 1)))
+            parts = code.ceil_div(panels, wide)
+            values = (x.data, w, out.data, code.i64(out_bytes), words, num_groups, group_bytes, out.size(1), panels)
+            job = _Job.new(code, (*values, wide, parts, table, *self._scales(frame, panels)))
+            chunks = code.times(parts, count)
             code.call(parallel_for(self.module), [frame.pointer, chunks, code.address(body), job])
             code.intrinsic("free", VOID, table)
 
@@ -237,7 +270,7 @@ class _Kernels:
     ) -> None:
         """A chunk: `rows` rows from `row` on, times job["wide"] panels from `first` on, of one matrix of several."""
         words, panels = job["words"], job["panels"]
-        matrix_bytes = code.times(code.times(words, tile().columns * WORD), panels)
+        matrix_bytes = code.times(code.times(job["num_groups"], job["group_bytes"]), panels)
         out_stride = code.times(job["columns"], job["out_bytes"])
         code.call(
             block,
@@ -245,6 +278,8 @@ class _Kernels:
                 code.at(job["x"], code.times(row, code.times(words, self.tiles.x_word))),
                 code.at(job["w"], code.times(matrix, matrix_bytes)),
                 words,
+                job["num_groups"],
+                job["group_bytes"],
                 code.at(job["out"], code.times(row, out_stride)),
                 job["out_bytes"],
                 job["columns"],
@@ -279,7 +314,7 @@ class _Kernels:
 
 
 _SCALES = ("scales", "row_scales")
-_MATRIX = ("end", "w", "out", "columns", "panels", "wide", "groups", "scales")
+_MATRIX = ("end", "w", "out", "columns", "panels", "wide", "parts", "scales", "num_groups", "group_bytes")
 """Of each matrix of a call, the number of the first chunk behind its own and what its chunks need."""
 _MATRIX_BYTES = 8 * len(_MATRIX)
 MOST_MATRICES = 4
@@ -319,24 +354,24 @@ def _clear_behind(code: Code, out: Value, first: Value, end: Value, stride: Valu
     code.intrinsic("llvm.memset.p0.i64", VOID, behind, zero, code.times(code.sub(end, first), stride), plain)
 
 
-def _panels_of_a_chunk(code: Code, panels: Value, panel_bytes: Value, rows: Value) -> Value:
+def _panels_of_a_chunk(code: Code, panels: Value, words: Value, rows: Value) -> Value:
     """Panels worth a chunk of the parallel loop."""
-    work = code.times(panel_bytes, code.most(rows, _STREAMED_ROWS))
+    work = code.times(code.times(words, tile().columns * WORD), code.most(rows, _STREAMED_ROWS))
     enough = code.most(code.ceil_div(code.i64(_CHUNK_WORK), work), code.ceil_div(panels, _MAX_CHUNKS))
     side_by_side = tile().panels(1)
     several = code.times(code.ceil_div(enough, side_by_side), side_by_side)
     return code.select(code.icmp_signed("<=", rows, code.i64(tile().rows // 2)), several, enough)
 
 
-def emitted(given: Precision) -> tuple[ir.Module, list[str]]:
-    """The kernels for weights of this type, and the names of the handlers among them."""
-    kernels = _Kernels(ir.Module(f"distaff_cpu_matmul_{given}"), given)
+def emitted(given: Precision, groups: Groups | None = None) -> tuple[ir.Module, list[str]]:
+    """The kernels for weights of this type, or for such that are expanded to it; and the names of the handlers."""
+    kernels = _Kernels(ir.Module(f"distaff_cpu_matmul_{given}"), given, groups)
     block = kernels.block()
     return kernels.module, kernels.linear(block) + kernels.grouped(block)
 
 
 @cache
-def targets(given: Precision) -> dict[str, str]:
+def targets(given: Precision, groups: Groups | None = None) -> dict[str, str]:
     """Custom call targets for weights of this type, by "linear_<weights>_<result>" and "grouped_<...>".
 
     The first call compiles and registers them.
@@ -344,4 +379,4 @@ def targets(given: Precision) -> dict[str, str]:
     Raises:
         UnsupportedError: no machine code can be made here.
     """
-    return register(*emitted(given), optimise=False)
+    return register(*emitted(given, groups), optimise=False)

@@ -1,66 +1,17 @@
 """Tiles of the matmul kernels: some rows of x times a few panels of packed weights, with the sums in registers.
 
-matmul.py says how weights are packed, and loops over tiles.
+matmul.py and groups.py say how weights are packed; the former loops over tiles.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
 
 from llvmlite import ir
 
 from .attention_math import rounded
-from .jit import BF16, F32, I16, I32, I64, POINTER, VOID, Code, Value, features, function, processor, vector
-
-Precision = Literal["f32", "bf16", "w8", "i8"]
-
-WORD = 4
-"""Bytes of a group: one element of a tile's vectors."""
-_LINE = 64
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Sums held in registers: rows times vectors of `lanes` fp32 each."""
-
-    rows: int
-    vectors: int
-    lanes: int
-
-    @property
-    def columns(self) -> int:
-        return self.vectors * self.lanes
-
-    def panels(self, rows: int) -> int:
-        """Panels side by side in a tile of this many rows: few rows need several, to hide the latency of a sum."""
-        return next((panels for panels in (4, 2) if panels * rows <= self.rows), 1)
-
-
-@cache
-def tile() -> Tile:
-    """The tile that fits this processor's registers."""
-    if "avx512f" in features():
-        return Tile(rows=12, vectors=2, lanes=16)
-    if "avx2" in features():
-        return Tile(rows=6, vectors=2, lanes=8)
-    return Tile(rows=4, vectors=2, lanes=4)
-
-
-@cache
-def multiplies_bf16() -> bool:
-    """Whether bf16 weights are multiplied with x in bf16, and not with x in fp32, which they are widened to.
-
-    Zen 4 and 5 do a dot product of bf16 pairs at the rate of an fp32 multiply-add. Intel's cores take four times as
-    long for it (Emerald Rapids: 1.3 G/s against 5.4 G/s), so that widening is twice as fast.
-    """
-    return processor().startswith("znver") and "avx512bf16" in features()
-
-
-@cache
-def multiplies_bytes() -> bool:
-    """Whether dot products of bytes are there."""
-    return "avx512vnni" in features()
+from .groups import Groups
+from .jit import BF16, F32, I16, I32, I64, POINTER, VOID, Code, Value, function, vector
+from .tile import LINE, WORD, Precision, multiplies_bf16, tile
 
 
 @dataclass(frozen=True)
@@ -82,51 +33,33 @@ class Tiles:
         """Whether weights have scales."""
         return self.given in ("w8", "i8")
 
-    def emit(self, rows: int, panels: int) -> ir.Function:
-        """tile(x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step, scales, row_scales): rows of x
-        times neighbouring panels, written as fp32 or, if out_bytes is 2, bf16.
+    def emit(self, rows: int, panels: int, groups: Groups | None = None) -> ir.Function:
+        """tile(x, x_stride, w, words, num_groups, group_bytes, out, out_stride, out_bytes, columns, ahead, step,
+        scales, row_scales): rows of x times neighbouring panels, written as fp32 or, if out_bytes is 2, bf16. With
+        `groups` the panels are those of groups.py, and expanded in registers.
 
         Strides are in bytes; `columns` is how many of the panels' columns exist, and only those are written. With
         each word, memory `step` bytes further behind `ahead` is asked for: the panels that come next. Of weights that
         have them, `scales` are the first panel's [panels, 2, columns], and `row_scales` those of x.
         """
-        shape, name = tile(), f"tile.{self.given}.{rows}.{panels}"
-        kinds = [POINTER, I64, POINTER, I64, POINTER, I64, I64, I64, POINTER, I64, POINTER, POINTER]
+        shape, name = tile(), f"tile.{'groups' if groups else self.given}.{rows}.{panels}"
+        kinds = [POINTER, I64, POINTER, I64, I64, I64, POINTER, I64, I64, I64, POINTER, I64, POINTER, POINTER]
         made, code = function(self.module, name, VOID, kinds)
-        x, x_stride, w, words, out, out_stride, out_bytes, columns, ahead, step, scales, row_scales = made.args
-        vectors = shape.vectors * panels
-        panel_bytes = code.times(words, shape.columns * WORD)
+        x, x_stride, w, words, num_groups, group_bytes, out, out_stride, out_bytes, columns, ahead, step = made.args[
+            :12
+        ]
+        scales, row_scales = made.args[12:]
+        panel_bytes = code.times(num_groups, group_bytes)
         x_rows = [code.at(x, code.times(x_stride, row)) for row in range(rows)]
         panel_starts = [code.at(w, code.times(panel_bytes, panel)) for panel in range(panels)]
-        zero = ir.Constant(vector(F32, shape.lanes), [0.0] * shape.lanes)
-        if self.given == "i8":
-            zero = ir.Constant(vector(I32, shape.lanes), [0] * shape.lanes)
-
-        def accumulate(word: Value, *sums: Value) -> list[Value]:
-            where = code.times(word, shape.columns * WORD)
-            weights = [
-                code.read(vector(I32, shape.lanes), start, where, number * shape.lanes * WORD, align=4)
-                for start in panel_starts
-                for number in range(shape.vectors)
-            ]
-            for panel in range(panels):
-                for line in range(0, shape.columns * WORD, _LINE):
-                    code.prefetch(code.at(ahead, code.times(panel_bytes, panel), code.times(word, step), line))
-            for part, factors in enumerate(self._factors(code, weights)):
-                new: list[Value] = []
-                for row, start in enumerate(x_rows):
-                    group = code.read(I32, start, code.times(word, self.x_word), WORD * part, align=2)
-                    group = code.splat(group, shape.lanes)
-                    these = sums[row * vectors : (row + 1) * vectors]
-                    # Pinned, or LLVM loads all of x first and runs out of registers.
-                    new += code.pin([self._multiply(code, *each, group) for each in zip(these, factors, strict=True)])
-                sums = tuple(new)
-            return list(sums)
-
-        sums = code.loop(words, accumulate, [zero] * (rows * vectors))
+        next_starts = [code.at(ahead, code.times(panel_bytes, panel)) for panel in range(panels)]
+        if groups is None:
+            sums = self._sums(code, x_rows, panel_starts, next_starts, words, step)
+        else:
+            sums = self._sums_of_groups(code, groups, x_rows, panel_starts, next_starts, num_groups, group_bytes)
         if self.scaled:
             sums = self._scaled(code, sums, rows, scales, row_scales)
-        full = code.icmp_signed(">=", columns, code.i64(vectors * shape.lanes))
+        full = code.icmp_signed(">=", columns, code.i64(panels * shape.columns))
         out_rows = [code.at(out, code.times(out_stride, row)) for row in range(rows)]
         with code.if_else(code.icmp_signed("==", out_bytes, code.i64(2))) as (short, long):
             for branch, kind in ((short, I16), (long, F32)):
@@ -137,6 +70,96 @@ class Tiles:
                         self._store(code, sums, out_rows, kind, columns)
         code.ret_void()
         return made
+
+    def _sums(
+        self,
+        code: Code,
+        x_rows: Sequence[Value],
+        panel_starts: Sequence[Value],
+        next_starts: Sequence[Value],
+        words: Value,
+        step: Value,
+    ) -> list[Value]:
+        """Each row times each panel: of a row the vectors of all panels, then those of the next row."""
+        shape = tile()
+
+        def accumulate(word: Value, *sums: Value) -> list[Value]:
+            where = code.times(word, shape.columns * WORD)
+            weights = [
+                code.read(vector(I32, shape.lanes), start, where, number * shape.lanes * WORD, align=4)
+                for start in panel_starts
+                for number in range(shape.vectors)
+            ]
+            for start in next_starts:
+                for line in range(0, shape.columns * WORD, LINE):
+                    code.prefetch(code.at(start, code.times(word, step), line))
+            return self._added(code, sums, weights, x_rows, code.times(word, self.x_word))
+
+        return code.loop(words, accumulate, self._zeros(len(x_rows) * len(panel_starts)))
+
+    def _sums_of_groups(
+        self,
+        code: Code,
+        groups: Groups,
+        x_rows: Sequence[Value],
+        panel_starts: Sequence[Value],
+        next_starts: Sequence[Value],
+        num_groups: Value,
+        group_bytes: Value,
+    ) -> list[Value]:
+        """As _sums, of panels of groups: a panel's step is expanded and multiplied before the next one's."""
+        rows, panels, per_panel = len(x_rows), len(panel_starts), tile().vectors
+        steps = groups.steps(code, group_bytes)
+
+        def each_group(group: Value, *sums: Value) -> list[Value]:
+            start = code.times(group, group_bytes)
+            factors = [groups.factors(code, code.at(panel, start)) for panel in panel_starts]
+            x_start = code.times(code.times(group, steps), groups.words * self.x_word)
+
+            def each_step(step: Value, *sums: Value) -> list[Value]:
+                made = list(sums)
+                where = code.plus(code.plus(start, groups.head_bytes), code.times(step, groups.step_bytes))
+                x_step = code.plus(x_start, code.times(step, groups.words * self.x_word))
+                for panel in range(panels):
+                    for line in range(0, groups.step_bytes, LINE):
+                        code.prefetch(code.at(next_starts[panel], where, line))
+                    words = groups.expand(code, code.at(panel_starts[panel], where), *factors[panel])
+                    places = [
+                        (row * panels + panel) * per_panel + number
+                        for row in range(rows)
+                        for number in range(per_panel)
+                    ]
+                    these = [made[place] for place in places]
+                    for word, weights in enumerate(words):
+                        these = self._added(code, these, weights, x_rows, code.plus(x_step, word * self.x_word))
+                    for place, value in zip(places, these, strict=True):
+                        made[place] = value
+                return made
+
+            return code.loop(steps, each_step, sums)
+
+        return code.loop(num_groups, each_group, self._zeros(rows * panels))
+
+    def _zeros(self, panels: int) -> list[Value]:
+        """Sums of so many panels' columns."""
+        element = I32 if self.given == "i8" else F32
+        zero = ir.Constant(vector(element, tile().lanes), [0 if element is I32 else 0.0] * tile().lanes)
+        return [zero] * (panels * tile().vectors)
+
+    def _added(
+        self, code: Code, sums: Sequence[Value], weights: list[Value], x_rows: Sequence[Value], where: Value
+    ) -> list[Value]:
+        """The word of x there in each row, times vectors of weights, added to the sums of each row."""
+        lanes, vectors = tile().lanes, len(weights)
+        for part, factors in enumerate(self._factors(code, weights)):
+            new: list[Value] = []
+            for row, start in enumerate(x_rows):
+                group = code.splat(code.read(I32, start, where, WORD * part, align=2), lanes)
+                these = sums[row * vectors : (row + 1) * vectors]
+                # Pinned, or LLVM loads all of x first and runs out of registers.
+                new += code.pin([self._multiply(code, *each, group) for each in zip(these, factors, strict=True)])
+            sums = new
+        return list(sums)
 
     def _factors(self, code: Code, weights: list[Value]) -> Iterator[list[Value]]:
         """What the words of weights hold for each word of x in turn: themselves, each of two bf16 or each of four

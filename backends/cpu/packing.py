@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int8, Int32, Num
 
-from ..base import PyTree
-from ..quantized import Quantized, is_quantized, scales
-from .matmul_tile import tile
+from ..quantized import Quantized, scales
+from .tile import tile
 
 
 @no_type_check  # JAX rebuilds it around tracers, shapes and shardings
@@ -124,26 +123,3 @@ def _pack(
     padded = jnp.pad(weight.reshape(matrices, rows, width), ((0, 0), (0, -rows % columns), (0, -width % group)))
     split = padded.reshape(matrices, padded.shape[1] // columns, columns, padded.shape[2] // group, group)
     return split.transpose(0, 1, 3, 2, 4)
-
-
-def pack_tree(params: PyTree, dtypes: tuple[str, ...]) -> PyTree:
-    """Packs the matrices among a decoder's weights; norms, biases and other leaves stay as they are.
-
-    The leaves' paths tell: projections are called `weight` (those of attention's output contract two axes), tables of
-    rows `table`, and an expert's matrices `gate`, `up` and `down`; layers are stacked below `segments`.
-    """
-
-    def leaf(path: tuple[Any, ...], weight: Any) -> Any:
-        keys = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-        stacked = int(keys[0] == "segments")
-        experts = keys[-2:-1] == ["experts"] and keys[-1] in ("gate", "up", "down")
-        if str(weight.dtype) not in dtypes or not (experts or keys[-1] in ("weight", "table")):
-            return weight
-        contracted = 2 if keys[-3:-1] == ["attention", "o"] else 1
-        if not is_quantized(weight):
-            return pack(weight, stacked + experts, contracted)
-        if weight.kind == "int8" and weight.per_channel(contracted):
-            return pack_int8(weight, stacked + experts, contracted)
-        return weight
-
-    return jax.tree_util.tree_map_with_path(leaf, params, is_leaf=is_quantized)

@@ -10,18 +10,17 @@ from jaxtyping import Array, Float, Int, Num
 
 from ..quantized import round_tokens
 from . import matmul
+from .groups import Groups
 from .jit import round_up
-from .matmul_tile import WORD, Precision, multiplies_bf16, multiplies_bytes
 from .packing import PackedInt8, PackedMatrix
+from .packing_groups import PackedGroups
+from .tile import SHORT, WORD, Precision, multiplies_bf16, multiplies_bytes
 from .tokens import byte_tokens
 
-SHORT: dict[str, Precision] = {"float32": "f32", "bfloat16": "bf16"}
-"""What kernels call the types of activations and results."""
 
-
-def kind_of(weight: PackedMatrix) -> tuple[str, bool]:
+def kind_of(weight: PackedMatrix) -> tuple[Precision, bool, Groups | None]:
     """What has to be the same of matrices that one call multiplies."""
-    return str(weight.panels.dtype), isinstance(weight, PackedInt8) and weight.activations
+    return _given(weight), isinstance(weight, PackedInt8) and weight.activations, _groups(weight)
 
 
 def linear(
@@ -46,12 +45,12 @@ def _linear(
             jax.ShapeDtypeStruct((x.shape[0],), jnp.float32),
         ]
         name = f"linear_{x.dtype.name}_i8"
-        return _call(given, name, results, x, count, *operands)[: len(weights)]
+        return _call(weights[0], name, results, x, count, *operands)[: len(weights)]
     tokens, each = _taken(x, weights[0])
     if each is None:
-        return _call(given, f"linear_{given}", results, tokens, count, *operands)
+        return _call(weights[0], f"linear_{given}", results, tokens, count, *operands)
     wide = [jax.ShapeDtypeStruct(result.shape, jnp.float32) for result in results]
-    products = _call(given, f"linear_{given}", wide, tokens, count, *operands)
+    products = _call(weights[0], f"linear_{given}", wide, tokens, count, *operands)
     return [(product * each[:, None]).astype(dtype) for product in products]
 
 
@@ -65,15 +64,20 @@ def grouped(
     result = jax.ShapeDtypeStruct((x.shape[0], math.prod(weight.out)), dtype)
     if given == "i8":
         tokens, each = byte_tokens(x, jnp.int32(x.shape[0]))
-        return _call(given, "grouped_i8", [result], tokens, *operands, each)[0]
+        return _call(weight, "grouped_i8", [result], tokens, *operands, each)[0]
     tokens, each = _taken(x, weight)
     if each is None:
-        return _call(given, f"grouped_{given}", [result], tokens, *operands)[0]
+        return _call(weight, f"grouped_{given}", [result], tokens, *operands)[0]
     wide = jax.ShapeDtypeStruct(result.shape, jnp.float32)
-    return (_call(given, f"grouped_{given}", [wide], tokens, *operands)[0] * each[:, None]).astype(dtype)
+    return (_call(weight, f"grouped_{given}", [wide], tokens, *operands)[0] * each[:, None]).astype(dtype)
+
+
+def _groups(weight: PackedMatrix) -> Groups | None:
+    return weight.groups if isinstance(weight, PackedGroups) else None
 
 
 def _given(weight: PackedMatrix) -> Precision:
+    """The kernels of a weight; of one in groups, those that take it expanded."""
     if not isinstance(weight, PackedInt8):
         return SHORT[str(weight.dtype)]
     return "i8" if weight.activations and multiplies_bytes() else "w8"
@@ -92,10 +96,12 @@ def _taken(x: Float[Array, "T K"], weight: PackedMatrix) -> tuple[Num[Array, "T 
         x, each = tokens.numbers, tokens.scale
     pairs = not isinstance(weight, PackedInt8) and str(weight.dtype) == "bfloat16" and multiplies_bf16()
     x = x.astype(jnp.bfloat16 if pairs else jnp.float32)
-    _, _, words, _, group = weight.panels.shape
-    return jnp.pad(x, ((0, 0), (0, words * group - x.shape[1]))), each
+    if not isinstance(weight, PackedGroups):
+        _, _, words, _, group = weight.panels.shape
+        x = jnp.pad(x, ((0, 0), (0, words * group - x.shape[1])))
+    return x, each
 
 
-def _call(given: Precision, name: str, results: list[jax.ShapeDtypeStruct], *operands: Array) -> list[Array]:
-    target = matmul.targets(given)[f"{name}_{SHORT[jnp.dtype(results[0].dtype).name]}"]
+def _call(weight: PackedMatrix, name: str, results: list[jax.ShapeDtypeStruct], *operands: Array) -> list[Array]:
+    target = matmul.targets(_given(weight), _groups(weight))[f"{name}_{SHORT[jnp.dtype(results[0].dtype).name]}"]
     return list(jax.ffi.ffi_call(target, results)(*operands))

@@ -12,8 +12,8 @@ from ..token_scales import LARGEST
 from .attention_math import constant, largest, reduced
 from .ffi import Buffer, Frame, handler, register
 from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, round_up, vector
-from .matmul_tile import WORD
 from .rows import LANES, SIZES, inside, over_rows, read, rows_of_chunk, whole_vectors
+from .tile import WORD
 
 _ROUND = 1.5 * 2**23
 """Added to a smaller number, it leaves the nearest whole one in the lowest bits."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from distaff.backends.cpu.gate import silu_gate
-from distaff.backends.cpu.matmul_tile import multiplies_bytes
 from distaff.backends.cpu.norm import rms_norm
+from distaff.backends.cpu.tile import multiplies_bytes
 from distaff.backends.cpu.tokens import byte_tokens
 from distaff.backends.quantized import round_tokens
 

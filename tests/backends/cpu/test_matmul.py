@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distaff.backends.cpu import jit, matmul, matmul_tile
+from distaff.backends.cpu import jit, matmul, tile
 from distaff.backends.cpu.backend import CpuBackend
 from distaff.backends.cpu.packing import PackedMatrix, pack, pack_int8
 from distaff.backends.quantized import Quantized
@@ -157,10 +157,10 @@ def test_many_threads_on_many_devices() -> None:
 @pytest.fixture
 def as_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, set[str]], None]]:
     """Makes the kernels of another processor, for the time of a test."""
-    cached = (matmul_tile.tile, matmul_tile.multiplies_bf16)
+    cached = (tile.tile, tile.multiplies_bf16)
 
     def pretend(name: str, features: set[str]) -> None:
-        for module in (matmul_tile, jit):
+        for module in (tile, jit):
             monkeypatch.setattr(module, "features", lambda: frozenset(features))
             monkeypatch.setattr(module, "processor", lambda: name)
         monkeypatch.setattr(matmul, "targets", cache(matmul.targets.__wrapped__))
@@ -182,7 +182,7 @@ def test_narrower_processors(
     name: str, features: set[str], lanes: int, dtype: str, as_processor: Callable[[str, set[str]], None]
 ) -> None:
     as_processor(name, features)
-    assert matmul_tile.tile().lanes == lanes
+    assert tile.tile().lanes == lanes
     w = weights((130, 515), dtype)
     for num_rows in (1, 3, 23):
         x = rows(num_rows, 130, dtype, 0)
@@ -192,6 +192,6 @@ def test_narrower_processors(
 @pytest.mark.skipif("avx512bf16" not in jit.features(), reason="needs a processor with AVX512_BF16")
 def test_zen_multiplies_pairs_of_bf16(as_processor: Callable[[str, set[str]], None]) -> None:
     as_processor("znver4", set(jit.features()))
-    assert matmul_tile.multiplies_bf16() and "dpbf16ps" in str(matmul.emitted("bf16")[0])
+    assert tile.multiplies_bf16() and "dpbf16ps" in str(matmul.emitted("bf16")[0])
     w, x = weights((33, 31), "bfloat16"), rows(17, 33, "bfloat16", 0)
     assert_near(BACKEND.linear(x, pack(w[0], 0, 1), "TD,FD->TF"), x, w[0])
