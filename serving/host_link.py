@@ -157,6 +157,14 @@ class Link:
         self.send("smallest", least)
         return least
 
+    def told[T](self, name: str, value: T | None) -> T:
+        """What host 0 says, on every host; only there `value` counts."""
+        if not self.hosts.leads:
+            return self._answer(name)
+        assert value is not None
+        self.send(name, value)
+        return value
+
     # Stopping
 
     def ask_to_stop(self) -> None:

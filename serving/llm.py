@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ..backends.compile_cache import enable_compile_cache
 from ..backends.errors import InvalidParameterError, UsageError
+from ..backends.processes import OfProcesses
 from ..backends.quantized import bytes_per_weight
 from ..backends.select import select_backend
 from ..models.checkpoints import cache_dir, open_checkpoint, resolve_model
@@ -19,8 +20,9 @@ from ..models.compress import held_weights
 from ..models.errors import TokenizerError
 from ..models.families import config_from_hf
 from ..models.tokenizer import Tokenizer
-from ..sharding.backend import ShardedBackend, shard_backends
+from ..sharding.backend import ShardedBackend
 from ..sharding.multihost import Hosts, check_spread
+from ..sharding.shard import shard_backends
 from .bad_words import spellings
 from .build import build_engine, build_one_program
 from .engine import Engine
@@ -30,6 +32,7 @@ from .generation import Generation
 from .host_device import Follower
 from .host_join import join
 from .host_link import Link
+from .host_processes import meet_processes
 from .one_program import OneProgram
 from .replica_device import SharedDevice
 from .replicas import Replicas
@@ -326,6 +329,8 @@ class LLM:
         if not isinstance(self.backend, ShardedBackend):
             raise UsageError("hosts: several hosts need a layout that uses their devices, such as tensor=8 or auto")
         check_spread(self.backend.layout, link.hosts, jax.devices())
+        if isinstance(self.backend.inner, OfProcesses):
+            meet_processes(self.backend.inner, link)
 
     def _on_device(self, device: Device | SharedDevice) -> None:
         self._following = device if isinstance(device, Follower) else None

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -31,12 +30,8 @@ from ..models.kv_cache import copy_pages
 from ..models.row_state import admit
 from ..models.step import Step
 from .arrange import arranged
-from .check import Devices, check_layout, choose_layout, lying_whole
 from .errors import UnsupportedLayoutError
 from .layout import Layout
-from .mesh import make_mesh
-from .parsing import parse_layout
-from .remarks import remarks_on
 from .spread import SpreadProgram, spans_hosts, tell_everybody
 from .step import WHOLE, ShardedModel
 
@@ -121,6 +116,10 @@ class ShardedBackend:
     def prepare_params(self, params: Weights) -> PyTree:
         """Each device's part in the chip's own form, of weights that lie as `place` says or have the checkpoint's
         form."""
+        return jax.jit(self.model.prepare(self.mesh))(self.placed(params))
+
+    def placed(self, params: Weights) -> Weights:
+        """Weights that have the checkpoint's form as `place` says; those that lie so are left."""
 
         def placed(where: Placed, leaf: Array) -> Array:
             if leaf.shape == where.shape:
@@ -128,7 +127,7 @@ class ShardedBackend:
             whole = jax.device_put(leaf, NamedSharding(self.mesh, WHOLE))
             return jax.jit(where.arrange, out_shardings=where.sharding)(whole)
 
-        return jax.jit(self.model.prepare(self.mesh))(self._each(params, placed))
+        return self._each(params, placed)
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         """The parts of all devices, one behind the other along the pages."""
@@ -138,22 +137,28 @@ class ShardedBackend:
         self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree], donate: Sequence[int] = ()
     ) -> Program:
         """A step or a copy of pages with its collectives; any other function runs whole on each device."""
-        specs: tuple[PyTree, ...] = (WHOLE,) * len(abstract_args)
-        outputs: PyTree = None
-        if isinstance(step, Step):
-            batch, outputs = abstract_args[3], self.model.output_specs(step)
-            specs, step = self.model.step_specs(batch), self.model.step(step, self.mesh, batch)
-        elif step is copy_pages:
-            ids = self.model.batch_spec
-            specs, step = (self.model.cache_spec, ids, ids), self.model.copy_pages(self.mesh)
-        elif step is admit:
-            specs, step = (self.model.batch_spec,) * 3, self.model.admit(self.mesh)
+        specs, step, outputs = self.over_mesh(step, abstract_args)
         placed = [self._laid(*each) for each in zip(specs, abstract_args, strict=True)]
         program = self.inner.compile(step, placed, donate)
         if not spans_hosts(self.mesh):
             return program
         told = None if outputs is None else self._laid(outputs, jax.eval_shape(step, *placed)[0])
         return SpreadProgram(program, placed, None if told is None else tell_everybody(self.mesh, told))
+
+    def over_mesh(
+        self, step: Callable[..., PyTree], abstract_args: Sequence[PyTree]
+    ) -> tuple[tuple[PyTree, ...], Callable[..., PyTree], PyTree]:
+        """What is compiled of a function: specs of its arguments, the function over the mesh, and specs of what a step
+        tells (None: nobody looks at it)."""
+        if isinstance(step, Step):
+            batch = abstract_args[3]
+            return self.model.step_specs(batch), self.model.step(step, self.mesh, batch), self.model.output_specs(step)
+        if step is copy_pages:
+            ids = self.model.batch_spec
+            return (self.model.cache_spec, ids, ids), self.model.copy_pages(self.mesh), None
+        if step is admit:
+            return (self.model.batch_spec,) * 3, self.model.admit(self.mesh), None
+        return (WHOLE,) * len(abstract_args), step, None
 
     def put(self, tree: PyTree, sharding: Sharding | None = None) -> PyTree:
         return self.inner.put(tree, sharding or NamedSharding(self.mesh, WHOLE))
@@ -279,51 +284,6 @@ class ShardedBackend:
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
 
         return jax.tree.map(place, specs, argument, is_leaf=lambda node: isinstance(node, PartitionSpec))
-
-
-def shard_backends(
-    inner: Backend,
-    config: ModelConfig,
-    layout: str,
-    dtype: DTypeLike,
-    *,
-    one_program: bool = False,
-    roundings: Mapping[str, Rounding] | None = None,
-    expandable: bool = False,
-) -> tuple[ShardedBackend, ...]:
-    """The first devices of this process under a layout: a backend for each replica, each on devices of its own.
-
-    Args:
-        one_program: a single backend instead, for all replicas together; replicas that share weights have no other.
-        inner: the backend of one device.
-        config, dtype: the model's.
-        layout: as parse_layout reads it, or "auto": replicas as small as memory allows.
-        roundings: of the weights that come as Quantized, by their paths.
-        expandable: whether those may come as floats instead of which groups would lie on several devices.
-
-    Raises:
-        LayoutError: it is no layout, or does not fit.
-    """
-    memory, all_devices = inner.memory(), jax.devices()
-    devices, rounding = Devices(len(all_devices), None if memory.shared else memory.total), roundings or {}
-    if layout == "auto":
-        chosen = choose_layout(config, devices, dtype=dtype, roundings=rounding)
-    else:
-        chosen = parse_layout(layout, num_devices=devices.count)
-        if expandable:
-            rounding = lying_whole(chosen, config, dtype, rounding)
-        check_layout(chosen, config, devices, dtype=dtype, roundings=rounding)
-    remarks = remarks_on(chosen, config, devices, dtype=dtype)
-
-    def on(layout: Layout, devices: Sequence[Any]) -> ShardedBackend:
-        return ShardedBackend(
-            inner, config, jnp.dtype(dtype), layout, make_mesh(layout, devices), remarks, rounding
-        )  # fmt: skip
-
-    if one_program or chosen.coupled:
-        return (on(chosen, all_devices),)
-    one, size = chosen.replica, chosen.replica.num_devices
-    return tuple(on(one, all_devices[number * size :]) for number in range(chosen.replicas))
 
 
 def _memory_of(mesh: Mesh) -> MemoryInfo | None:

@@ -20,7 +20,7 @@ from .flat_jaxpr import FlatJaxpr
 from .graph import lower
 from .lowered import Target
 from .program import TorchProgram
-from .ranks import Ranks
+from .ranks import Ranks, meet
 
 _SMALL = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
@@ -68,17 +68,30 @@ class TorchBackend(ReferenceBackend):
             "embed": f"{made}: index",
         }
 
+    def among(self, sizes: Sequence[tuple[str, int]], rank: int) -> "TorchBackend":
+        """As OfProcesses has it."""
+        if self.driver.collectives() is None:
+            raise UnsupportedError(
+                f"backend {self.name}: layouts over processes, which torch.distributed cannot connect with such "
+                "devices; supported by torch:cpu and torch:hpu"
+            )
+        return replace(self, ranks=Ranks(tuple(sizes), rank))
+
+    def meet(self, host: str, port: int, *, rank: int, count: int, timeout: float) -> None:
+        """As OfProcesses has it."""
+        meet(self.driver.collectives(), host, port, rank=rank, count=count, timeout=timeout)
+
     def prepare_params(self, params: PyTree) -> PyTree:
         """On the device; arrays of JAX on the host are handed over without a copy where the device is the host.
 
         Raises:
-            UnsupportedError: the weights are being traced: a layout spreads them over JAX's devices; or they are
-                numbers that torch computes nothing with.
+            UnsupportedError: the weights are being traced, by a layout that spreads them over JAX's devices; or they
+                are numbers that torch computes nothing with.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             if self.ranks is not None:
                 return params  # of all processes, each of which keeps its part afterwards
-            raise UnsupportedError(f"backend {self.name}: layouts place weights on JAX's devices; leave --layout out")
+            raise UnsupportedError(f"backend {self.name}: weights that are being traced, and no layout over processes")
         for leaf in jax.tree.leaves(params):
             if leaf.dtype.name.startswith("float8"):
                 raise UnsupportedError(
@@ -116,6 +129,7 @@ class TorchBackend(ReferenceBackend):
             shapes if self.ranks is None else _parts(lowered.program, shapes),
             traced.out_info,
             donated=frozenset(donated),
+            unread=frozenset() if self.ranks is None else _unread(lowered.program),
             device=self.driver.device,
             finish=self.driver.finish,
         )
@@ -162,6 +176,13 @@ def _parts(program: FlatJaxpr, shapes: tuple[PyTree, ...]) -> tuple[PyTree, ...]
     given = [program.avals[value].shape for value in program.inputs]
     parts = [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape, leaf in zip(given, leaves, strict=True)]
     return jax.tree.unflatten(structure, parts)
+
+
+def _unread(program: FlatJaxpr) -> frozenset[int]:
+    """The inputs that no operation reads: their parts' shapes are not known, since JAX leaves them out of what it maps
+    over a mesh."""
+    last = program.last_uses()
+    return frozenset(place for place, value in enumerate(program.inputs) if value not in last)
 
 
 def _leaves_of(args: Sequence[PyTree], chosen: Sequence[int]) -> list[int]:

@@ -30,6 +30,10 @@ class Driver(Protocol):
         """What computes attention in one call, as torch's scaled_dot_product_attention does; None: that one."""
         ...
 
+    def collectives(self) -> str | None:
+        """torch.distributed's name of what processes with such a device each tell each other by; None: of nothing."""
+        ...
+
     def describe(self) -> str:
         """What runs graphs, for people."""
         ...

@@ -16,6 +16,9 @@ class CpuDriver:
     reads_values: bool = True
     rehearsals: int = 0
 
+    def collectives(self) -> str:
+        return "gloo"
+
     def describe(self) -> str:
         return f"torch {torch.__version__}, eager"
 

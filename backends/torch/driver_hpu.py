@@ -37,6 +37,10 @@ class HpuDriver:
     reads_values: bool = False
     rehearsals: int = 1
 
+    def collectives(self) -> str:
+        import_module("habana_frameworks.torch.distributed.hccl")  # registers it
+        return "hccl"
+
     def describe(self) -> str:
         return "habana_frameworks, lazy, layers as HPU graphs"
 

@@ -25,6 +25,10 @@ class XlaDriver:
     reads_values: bool = False
     rehearsals: int = 2  # what the first call leaves on the device has another form than what was put there
 
+    def collectives(self) -> None:
+        """torch_xla has its own way to several devices, SPMD in one process."""
+        return None
+
     def describe(self) -> str:
         return f"torch_xla {version('torch_xla')}, lazy, on {self.platform}"
 

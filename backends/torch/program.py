@@ -18,6 +18,7 @@ class TorchProgram:
         graph: the graph as a module.
         abstract_args, out: shapes and types that go in and come out.
         donated: the leaves among the arguments that are consumed.
+        unread: those that nobody looks at, of whatever shape.
         device: where arguments go.
         finish: called after each run; lets a device that collects work begin with it.
     """
@@ -30,6 +31,7 @@ class TorchProgram:
         out: PyTree,
         *,
         donated: frozenset[int],
+        unread: frozenset[int],
         device: str,
         finish: Callable[[], None],
     ) -> None:
@@ -38,14 +40,14 @@ class TorchProgram:
         self._shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in leaves]
         results, self._made = jax.tree.flatten(out)
         self._types = [leaf.dtype for leaf in results]
-        self._donated, self._device = donated, device
+        self._donated, self._unread, self._device = donated, unread, device
 
     def __call__(self, *args: PyTree) -> PyTree:
         leaves, given = jax.tree.flatten(args)
         if given != self._given:
             raise TypeError(f"this program takes {self._given}, not {given}")
-        for leaf, (shape, dtype) in zip(leaves, self._shapes, strict=True):
-            if leaf.shape != shape or leaf.dtype != dtype:
+        for place, (leaf, (shape, dtype)) in enumerate(zip(leaves, self._shapes, strict=True)):
+            if place not in self._unread and (leaf.shape != shape or leaf.dtype != dtype):
                 raise TypeError(f"this program takes {dtype}{list(shape)}, not {leaf.dtype}{list(leaf.shape)}")
         with torch.no_grad():  # torch_xla has no inference mode
             tensors = [to_tensor(leaf, self._device) for leaf in leaves]

@@ -22,9 +22,9 @@ from distaff.serving.llm import LLM
 from distaff.serving.replicas import Replicas
 from distaff.serving.results import Completion
 from distaff.serving.types import Request, SamplingParams
-from distaff.sharding.backend import shard_backends
 from distaff.sharding.errors import IndivisibleError
 from distaff.sharding.parsing import layout_yaml, parse_layout
+from distaff.sharding.shard import shard_backends
 
 from .quick import QuickReference
 from .tiny import tiny

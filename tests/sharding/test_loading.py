@@ -15,10 +15,10 @@ from distaff.models.checkpoints.hf_folder import HFFolder
 from distaff.models.decoder import flatten
 from distaff.models.families import config_from_hf
 from distaff.sharding.arrange import arranged
-from distaff.sharding.backend import shard_backends
 from distaff.sharding.footprint import footprint
 from distaff.sharding.loading import load_plan, staging_bytes, stored_boxes
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.shard import shard_backends
 
 from .sparse import sparse_model
 

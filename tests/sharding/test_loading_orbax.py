@@ -14,10 +14,10 @@ from distaff.models.checkpoints.orbax import OrbaxFolder
 from distaff.models.decoder import flatten, weight_specs
 from distaff.models.families import config_from_hf
 from distaff.sharding.arrange import arranged
-from distaff.sharding.backend import shard_backends
 from distaff.sharding.errors import IndivisibleError
 from distaff.sharding.loading import split_for, stored_boxes
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.shard import shard_backends
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

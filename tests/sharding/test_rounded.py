@@ -20,10 +20,11 @@ from distaff.models.compress import parse_scheme, quantizer
 from distaff.models.compress.saving import write_quantized
 from distaff.models.decoder import Weights, flatten, unflatten, weight_specs
 from distaff.serving import LLM, SamplingParams
-from distaff.sharding.backend import ShardedBackend, shard_backends
+from distaff.sharding.backend import ShardedBackend
 from distaff.sharding.errors import IndivisibleError, UnsupportedLayoutError
 from distaff.sharding.footprint import footprint
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.shard import shard_backends
 
 from ..golden.harness import Golden
 from .test_step import MatrixProjections, run

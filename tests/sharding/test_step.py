@@ -15,10 +15,11 @@ from distaff.models.decoder import Weights
 from distaff.models.kv_cache import allocate_cache
 from distaff.models.row_state import RowState
 from distaff.models.step import Step, StepBatch, StepOutput
-from distaff.sharding.backend import ShardedBackend, shard_backends
+from distaff.sharding.backend import ShardedBackend
 from distaff.sharding.check import Devices, check_layout
 from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.shard import shard_backends
 
 from ..models.step_inputs import row_state, step_batch
 from .tiny import tiny

@@ -70,6 +70,7 @@ def installed(fake: FakeHabana) -> Iterator[None]:
         for name in (
             "habana_frameworks", "habana_frameworks.torch", "habana_frameworks.torch.core",
             "habana_frameworks.torch.hpex", "habana_frameworks.torch.hpex.kernels",
+            "habana_frameworks.torch.distributed", "habana_frameworks.torch.distributed.hccl",
         )
     }  # fmt: skip
     for name, module in parts.items():

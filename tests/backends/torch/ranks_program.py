@@ -11,7 +11,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +22,6 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from distaff.backends.base import CacheGroup, Program, PyTree
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.torch.backend import TorchBackend
 from distaff.backends.torch.ranks import Ranks
@@ -31,48 +29,13 @@ from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights
 from distaff.models.kv_cache import allocate_cache
 from distaff.models.step import Step
-from distaff.sharding.backend import ShardedBackend
 from distaff.sharding.layout import Layout
 from distaff.sharding.mesh import make_mesh
 from distaff.sharding.parsing import parse_layout
+from distaff.sharding.ranked import RankedBackend
 
 from ...models.step_inputs import row_state, step_batch
 from ...sharding.tiny import tiny
-
-
-class Ranked(ShardedBackend):
-    """This process' part of a layout. JAX's virtual devices arrange the weights, of which it keeps its own."""
-
-    def prepare_params(self, params: Weights) -> PyTree:
-        return self._kept(super().prepare_params(params))
-
-    def allocate_cache(self, group: CacheGroup, **sizes: Any) -> PyTree:
-        return self._kept(super().allocate_cache(group, **sizes))
-
-    def compile(self, step: Any, abstract_args: Any, donate: Sequence[int] = ()) -> Program:
-        """Of parts; the layout's program is told the shapes of the whole."""
-
-        def whole(spec: PartitionSpec, parts: PyTree) -> PyTree:
-            return jax.tree.map(partial(self._whole, spec), parts)
-
-        specs = self.model.step_specs(abstract_args[3])
-        is_spec = lambda node: isinstance(node, PartitionSpec)  # noqa: E731
-        made = [jax.tree.map(whole, *each, is_leaf=is_spec) for each in zip(specs, abstract_args, strict=True)]
-        return super().compile(step, made, donate)
-
-    def _whole(self, spec: PartitionSpec, part: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = [name if isinstance(name, tuple) else (name,) for name in (*spec, *[()] * (part.ndim - len(spec)))]
-        times = [self.layout.size(tuple(filter(None, name))) for name in names]
-        shape = tuple(size * count for size, count in zip(part.shape, times, strict=True))
-        return jax.ShapeDtypeStruct(shape, part.dtype)
-
-    def _kept(self, whole: PyTree) -> PyTree:
-        return self.inner.put(jax.tree.map(self._own, whole))
-
-    def _own(self, leaf: jax.Array) -> np.ndarray:
-        assert isinstance(self.inner, TorchBackend) and self.inner.ranks is not None
-        device = self.mesh.devices.flat[self.inner.ranks.rank]
-        return next(np.asarray(part.data) for part in leaf.addressable_shards if part.device == device)
 
 
 def steps(config: ModelConfig, weights: Weights, backend: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -96,10 +59,16 @@ def steps(config: ModelConfig, weights: Weights, backend: Any) -> tuple[list[np.
 def talking(x: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, ...]:
     """Every collective, along the last of the axes and along all."""
     some = axes[-1:]
+    size = lax.axis_size(some)
     both = lax.psum((x, x * 2), axes)
+    extremes = lax.pmax(x, some), lax.pmin(x.astype(jnp.bfloat16), axes).astype(x.dtype)
+    ring, line = [(n, (n + 1) % size) for n in range(size)], [(n, n + 1) for n in range(size - 1)]
+    sent = lax.ppermute(x, some, ring), lax.ppermute(x > 0, some, line) + x, lax.ppermute(x, some, [(0, 0)])
+    stacked = lax.all_to_all(x.reshape(size, -1, 3), some, 0, 1).reshape(-1, 3)
+    swapped = lax.all_to_all(x.astype(jnp.bfloat16), some, 0, 1, tiled=True).astype(x.dtype), stacked
     parts = lax.psum_scatter(x, some, scatter_dimension=0, tiled=True)
     joined = lax.all_gather(x, some, axis=1, tiled=True), lax.all_gather(x, axes, axis=1)
-    return *both, lax.psum(x, some), parts, *joined, lax.axis_index(axes) + x
+    return *both, *extremes, lax.psum(x, some), parts, *joined, *sent, *swapped, lax.axis_index(axes) + x
 
 
 def collectives(layout: Layout, rank: int) -> dict[str, Any]:
@@ -117,7 +86,7 @@ def collectives(layout: Layout, rank: int) -> dict[str, Any]:
 def compared(case: str, layout: Layout, rank: int) -> dict[str, Any]:
     config, weights = tiny(case)
     inner = TorchBackend(ranks=Ranks(tuple(layout.sizes.items()), rank))
-    ranked = Ranked(inner, config, jnp.dtype(jnp.float32), layout, make_mesh(layout))
+    ranked = RankedBackend(inner, config, jnp.dtype(jnp.float32), layout, make_mesh(layout), rank=rank)
     (want_tokens, want), (tokens, got) = (steps(config, weights, each) for each in (ReferenceBackend(), ranked))
     same = all(np.array_equal(a, b) for a, b in zip(tokens, want_tokens, strict=True))
     error = max(float(np.abs(a - b).max()) for a, b in zip(got, want, strict=True))

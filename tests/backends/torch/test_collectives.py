@@ -23,7 +23,20 @@ SIZES = (("data", 2), ("tensor", 3))
 @pytest.mark.parametrize(
     ("count", "cases"),
     [
-        (2, ["llama31", "tensor=2", "gpt_oss", "tensor-scatter:tensor=2"]),
+        (
+            2,
+            [
+                "llama31",
+                "tensor=2",
+                "gpt_oss",
+                "tensor-scatter:tensor=2",
+                "llama31",
+                "stage=2",
+                "llama31",
+                "sequence=2",
+            ],
+        ),
+        (2, ["llama31", "sequence-alltoall:sequence=2", "qwen3_moe", "expert:expert=2"]),
         (4, ["llama31", "tensor-2d:tensor=2,tensor2=2"]),
     ],
 )
@@ -78,7 +91,9 @@ def refused(function: Any, backend: TorchBackend) -> str:
 def test_what_one_process_cannot_do_is_named(made: list[list[int]]) -> None:
     assert "  shard_map, at " in refused(lambda x: lax.psum(x, "tensor"), TorchBackend())
     among = TorchBackend(ranks=Ranks(SIZES, 0))
-    assert "  all_to_all, at " in refused(lambda x: lax.all_to_all(x, "tensor", 0, 0, tiled=True), among)
+    pairs = [[0, 1], [2]]
+    apart = refused(lambda x: lax.psum(x, "tensor", axis_index_groups=pairs), among)
+    assert apart.startswith("primitive psum with ") and "no rule for this form" in apart
     turned = refused(lambda x: lax.all_gather(x, ("tensor", "data"), tiled=True), among)
     assert turned.startswith("primitive all_gather with ") and "torch backends have no rule for this form" in turned
     assert "primitive reduce_scatter" in refused(lambda x: lax.psum_scatter(x[:3], "tensor"), among)

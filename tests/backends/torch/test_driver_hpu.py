@@ -5,7 +5,9 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -18,8 +20,10 @@ from distaff.backends.base import AttentionSpec, Backend, RaggedIndex
 from distaff.backends.errors import UnsupportedError
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.torch import backend as backend_module
+from distaff.backends.torch import driver_hpu
 from distaff.backends.torch.backend import TorchBackend
 from distaff.backends.torch.driver_hpu import ENVIRONMENT, RECIPES, make
+from distaff.backends.torch.names import torch
 
 from ...golden.harness import GOLDEN, Golden
 from .fake_habana import FakeHabana, installed
@@ -71,6 +75,26 @@ def test_a_step_is_marked_and_layers_are_captured_once_for_each_shape(
     assert fake.captured == 3 and fake.replayed == 3 * 10 - 3  # five layers, twice, by three programs
     told = [event for event in fake.events if event != "capture"]
     assert told == ["memory", "wrap", "mark_step", "mark_step"] * 3
+
+
+def test_processes_meet_by_hccl_which_is_registered_first(
+    on_the_host: TorchBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def imported(name: str) -> Any:
+        made.append(name)
+        return import_module(name)
+
+    monkeypatch.setattr(driver_hpu, "import_module", imported)
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *args, **more: "store")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **more: made.append((*args, more)))
+    among = on_the_host.among([("data", 2), ("tensor", 2)], 3)
+    assert among.ranks is not None and among.ranks.place(("tensor",)) == 1
+    among.meet("10.0.0.1", 4000, rank=3, count=4, timeout=5.0)
+    assert made[-2] == "habana_frameworks.torch.distributed.hccl"
+    limit = timedelta(seconds=50)
+    assert made[-1] == ("hccl", {"store": "store", "rank": 3, "world_size": 4, "timeout": limit})
 
 
 def test_the_warm_up_asks_for_memory_and_records_each_bucket_the_smallest_first(

@@ -44,7 +44,7 @@ config = config_from_hf(checkpoint.hf_config)
 place = None
 if task.startswith("load:"):
     from distaff.backends.reference import ReferenceBackend
-    from distaff.sharding.backend import shard_backends
+    from distaff.sharding.shard import shard_backends
     place = shard_backends(ReferenceBackend(), config, task.removeprefix("load:"), "float32")[0].place
 weights = checkpoint.load_weights(config, dtype="float32", place=place)
 if not task.startswith("load"):
