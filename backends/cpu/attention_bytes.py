@@ -11,7 +11,7 @@ added to its numbers, and 32768 times the sum of a key is taken off its scores.
 from llvmlite import ir
 
 from .attention_layout import LANES, PageLayout
-from .attention_math import constant, fma, largest, reduced
+from .attention_math import LOG2_E, constant, fma, reduced
 from .attention_shape import BLOCK, Tile, TileSpec
 from .jit import F32, I8, I16, I32, POINTER, Code, Value, vector
 from .tile import multiplies_bytes
@@ -30,8 +30,9 @@ def multiplies_cache(layout: PageLayout, dtype: str) -> bool:
     return layout.scaled and dtype == "bfloat16" and multiplies_bytes()
 
 
-def write_query(code: Code, layout: PageLayout, query: Value, target: Value) -> None:
+def write_query(code: Code, spec: TileSpec, query: Value, target: Value) -> None:
     """A query [head_dim] of fp32 in the form of this file; zeros up to key_width."""
+    layout = spec.layout
     width, extra = layout.head_dim, layout.key_width - layout.head_dim
     size = code.intrinsic(f"llvm.fabs.v{width}f32", query.type, query)
     most = code.intrinsic(f"llvm.vector.reduce.fmax.v{width}f32", F32, size)
@@ -43,7 +44,11 @@ def write_query(code: Code, layout: PageLayout, query: Value, target: Value) -> 
         code.write(half, target, number * layout.key_width, align=1)
         for behind in range(extra):
             code.write(ir.Constant(I8, zero), target, number * layout.key_width + width + behind, align=1)
-    code.write(code.fdiv(most, ir.Constant(F32, _HALF - 1)), target, 2 * layout.key_width, align=4)
+    scale = code.fmul(
+        code.fdiv(most, ir.Constant(F32, _HALF - 1)),
+        ir.Constant(F32, 1.0 if spec.soft_cap is not None else spec.scale * LOG2_E),
+    )
+    code.write(scale, target, 2 * layout.key_width, align=4)
 
 
 def byte_scores(
@@ -108,12 +113,13 @@ def byte_values(
     tile: Tile,
     rows: int,
     weights: Value,
+    mosts: Value,
     factors: Value,
     chunk: Value,
     end_chunk: Value,
 ) -> None:
     """Adds the values of these chunks, times the weights [rows, BLOCK], to the output, which shrinks first by the
-    rows' `factors`."""
+    rows' `factors`. `mosts` [rows, LANES] are the largest weights of each lane."""
     layout = spec.layout
     halves, scales = code.stack(2 * rows * BLOCK), code.stack(4 * rows)
 
@@ -123,10 +129,7 @@ def byte_values(
         def of(chunk: Value) -> Value:
             return code.read(_FLOATS, row, code.times(chunk, LANES * 4), align=4)
 
-        (most,) = code.loop(
-            end_chunk, lambda c, most: [largest(code, of(c), most)], [constant(0.0, LANES)], start=chunk
-        )
-        most = reduced(code, most, largest_of=True)
+        most = reduced(code, code.read(_FLOATS, mosts, code.times(i, 4 * LANES), align=4), largest_of=True)
         most = code.select(code.fcmp_ordered(">", most, ir.Constant(F32, 0.0)), most, ir.Constant(F32, 1.0))
         times = code.splat(code.fdiv(ir.Constant(F32, float(_MOST)), most), LANES)
 

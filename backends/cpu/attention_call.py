@@ -9,14 +9,14 @@ from .jit import I32, I64, POINTER, Code, Value
 _ITEM_ROWS = 48
 """Queries x heads of a work item: enough to share the keys it streams, few enough to keep both cores busy."""
 
-CONTEXT_BYTES = 112
+CONTEXT_BYTES = 120
 
 
 class Slot:
     """Where things stand in the context that all threads of a call share: offsets of 8 bytes each."""
 
     Q, K, V, OUT, TABLE, STARTS, LENS, SINKS = range(0, 64, 8)
-    LAYER, WIDTH, NUM_ROWS, BLOCKS, NUM_ITEMS, GRAIN = range(64, CONTEXT_BYTES, 8)
+    LAYER, WIDTH, NUM_ROWS, BLOCKS, NUM_ITEMS, GRAIN, SPAN = range(64, CONTEXT_BYTES, 8)
 
 
 @dataclass(frozen=True)

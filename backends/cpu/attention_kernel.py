@@ -10,14 +10,18 @@ from .attention_call import CONTEXT_BYTES, KernelSpec, Slot, address, index
 from .attention_layout import LANES, item_bytes
 from .attention_math import LOG2_E, constant, load, reduced, rounded
 from .attention_shape import BLOCK, CHUNKS
-from .attention_tile import LOWEST, MAX_ROWS, emit_tile
-from .attention_write import WRITE_TOKENS, emit_write
+from .attention_softmax import LOWEST
+from .attention_tile import MAX_ROWS, emit_tile
+from .attention_write import emit_write, emit_write_one, writes_itself
 from .ffi import Frame, handler
 from .jit import F32, I8, I32, I64, POINTER, VOID, Code, Value, function, vector
 from .threads import parallel_for
 
 _NEIGHBOURS, _ENOUGH_CHUNKS = 4, 32
 """Up to 4 items, as long as 32 pieces of work are left, are claimed at once: one takes 1 to 3 us."""
+
+_WRITE_TOKENS = 32
+"""Tokens that are written as one piece of work."""
 
 _FETCH_AHEAD = 128
 """Positions between keys in use and those being fetched. 32 rows of 256 positions took 9.0 ms with 64, 11.1 without;
@@ -62,7 +66,10 @@ def emit(module: ir.Module, name: str, spec: KernelSpec) -> None:
         code.intrinsic("llvm.memset.p0.i64", VOID, code.at(out, code.times(total, token_bytes)), *nothing)
 
         run = parallel_for(module)
-        code.call(run, [frame.pointer, code.ceil_div(total, WRITE_TOKENS), code.address(write), context])
+        # Where all rows have one token there is next to nothing to write: not worth another thread.
+        span = code.select(code.icmp_signed(">", total, num_rows), code.i64(_WRITE_TOKENS), code.most(total, 1))
+        code.write(span, context, Slot.SPAN)
+        code.call(run, [frame.pointer, code.ceil_div(total, span), code.address(write), context])
         most_blocks = code.plus(num_rows, code.sdiv(total, code.i64(spec.item_tokens)))
         blocks = code.intrinsic("malloc", POINTER, code.times(most_blocks, 8))
         code.write(blocks, context, Slot.BLOCKS)
@@ -104,7 +111,7 @@ def _list_blocks(code: Code, spec: KernelSpec, starts: Value, num_rows: Value, b
 class _Item:
     """One work item: `num_tokens` queries of a row from `token` on, the first at `position`, for one kv head.
 
-    They see keys from `begin` to `end`, both rounded to multiples of LANES.
+    They see keys from `begin` to `end`, both rounded to multiples of LANES. `writes`: their own as well.
     """
 
     context: Value
@@ -115,6 +122,7 @@ class _Item:
     num_tokens: Value
     begin: Value
     end: Value
+    writes: Value
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ class _Scratch:
 def _attend(module: ir.Module, spec: KernelSpec) -> ir.Function:
     """The loop body for some consecutive items: the blocks of `_list_blocks`, kv heads innermost."""
     tiles = [emit_tile(module, spec.tile, rows) for rows in range(1, MAX_ROWS + 1)]
+    write_one = emit_write_one(module, spec)
     made, code = function(module, "attend", VOID, [POINTER, I64])
     context, chunk = made.args
     scratch = _Scratch.of(code, spec)
@@ -152,6 +161,8 @@ def _attend(module: ir.Module, spec: KernelSpec) -> ir.Function:
     def attend_item(number: Value) -> None:
         item = _item(code, spec, context, number)
         following = _item(code, spec, context, code.least(code.plus(number, 1), last))
+        with code.if_then(item.writes):
+            code.call(write_one, [context, item.row, item.head, item.token, item.position])
         _start(code, spec, item, scratch)
         _attend_item(code, spec, tiles, scratch, item, following)
         _finish(code, spec, item, scratch)
@@ -228,16 +239,17 @@ def _item(code: Code, spec: KernelSpec, context: Value, number: Value) -> _Item:
     entry = code.at(code.read(POINTER, context, Slot.BLOCKS), code.times(code.sdiv(number, heads), 8))
     row, block = index(code, entry, code.i64(0)), index(code, entry, code.i64(1))
     starts, lens = code.read(POINTER, context, Slot.STARTS), code.read(POINTER, context, Slot.LENS)
-    last = index(code, starts, code.plus(row, 1))
-    token = code.plus(index(code, starts, row), code.times(block, spec.item_tokens))
+    first, last = index(code, starts, row), index(code, starts, code.plus(row, 1))
+    token = code.plus(first, code.times(block, spec.item_tokens))
     position = code.sub(index(code, lens, row), code.sub(last, token))
+    writes = writes_itself(code, spec, code.sub(last, first), position)
     num_tokens = code.least(code.sub(last, token), spec.item_tokens)
     begin = code.i64(0)
     if spec.tile.window is not None:  # pages behind the window may be gone from the table
         begin = code.most(code.plus(position, 1 - spec.tile.window), 0)
         begin = code.times(code.sdiv(begin, code.i64(LANES)), LANES)
     end = code.times(code.ceil_div(code.plus(position, num_tokens), LANES), LANES)
-    return _Item(context, row, code.srem(number, heads), token, position, num_tokens, begin, end)
+    return _Item(context, row, code.srem(number, heads), token, position, num_tokens, begin, end, writes)
 
 
 def _each_row(code: Code, spec: KernelSpec, item: _Item, body: Callable[[Value, Value, Value], None]) -> None:
@@ -261,7 +273,7 @@ def _start(code: Code, spec: KernelSpec, item: _Item, scratch: _Scratch) -> None
         source = code.at(code.read(POINTER, item.context, Slot.Q), where)
         target = code.at(scratch.queries, code.times(row, 4 * layout.key_width))
         if spec.tile.in_bytes:
-            write_query(code, layout, load(code, spec.dtype, layout.head_dim, source), target)
+            write_query(code, spec.tile, load(code, spec.dtype, layout.head_dim, source), target)
         else:
             code.write(load(code, spec.dtype, layout.head_dim, source), target, align=4)
             for behind in range(layout.head_dim, layout.key_width):

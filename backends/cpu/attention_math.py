@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from .jit import F32, I16, I32, Code, Value, vector
+from .jit import F32, I16, I32, Code, Value, features, vector
 
 LOG2_E = 1.4426950408889634
 
@@ -76,15 +76,26 @@ def exp2(code: Code, x: Value) -> Value:
     kind, lanes = x.type, x.type.count
     lowest = constant(-126.0, lanes)
     inside = largest(code, lowest, x)
+    if lanes == 16 and "avx512f" in features():
+        whole = code.intrinsic("llvm.rint.v16f32", kind, inside)
+        power = _power(code, code.fsub(inside, whole))
+        everywhere, current = ir.Constant(I16, -1), ir.Constant(I32, 4)
+        scaled = "llvm.x86.avx512.mask.scalef.ps.512"
+        power = code.intrinsic(scaled, kind, power, whole, power, everywhere, current)
+        return code.select(code.fcmp_ordered("<", x, lowest), constant(0.0, lanes), power)
     # Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
     shift = constant(1.5 * 2**23, lanes)
     shifted = code.fadd(inside, shift)
-    rest = code.fsub(inside, code.fsub(shifted, shift))
-    power = fma(code, _polynomial(code, _EXP2, rest), rest, constant(1.0, lanes))
+    power = _power(code, code.fsub(inside, code.fsub(shifted, shift)))
     bits = vector(I32, lanes)
     exponent = code.shl(code.bitcast(shifted, bits), ir.Constant(bits, [23] * lanes))
     power = code.bitcast(code.add(code.bitcast(power, bits), exponent), kind)
     return code.select(code.fcmp_ordered("<", x, lowest), constant(0.0, lanes), power)
+
+
+def _power(code: Code, x: Value) -> Value:
+    """2^x on [-1/2, 1/2]."""
+    return fma(code, _polynomial(code, _EXP2, x), x, constant(1.0, x.type.count))
 
 
 def tanh(code: Code, x: Value) -> Value:

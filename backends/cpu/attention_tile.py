@@ -14,14 +14,14 @@ from llvmlite import ir
 
 from .attention_bytes import byte_scores, byte_values
 from .attention_layout import LANES, PageLayout
-from .attention_math import LOG2_E, constant, exp2, fma, largest, reduced, tanh
+from .attention_math import constant, fma
 from .attention_shape import BLOCK, Tile, TileSpec
+from .attention_softmax import ABREAST, emit_softmax
 from .jit import F32, I32, I64, POINTER, VOID, Code, Value, features, function, vector
 
 MAX_ROWS, _MAX_VECTORS = (6, 4) if "avx512f" in features() else (2, 2)
 """Accumulators of a tile: rows x vectors. They fill the registers, with those for one operand and its partner."""
 
-LOWEST = -3.4028234663852886e38
 _FLOATS = vector(F32, LANES)
 
 
@@ -37,30 +37,30 @@ def emit_tile(module: ir.Module, spec: TileSpec, rows: int) -> ir.Function:
     with code.if_then(code.icmp_signed(">=", begin, end)):
         code.ret_void()
     end_chunk = code.ceil_div(end, LANES)
-    scores, factors = code.stack(rows * BLOCK * 4), code.stack(rows * 4)
+    scores, factors, mosts = (code.stack(4 * rows * width) for width in (BLOCK, 1, LANES))
 
     (byte_scores if spec.in_bytes else _scores)(code, spec, tile, rows, scores, chunk, end_chunk)
-    softmax = _softmax(module, spec)
 
-    def weigh(i: Value) -> None:
+    def weigh(i: Value, count: int = ABREAST) -> None:
         row = code.plus(tile.row, i)
-        factor = code.call(
-            softmax,
-            [
-                code.at(scores, code.times(i, BLOCK * 4)),
-                code.at(tile.tops, code.times(row, 4)),
-                code.at(tile.totals, code.times(row, LANES * 4)),
-                tile.keys,
-                chunk,
-                end_chunk,
-                code.plus(tile.position, code.sdiv(row, code.i64(spec.groups))),
-            ],
-        )
-        code.write(factor, factors, code.times(i, 4))
+        arrays = [
+            code.at(array, code.times(number, size))
+            for array, number, size in (
+                (scores, i, BLOCK * 4),
+                (factors, i, 4),
+                (mosts, i, LANES * 4),
+                (tile.tops, row, 4),
+                (tile.totals, row, LANES * 4),
+            )
+        ]
+        code.call(emit_softmax(module, spec, count), [*arrays, tile.keys, chunk, end_chunk, tile.position, row])
 
-    code.loop(rows, weigh)
+    together = rows - rows % ABREAST
+    code.loop(together, weigh, step=ABREAST)
+    for i in range(together, rows):
+        weigh(code.i64(i), 1)
     if spec.in_bytes:
-        byte_values(code, spec, tile, rows, scores, factors, chunk, end_chunk)
+        byte_values(code, spec, tile, rows, scores, mosts, factors, chunk, end_chunk)
         code.ret_void()
         return made
     vectors = spec.layout.value_width // LANES
@@ -113,63 +113,6 @@ def _scores(code: Code, spec: TileSpec, tile: Tile, rows: int, scores: Value, ch
         count = code.most(code.sub(end_chunk, chunk), 0)
         chunk = code.plus(chunk, code.times(code.sdiv(count, code.i64(width)), width))
         width //= 2
-
-
-def _softmax(module: ir.Module, spec: TileSpec) -> ir.Function:
-    """softmax(scores, top, total, keys, chunk, end chunk, position): turns one row's scores into weights, in place.
-
-    Updates the running maximum and total; returns by how much earlier weights shrink. `position` is the query's. Where
-    values have scales, which stand behind those of the `keys`, the weights are multiplied with them.
-    """
-    if "softmax" in module.globals:
-        return module.globals["softmax"]
-    made, code = function(module, "softmax", F32, [POINTER] * 4 + [I64] * 3)
-    scores, top, total, keys, chunk, end_chunk, position = made.args
-    lanes = ir.Constant(vector(I32, LANES), list(range(LANES)))
-    position = code.splat(code.trunc(position, I32), LANES)
-
-    def limit(chunk: Value, best: Value) -> list[Value]:
-        where = code.at(scores, code.times(chunk, LANES * 4))
-        score = code.read(_FLOATS, where, align=4)
-        if spec.soft_cap is None:
-            score = code.fmul(score, constant(spec.scale * LOG2_E, LANES))
-        else:
-            score = tanh(code, code.fmul(score, constant(spec.scale / spec.soft_cap, LANES)))
-            score = code.fmul(score, constant(spec.soft_cap * LOG2_E, LANES))
-        key = code.add(lanes, code.splat(code.trunc(code.times(chunk, LANES), I32), LANES))
-        seen = code.icmp_signed("<=", key, position)
-        if spec.window is not None:
-            oldest = code.sub(position, ir.Constant(position.type, [spec.window] * LANES))
-            seen = code.and_(seen, code.icmp_signed(">", key, oldest))
-        score = code.select(seen, score, constant(float("-inf"), LANES))
-        code.write(score, where, align=4)
-        return [largest(code, score, best)]
-
-    (best,) = code.loop(end_chunk, limit, [constant(LOWEST, LANES)], start=chunk)
-    before = code.read(F32, top)
-    highest = largest(code, code.splat(reduced(code, best, largest_of=True), LANES), code.splat(before, LANES))
-    factor = exp2(code, code.fsub(code.splat(before, LANES), highest))
-
-    def weigh(chunk: Value, sums: Value) -> list[Value]:
-        where = code.at(scores, code.times(chunk, LANES * 4))
-        weight = exp2(code, code.fsub(code.read(_FLOATS, where, align=4), highest))
-        stored = weight
-        if spec.layout.scaled:
-            key = code.read(POINTER, keys, code.times(chunk, 8))
-            scale = code.read(_FLOATS, key, spec.layout.number_elements + 4 * spec.layout.page, align=4)
-            # The scale of a position that was never written may be NaN, and 0 * NaN is NaN.
-            nothing = constant(0.0, LANES)
-            unseen = code.fcmp_ordered("==", weight, nothing)
-            stored = code.select(unseen, nothing, code.fmul(weight, scale))
-        code.write(stored, where, align=4)
-        return [code.fadd(sums, weight)]
-
-    (sums,) = code.loop(end_chunk, weigh, [constant(0.0, LANES)], start=chunk)
-    code.write(fma(code, code.read(_FLOATS, total, align=4), factor, sums), total, align=4)
-    first = ir.Constant(I32, 0)
-    code.write(code.extract_element(highest, first), top)
-    code.ret(code.extract_element(factor, first))
-    return made
 
 
 def _weighted_values(

@@ -236,6 +236,27 @@ def test_pages_behind_the_window_are_not_read(dtype: str) -> None:
     assert np.isfinite(want).all() and got.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+def test_a_token_that_fills_a_page_is_there_for_all_rows_of_the_step(kv_dtype: str) -> None:
+    """Rows of one token each, the second of which begins with the page that the first one fills."""
+    case, rng = Case("bfloat16", kv_dtype, 3, 3, 64, 16, AttentionSpec(0.125)), np.random.default_rng(0)
+    table = np.arange(ROWS * case.pages_per_row).reshape(ROWS, case.pages_per_row)
+    table[1, 0] = table[0, 0]
+    alone = [(0, 0)] * (ROWS - 1)
+    whole = drawn(case, rng, table, [(0, 17), *alone])
+    want, _ = run(case, whole, empty_cache(case, table.size), None)
+
+    begun = drawn(case, rng, table, [(0, 15), *alone])
+    both = drawn(case, rng, table, [(15, 1), (16, 1), *alone[1:]])
+    for ours, theirs in zip((begun.q, begun.k, begun.v), (whole.q, whole.k, whole.v), strict=True):
+        ours[:15] = theirs[:15]
+    for ours, theirs in zip((both.q, both.k, both.v), (whole.q, whole.k, whole.v), strict=True):
+        ours[:2] = theirs[15:17]
+    _, cache = run(case, begun, empty_cache(case, table.size), None)
+    got, _ = run(case, both, cache, None)
+    assert got[:2].tobytes() == want[15:17].tobytes()
+
+
 def test_a_step_of_no_tokens_changes_nothing() -> None:
     case, rng = CASES[0], np.random.default_rng(0)
     step = drawn(case, rng, np.zeros((ROWS, case.pages_per_row), np.int32), [(0, 0)] * ROWS)
