@@ -80,8 +80,9 @@ def to_tensor(leaf: Any, device: str) -> Tensor:
 
 
 def _from_jax(array: jax.Array) -> Tensor:
-    # What dlpack or torch cannot carry: other processors' memory, keys, empty arrays.
+    # What dlpack or torch cannot carry: other processors' memory, keys, empty arrays, floats of 8 bits.
     on_host = all(device.platform == "cpu" for device in array.devices()) and array.size > 0
+    on_host = on_host and not array.dtype.name.startswith("float8")
     if not on_host or len(array.devices()) != 1:
         return from_numpy(np.asarray(array))
     tensor = torch.from_dlpack(array)

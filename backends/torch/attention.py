@@ -1,7 +1,7 @@
 """Ragged attention as one module: writes keys and values into the pages, then attends over each row's.
 
-The cache is the reference backend's, [L, P, page, 2, K, H], and is written in place. Lengths are read on the host, so
-that nothing is computed for padding.
+The cache is the reference backend's, [L, P, page, 2, K, H], perhaps with scales, and is written in place. Lengths are
+read on the host, so that nothing is computed for padding.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..base import AttentionSpec
+from ..token_scales import LARGEST, LEAST
 from .names import DType, Tensor, torch
 
 type Fused = Callable[..., Tensor]
@@ -49,28 +50,30 @@ class Attention(torch.nn.Module):
         sinks, mask: whether these follow the other operands.
         max_query_len: the most queries of a row (None: all tokens).
         fused: what computes it in one call (None: torch's own).
+        scaled: whether the scales of the cache's tokens, [L, P, 2, page], follow it.
     """
 
     def __init__(
-        self, spec: AttentionSpec, *, sinks: bool, mask: bool, max_query_len: int | None, fused: Fused | None = None
-    ) -> None:
+        self, spec: AttentionSpec, *, sinks: bool, mask: bool, max_query_len: int | None, fused: Fused | None = None,
+        scaled: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.scaled = scaled
         self.together = max_query_len == 1 and not mask
         self.spec, self.sinks, self.mask, self.fused = spec, sinks, mask, fused
         self._last: _Rows | None = None
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, layer: Tensor, table: Tensor, query_starts: Tensor,
-        kv_lens: Tensor, *more: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, *more: Tensor) -> Tensor:
         """Outputs [T, N, H], zeros at padding."""
         rest = list(more)
+        scales = rest.pop(0) if self.scaled else None
+        layer, table, query_starts, kv_lens = (rest.pop(0) for _ in range(4))
         sinks = rest.pop(0) if self.sinks else None
         mask = rest.pop(0) if self.mask else None
         pages = cache[int(layer)]
         at = self._rows((table, query_starts, kv_lens, mask), pages.shape[1], q.dtype)
-        n, held = at.num_tokens, pages.view(pages.shape[0] * pages.shape[1], -1)  # a position's [2, K, H] side by side
-        held.index_copy_(0, at.written, torch.stack((k[:n], v[:n]), dim=1).flatten(1).to(pages.dtype))
+        n, held = at.num_tokens, Held(pages, None if scales is None else scales[int(layer)])
+        held.write(at.written, torch.stack((k[:n], v[:n]), dim=1))
         if at.read is not None and n == q.shape[0]:
             return self._decode(q, held, at, sinks)
         out = torch.zeros_like(q)
@@ -79,7 +82,7 @@ class Attention(torch.nn.Module):
             return out
         for first, count, (places, shown) in zip(at.starts, at.counts, at.alone, strict=True):
             mine = slice(first, first + count)
-            out[mine] = self._row(q[mine], held.index_select(0, places).to(q.dtype), shown, sinks)
+            out[mine] = self._row(q[mine], held.read(places, q.dtype), shown, sinks)
         return out
 
     def _rows(self, given: tuple[Tensor | None, ...], page_size: int, dtype: DType) -> _Rows:
@@ -117,12 +120,12 @@ class Attention(torch.nn.Module):
         # may hold anything, and 0 * NaN is NaN.
         return torch.gather(place, 1, torch.where(hidden, lens - 1, position)).reshape(-1), ~hidden[:, None, None]
 
-    def _decode(self, q: Tensor, held: Tensor, at: _Rows, sinks: Tensor | None) -> Tensor:
+    def _decode(self, q: Tensor, held: "Held", at: _Rows, sinks: Tensor | None) -> Tensor:
         """A query for each row: q is [n, N, H]."""
         n, num_heads, head_dim = q.shape
         assert at.read is not None
         # By position: gathering whole pages took far longer.
-        read = held.index_select(0, at.read).to(q.dtype).view(n, len(at.read) // n, 2, -1, head_dim)
+        read = held.read(at.read, q.dtype).view(n, len(at.read) // n, 2, -1, head_dim)
         keys, values = read[:, :, 0].transpose(1, 2), read[:, :, 1].transpose(1, 2)  # [n, K, S, H]
         num_kv_heads = keys.shape[1]
         queries = q.reshape(n, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -167,6 +170,46 @@ class Attention(torch.nn.Module):
             outs.append(attend(queries[:, :, first:last], k, v, shown[first:last, seen], self.spec, heads, self.fused))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
         return out.reshape(num_heads, count, head_dim).transpose(0, 1)
+
+
+class Held:
+    """The keys and values of a layer, a position's [2, K, H] side by side, and the scales of its tokens if they have
+    some (backends/token_scales.py).
+
+    Args:
+        pages: [P, page, 2, K, H].
+        scales: [P, 2, page].
+    """
+
+    def __init__(self, pages: Tensor, scales: Tensor | None) -> None:
+        self.dtype, self.page, self.scales = pages.dtype, pages.shape[1], scales
+        # torch copies floats of 8 bits by nothing but their bytes.
+        self.numbers = pages.view(pages.shape[0] * pages.shape[1], -1).view(_CARRIERS.get(pages.dtype, pages.dtype))
+
+    def write(self, places: Tensor, new: Tensor) -> None:
+        """Keys and values [n, 2, K, H], to places counted through all pages."""
+        if self.scales is not None:
+            wide, largest = new.to(torch.float32), LARGEST[str(self.dtype).removeprefix("torch.")]
+            scales = torch.clamp(wide.abs().amax(dim=(2, 3)) / largest, min=LEAST)
+            self.scales[self._at(places)] = scales
+            wide = wide / scales[..., None, None]
+            new = torch.clamp(wide if self.dtype.is_floating_point else torch.round(wide), -largest, largest)
+        self.numbers.index_copy_(0, places, new.flatten(1).to(self.dtype).view(self.numbers.dtype))
+
+    def read(self, places: Tensor, dtype: DType) -> Tensor:
+        """What stands there [S, 2 K H]."""
+        numbers = self.numbers.index_select(0, places).view(self.dtype)
+        if self.scales is None:
+            return numbers.to(dtype)
+        wide = numbers.to(torch.float32).view(len(places), 2, -1) * self.scales[self._at(places)][..., None]
+        return wide.flatten(1).to(dtype)
+
+    def _at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the scales of tokens stand, [S, 2]."""
+        return (places // self.page)[:, None], torch.arange(2), (places % self.page)[:, None]
+
+
+_CARRIERS = {torch.float8_e4m3fn: torch.uint8}
 
 
 def attend(

@@ -14,6 +14,7 @@ from ..base import CacheGroup, Capabilities, MemoryInfo, Program, PyTree
 from ..errors import UnsupportedError
 from ..reference import ReferenceBackend
 from ..shared_pages import SharedPages
+from ..token_scales import LARGEST, TokenScaled
 from .array import DeviceArray, to_tensor
 from .drivers import Driver, driver_for
 from .flat_jaxpr import FlatJaxpr
@@ -22,6 +23,7 @@ from .lowered import Target
 from .program import TorchProgram
 from .ranks import Ranks, meet
 
+_FLOATS = ("float32", "bfloat16")
 _SMALL = (1, 8, 16, 32, 64)
 _MAX_BUCKETS = 8
 
@@ -40,8 +42,8 @@ class TorchBackend(ReferenceBackend):
     ranks: Ranks | None = None
     page_size: int = 16
     capabilities: Capabilities = Capabilities(
-        dtypes=("float32", "bfloat16"),
-        kv_dtypes=("float32", "bfloat16"),
+        dtypes=_FLOATS,
+        kv_dtypes=_FLOATS,
         custom_masks=True,
     )
 
@@ -49,7 +51,12 @@ class TorchBackend(ReferenceBackend):
         """Raises:
         UnsupportedError: torch, or what reaches the device, is missing.
         """
-        capabilities = replace(self.capabilities, rehearsals=self.driver.rehearsals)
+        scaled = tuple(LARGEST) if self.driver.reads_values else ()  # where attention has a form for them
+        kv_dtypes = (
+            *self.capabilities.kv_dtypes,
+            *(each for each in scaled if each not in self.capabilities.kv_dtypes),
+        )
+        capabilities = replace(self.capabilities, rehearsals=self.driver.rehearsals, kv_dtypes=kv_dtypes)
         object.__setattr__(self, "capabilities", capabilities)
 
     @property
@@ -86,24 +93,27 @@ class TorchBackend(ReferenceBackend):
 
         Raises:
             UnsupportedError: the weights are being traced, by a layout that spreads them over JAX's devices; or they
-                are numbers that torch computes nothing with.
+                are floats of 8 bits, whose range is another one on some devices (e4m3 ends at 240 on Gaudi 2).
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             if self.ranks is not None:
                 return params  # of all processes, each of which keeps its part afterwards
             raise UnsupportedError(f"backend {self.name}: weights that are being traced, and no layout over processes")
         for leaf in jax.tree.leaves(params):
-            if leaf.dtype.name.startswith("float8"):
+            if leaf.dtype.name.startswith("float8") and not self.driver.reads_values:
                 raise UnsupportedError(
                     f"backend {self.name}: weights of {leaf.dtype.name}, supported are floats of 16 and 32 bits, int8 "
-                    "and int4; round with --quantize int8, int8-weight or int4"
+                    "and int4 (8-bit floats on torch:cpu alone); round with --quantize int8, int8-weight or int4"
                 )
         return jax.tree.map(self._kept, params)
 
     def allocate_cache(self, group: CacheGroup, *, num_pages: int, page_size: int, dtype: DTypeLike) -> PyTree:
         # numpy's zeros take no memory before they are written, and no program of JAX makes them.
         shape = (group.num_layers, num_pages, page_size, 2, group.num_kv_heads, group.head_dim)
-        return np.zeros(shape, jax.numpy.dtype(dtype))
+        pages: Any = np.zeros(shape, jax.numpy.dtype(dtype))
+        if pages.dtype.name not in LARGEST:
+            return pages
+        return TokenScaled(pages, np.zeros((*shape[:2], 2, page_size), np.float32))  # pyright: ignore[reportArgumentType]
 
     def shared_pages(self) -> SharedPages | None:
         return None

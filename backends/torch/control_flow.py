@@ -181,7 +181,8 @@ def effect(builder: GraphBuilder, number: int, op: Op) -> Effect | None:
         case "reduce":
             return Effect(views=(range(len(op.ins)),) * len(op.outs), repeats=range(len(op.outs)))
         case "ragged_attention":
-            return Effect(views=(None, *({_CACHE} for _ in op.outs[1:])), writes={_CACHE})
+            held = range(_CACHE, _CACHE + len(op.outs) - 1)
+            return Effect(views=(None, *({place} for place in held)), writes=set(held))
         case "scan":
             runs = op.params["length"] > 0
             return _loop_effect(held.body, 0, held.num_consts, held.num_carry, len(op.outs), runs=runs)
@@ -244,16 +245,24 @@ def emit(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...] | None
 def _attention(builder: GraphBuilder, number: int, op: Op) -> tuple[Value, ...]:
     q, k, v, cache, layer, index, sinks = jax.tree.unflatten(op.params["structure"], range(len(op.ins)))
     assert isinstance(index, RaggedIndex)
-    if cache != _CACHE:
-        raise UnsupportedError(f"a cache with scales of its own, at {place_of(op)}: torch backends keep plain numbers")
-    kind = Attention if builder.target.reads_values else StaticAttention
-    module = kind(
-        op.params["spec"], sinks=sinks is not None, mask=index.mask is not None, max_query_len=index.max_query_len,
-        fused=builder.target.attention,
-    )  # fmt: skip
-    places = [q, k, v, cache, layer, index.page_table, index.query_starts, index.kv_lens]
+    held = jax.tree.leaves(cache)
+    if held[0] != _CACHE or not (builder.target.reads_values or cache == _CACHE):
+        raise UnsupportedError(
+            f"a cache with scales of its own, at {place_of(op)}: on devices whose numbers the host does not see torch "
+            "backends keep plain numbers"
+        )
+    spec, longest, fused = op.params["spec"], index.max_query_len, builder.target.attention
+    with_sinks, masked = sinks is not None, index.mask is not None
+    if builder.target.reads_values:
+        scaled = len(held) > 1
+        module: Module = Attention(
+            spec, sinks=with_sinks, mask=masked, max_query_len=longest, fused=fused, scaled=scaled
+        )  # fmt: skip
+    else:
+        module = StaticAttention(spec, sinks=with_sinks, mask=masked, max_query_len=longest, fused=fused)
+    places = [q, k, v, *held, layer, index.page_table, index.query_starts, index.kv_lens]
     places += [place for place in (sinks, index.mask) if place is not None]
     values = [builder.value(op.ins[place]) for place in places]
-    if _CACHE not in builder.known.writable[number]:
-        values[_CACHE] = builder.fresh(values[_CACHE])
-    return builder.call_module(module, values), values[_CACHE]
+    for place in set(held) - builder.known.writable[number]:
+        values[place] = builder.fresh(values[place])
+    return builder.call_module(module, values), *(values[place] for place in held)

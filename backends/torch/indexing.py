@@ -28,6 +28,9 @@ from .rules import (
 _IN_PLACE = 2**14
 """Elements from which it pays to write into an operand instead of copying it."""
 
+_UNINDEXED = {torch.float8_e4m3fn, torch.float8_e5m2}
+"""Types that torch indexes by nothing but their bytes."""
+
 
 @dataclass(frozen=True)
 class _Places:
@@ -97,7 +100,10 @@ def _gather(eqn: Equation, x: Value, starts: Value) -> Value:
     at = _places(eqn, starts, _ints(numbers.start_index_map), batching, _ints(sizes), eqn.params["mode"])
     batch = eqn.ins[1].shape[:-1]
     if at.indexed:
-        out = operator.getitem(permuted(x, (*at.indexed, *at.whole)), tuple(at.index))
+        small = eqn.dtype() in _UNINDEXED
+        out = permuted(x.view(torch.uint8) if small else x, (*at.indexed, *at.whole))
+        out = operator.getitem(out, tuple(at.index))
+        out = out.view(eqn.dtype()) if small else out
         lead = len(batch) + len(at.partial)
         shape = [*batch, *(sizes[axis] for axis in at.partial), *(sizes[axis] for axis in at.whole)]
         out = out.expand(shape) if lead else out

@@ -35,7 +35,7 @@ def _attention(program: FlatJaxpr, op: Op) -> int:
     """Pages gathered for every row, in both forms, and the scores: what attention of fixed shapes takes."""
     if op.name != "ragged_attention":
         return 0
-    q, cache, table = (program.aval(op.ins[place]) for place in (0, 3, 5))
+    q, cache, table = (program.aval(op.ins[place]) for place in (0, 3, 3 + len(op.outs)))
     rows, pages = table.shape
     positions = pages * cache.shape[2]
     gathered = rows * positions * math.prod(cache.shape[3:]) * torch_dtype(cache.dtype).itemsize

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from distaff.backends.base import AttentionSpec, Backend, RaggedIndex
+from distaff.backends.base import AttentionSpec, Backend, CacheGroup, RaggedIndex
 from distaff.backends.errors import UnsupportedError
+from distaff.backends.quantized import Quantized
 from distaff.backends.reference import ReferenceBackend
 from distaff.backends.torch import backend as backend_module
 from distaff.backends.torch import driver_hpu
@@ -75,6 +76,14 @@ def test_a_step_is_marked_and_layers_are_captured_once_for_each_shape(
     assert fake.captured == 3 and fake.replayed == 3 * 10 - 3  # five layers, twice, by three programs
     told = [event for event in fake.events if event != "capture"]
     assert told == ["memory", "wrap", "mark_step", "mark_step"] * 3
+
+
+def test_floats_of_8_bits_are_refused_by_name(on_the_host: TorchBackend) -> None:
+    weight = Quantized(jnp.ones((2, 4), jnp.float8_e4m3fn), jnp.ones((2, 1)), "float8_e4m3fn", jnp.dtype("float32"))
+    with pytest.raises(UnsupportedError, match="weights of float8_e4m3fn, supported are .* int8, int8-weight or int4"):
+        on_the_host.prepare_params({"weight": weight})
+    with pytest.raises(UnsupportedError, match="kv dtype int8, supported are float32, bfloat16"):
+        on_the_host.check([CacheGroup(1, 2, 16)], dtype=jnp.float32, kv_dtype=jnp.int8, page_size=16)
 
 
 def test_processes_meet_by_hccl_which_is_registered_first(

@@ -18,14 +18,14 @@ from ...serving import test_engine_on_models as suite
 MAX_LEN, NUM_TOKENS = 96, 24
 
 
-def engine_of(golden: Golden, backend: str | Backend, **config: Any) -> Engine:
+def engine_of(golden: Golden, backend: str | Backend, kv_dtype: str = "float32", **config: Any) -> Engine:
     chosen = select_backend(backend) if isinstance(backend, str) else backend
     context = min(MAX_LEN, golden.config.max_positions)
     settings = EngineConfig(context=context, max_batch=4, max_step_tokens=32, **config)
     size, groups = chosen.page_size, golden.config.cache_groups
-    one = sum(page_bytes(group, chosen, page_size=size, dtype="float32") for group in groups)
+    one = sum(page_bytes(group, chosen, page_size=size, dtype=kv_dtype) for group in groups)
     settings = replace(settings, kv_memory=one * (4 * -(-context // size) + 1) + 1)
-    return build_engine(golden.config, golden.weights(), chosen, settings)
+    return build_engine(golden.config, golden.weights(), chosen, settings, kv_dtype=kv_dtype)
 
 
 def requests(golden: Golden, count: int, **params: object) -> list[Request]:
@@ -39,8 +39,8 @@ def requests(golden: Golden, count: int, **params: object) -> list[Request]:
     ]
 
 
-def tokens_of(golden: Golden, backend: str, wanted: list[Request]) -> list[list[int]]:
-    with engine_of(golden, backend) as engine:
+def tokens_of(golden: Golden, backend: str, wanted: list[Request], kv_dtype: str = "float32") -> list[list[int]]:
+    with engine_of(golden, backend, kv_dtype) as engine:
         if backend != "reference":  # which takes long to compile what these requests do not need
             engine.warm_up()
         answers = [list(result.token_ids) for result in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,6 +53,13 @@ def tokens_of(golden: Golden, backend: str, wanted: list[Request]) -> list[list[
 def test_greedy_tokens_of_every_family(case: str) -> None:
     golden = Golden(GOLDEN / case)
     want, got = (tokens_of(golden, backend, requests(golden, 6)) for backend in ("reference", "torch:cpu"))
+    assert got == want
+
+
+@pytest.mark.parametrize(("case", "kv_dtype"), [("llama31", "int8"), ("gemma2", "float8_e4m3fn"), ("gpt_oss", "int8")])
+def test_greedy_tokens_with_a_cache_of_8_bits(case: str, kv_dtype: str) -> None:
+    golden = Golden(GOLDEN / case)
+    want, got = (tokens_of(golden, each, requests(golden, 6), kv_dtype) for each in ("reference", "torch:cpu"))
     assert got == want
 
 

@@ -35,9 +35,9 @@ def test_reading(function: Callable[..., Any], mode: str) -> None:
     compare(lambda x, ids: function(x, ids, mode), X, ids)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint32", "uint8", "bool", "float32"])
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "uint8", "bool", "float32", "float8_e4m3fn"])
 def test_what_fills_is_jaxs(dtype: str) -> None:
-    compare(lambda x, ids: x.at[ids].get(mode="fill"), X[0, 0].astype(dtype), IDS)
+    compare(lambda x, ids: x.at[ids].get(mode="fill"), X[0, 0].astype(jnp.dtype(dtype)), IDS)
 
 
 @pytest.mark.parametrize("size", [1, 4096], ids=["copied", "in place"])
