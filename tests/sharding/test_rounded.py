@@ -55,6 +55,11 @@ def logits(case: str, scheme: str | None) -> np.ndarray:
     return np.asarray(found)
 
 
+def _odd_groups(case: str, layout: str) -> bool:
+    """The 44 channels of llama31's feed-forward are 11 groups of 4, which two devices cannot share: refused by name."""
+    return case == "llama31" and "tensor" in layout
+
+
 def pairs() -> list[Any]:
     quick = {("llama31", "int8-weight", "tensor=4"), ("llama31", "int8", "tensor=4"), ("gpt_oss", "int4:4", "tensor=4")}
     every = [(case, scheme, layout) for case in ("llama31", "gpt_oss") for scheme in SCHEMES for layout in LAYOUTS]
@@ -62,7 +67,7 @@ def pairs() -> list[Any]:
     return [
         pytest.param(*each, marks=pytest.mark.slow if each in quick else pytest.mark.soak)
         for each in every
-        if not (each[1].startswith("int4") and each[2].startswith("weight-gathered"))
+        if not (each[1].startswith("int4") and (each[2].startswith("weight-gathered") or _odd_groups(each[0], each[2])))
     ]
 
 
