@@ -20,6 +20,9 @@ from ..simple_loop import SimpleLoop
 
 MAX_LEN, NUM_TOKENS = 96, 24
 DEFAULT = "gpt_oss"
+EIGHT = ("int8", "int8")
+MORE = {DEFAULT: [("int8-weight", "int8")], "llama31": [("int4:4", "int8")]}
+"""What else weights and cache are held as, in these families."""
 
 
 def rounded(golden: Golden, scheme: str) -> Weights:
@@ -38,9 +41,11 @@ def prompts(golden: Golden) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("case", "scheme", "kv_dtype"),
     [
-        pytest.param(case, *held, marks=pytest.mark.slow if case in (DEFAULT, "opt") else pytest.mark.soak)
+        pytest.param(
+            case, *held, marks=pytest.mark.slow if case in (DEFAULT, "opt") or held != EIGHT else pytest.mark.soak
+        )
         for case in CASES
-        for held in ((("int8", "int8"), ("int8-weight", "int8")) if case == DEFAULT else (("int8", "int8"),))
+        for held in (EIGHT, *MORE.get(case, ()))
     ],
 )
 def test_not_one_token_differs(case: str, scheme: str, kv_dtype: str) -> None:
