@@ -44,10 +44,9 @@ def write_query(code: Code, spec: TileSpec, query: Value, target: Value) -> None
         code.write(half, target, number * layout.key_width, align=1)
         for behind in range(extra):
             code.write(ir.Constant(I8, zero), target, number * layout.key_width + width + behind, align=1)
-    scale = code.fmul(
-        code.fdiv(most, ir.Constant(F32, _HALF - 1)),
-        ir.Constant(F32, 1.0 if spec.soft_cap is not None else spec.scale * LOG2_E),
-    )
+    # Scores are in units of log 2 at once; those with a cap are scaled where they are capped.
+    factor = ir.Constant(F32, 1.0 if spec.soft_cap is not None else spec.scale * LOG2_E)
+    scale = code.fmul(code.fdiv(most, ir.Constant(F32, _HALF - 1)), factor)
     code.write(scale, target, 2 * layout.key_width, align=4)
 
 

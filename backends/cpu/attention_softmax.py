@@ -10,7 +10,7 @@ from .attention_shape import BLOCK, TileSpec
 from .jit import F32, I32, I64, POINTER, VOID, Code, Value, function, vector
 
 ABREAST = 3
-"""Rows that are worked on side by side, since each waits for its own results: with one, prompts of 512 tokens took 5 %
+"""Rows that are worked on side by side, since each waits for its own results: with one, prompts of 512 tokens took 7 %
 longer to attend."""
 
 LOWEST = -3.4028234663852886e38

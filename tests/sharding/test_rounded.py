@@ -55,11 +55,6 @@ def logits(case: str, scheme: str | None) -> np.ndarray:
     return np.asarray(found)
 
 
-def _odd_groups(case: str, layout: str) -> bool:
-    """The 44 channels of llama31's feed-forward are 11 groups of 4, which two devices cannot share: refused by name."""
-    return case == "llama31" and "tensor" in layout
-
-
 def pairs() -> list[Any]:
     quick = {("llama31", "int8-weight", "tensor=4"), ("llama31", "int8", "tensor=4"), ("gpt_oss", "int4:4", "tensor=4")}
     every = [(case, scheme, layout) for case in ("llama31", "gpt_oss") for scheme in SCHEMES for layout in LAYOUTS]
@@ -67,7 +62,8 @@ def pairs() -> list[Any]:
     return [
         pytest.param(*each, marks=pytest.mark.slow if each in quick else pytest.mark.soak)
         for each in every
-        if not (each[1].startswith("int4") and (each[2].startswith("weight-gathered") or _odd_groups(each[0], each[2])))
+        # The 44 channels of llama31's feed-forward are 11 groups of 4: refused by name, as gathered groups are (below).
+        if not (each[1].startswith("int4") and (each[0] == "llama31" or each[2].startswith("weight-gathered")))
     ]
 
 
@@ -123,6 +119,8 @@ def test_each_device_holds_its_part(scheme: str) -> None:
     [
         ("int4:4", "tensor=4", IndivisibleError, r"down.weight in int4: .* do not divide into 4 parts"),
         ("int4:2", "weight-gathered:tensor=2", UnsupportedLayoutError, "scales for groups are not gathered"),
+        ("int4:4", "stage=2,tensor=2", IndivisibleError, "44 of mlp do not divide into 2 parts"),
+        ("int4:4", "tensor-2d:tensor=2,tensor2=2", IndivisibleError, "44 of mlp do not divide into 2 parts"),
     ],
 )
 def test_what_cannot_lie_there_is_refused_by_name(
