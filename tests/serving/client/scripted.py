@@ -1,6 +1,7 @@
 """A server of the native protocol that says what a test wrote down: for the client's and the load's tests."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -74,6 +75,8 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
     Attributes:
         requests: what came, in order; `metadata`, `times` and `peers`, what came with each, and from where.
         cancelled: calls that their client left.
+        clock: what `handed` is stamped with.
+        handed: for each call, when each of its messages was handed to gRPC; the client cannot have it before that.
     """
 
     def __init__(self, *scripts: list[Any]) -> None:
@@ -83,12 +86,15 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
         self.times: list[float | None] = []
         self.peers: list[str] = []
         self.cancelled = 0
+        self.clock: Callable[[], float] = time.perf_counter
+        self.handed: list[list[float]] = []
 
     async def _play(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         self.times.append(context.time_remaining())
         self.peers.append(context.peer())
+        self.handed.append(handed := [])
         script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
         try:
             for step in script:
@@ -97,6 +103,7 @@ class Scripted(inference_pb2_grpc.InferenceServicer, models_pb2_grpc.ModelsServi
                 if isinstance(step, float):
                     await asyncio.sleep(step)
                 else:
+                    handed.append(self.clock())
                     yield step
         except asyncio.CancelledError:
             self.cancelled += 1

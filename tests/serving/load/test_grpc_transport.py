@@ -8,7 +8,7 @@ import pytest
 
 from distaff.backends.errors import UsageError
 from distaff.serving.client import Target, UnavailableError
-from distaff.serving.load.generator import run_closed
+from distaff.serving.load.generator import Clock, run_closed
 from distaff.serving.load.grpc_transport import GrpcTransport
 from distaff.serving.load.record import Record
 from distaff.serving.load.statistics import summary
@@ -16,7 +16,7 @@ from distaff.serving.load.trace import Ask
 
 from ..client.scripted import Refusal, Scripted, admitted, delta, finished, served
 
-FIRST, GAP, SLACK = 0.2, 0.1, 0.1
+FIRST, GAP, SLACK = 0.2, 0.6, 0.5  # other work may hold this machine up
 
 
 def measured(servicer: Scripted, asks: list[Ask], **options: Any) -> tuple[list[Record], GrpcTransport]:
@@ -31,17 +31,40 @@ def measured(servicer: Scripted, asks: list[Ask], **options: Any) -> tuple[list[
     return asyncio.run(whole())
 
 
+class Timed(GrpcTransport):
+    """Gives the server the run's clock."""
+
+    def __init__(self, servicer: Scripted, target: Target) -> None:
+        super().__init__(target)
+        self._servicer = servicer
+
+    async def send(self, ask: Ask, record: Record, clock: Clock) -> None:
+        self._servicer.clock = clock
+        await super().send(ask, record, clock)
+
+
 def test_known_delays_are_measured_and_tokens_counted() -> None:
     servicer = Scripted([admitted(cached=3), FIRST, delta("a", 1), GAP, delta("bc", 2, 3), GAP, finished(tokens=3)])
-    records, transport = measured(servicer, [Ask("prompt", 3), Ask((5, 6), 7)])
+
+    async def whole() -> tuple[list[Record], GrpcTransport]:
+        async with (
+            asyncio.timeout(60),
+            served(servicer) as port,
+            Timed(servicer, Target(f"127.0.0.1:{port}")) as transport,
+        ):
+            return await run_closed(transport, [Ask("prompt", 3), Ask((5, 6), 7)], 1), transport
+
+    records, transport = asyncio.run(whole())
     value = summary(records)
     assert value["failed"] == 0 and value["output_tokens"] == 6
     assert (value["prompt_tokens"], value["cached_tokens"]) == (10, 6)
     assert FIRST <= value["ttft_ms"]["p50"] / 1e3 < FIRST + SLACK
-    late = value["ttft_ms"]["p50"] / 1e3 - FIRST  # as late as the first token was seen, the gap is shorter
-    assert GAP - late <= value["itl_ms"]["p50"] / 1e3 < GAP + SLACK and len(records[0].gaps) == 1
+    for record, (_, *handed) in zip(records, servicer.handed, strict=True):
+        seen = [*record.moments, record.ended]
+        assert all(0 <= at - since < SLACK for at, since in zip(seen, handed, strict=True))
+        assert record.gaps == [record.moments[1] - record.moments[0]]
+    assert value["itl_ms"]["p50"] / 1e3 == pytest.approx(sum(record.gaps[0] for record in records) / 2)
     assert value["tpot_ms"]["p50"] == pytest.approx(value["itl_ms"]["p50"] / 2)
-    assert all(record.ended >= record.arrivals[-1][0] + GAP for record in records)
     texts, ids = sorted(servicer.requests, key=lambda request: request.WhichOneof("prompt") != "text")
     assert (texts.text, list(ids.token_ids.ids)) == ("prompt", [5, 6])
     assert (texts.sampling.max_tokens, ids.sampling.max_tokens, ids.sampling.ignore_eos) == (3, 7, True)

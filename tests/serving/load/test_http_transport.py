@@ -16,7 +16,7 @@ from distaff.serving.load.record import Record
 from distaff.serving.load.statistics import summary
 from distaff.serving.load.trace import Ask
 
-FIRST, GAP, SLACK = 0.2, 0.1, 0.1
+FIRST, GAP, SLACK = 0.2, 0.6, 0.5  # other work may hold this machine up
 
 
 def chunk(text: str, reason: str | None = None) -> str:
@@ -85,7 +85,10 @@ def test_known_delays_are_measured_and_tokens_counted() -> None:
     value = summary(records)
     assert (value["failed"], value["prompt_tokens"], value["cached_tokens"], value["output_tokens"]) == (0, 10, 8, 4)
     assert FIRST <= value["ttft_ms"]["p50"] / 1e3 < FIRST + SLACK
-    assert GAP <= value["itl_ms"]["p50"] / 1e3 < GAP + SLACK
+    for record in records:  # a first token that was seen late shortens the gap behind it
+        late = record.ttft - FIRST
+        assert GAP - late <= record.gaps[0] < GAP + SLACK
+    assert value["itl_ms"]["p50"] / 1e3 == pytest.approx(sum(record.gaps[0] for record in records) / 2)
     body = site.bodies[1]
     assert (body["model"], body["prompt"], body["max_tokens"]) == ("m", [5, 6], 2)
     assert body["stream"] and body["stream_options"] == {"include_usage": True} and body["ignore_eos"]
@@ -105,7 +108,8 @@ def test_a_chat() -> None:
     )
     (record,) = measured(site, [Ask("hello", 2)], chat=True)
     assert record.error is None and [count for _, count in record.arrivals] == [1, 1]
-    assert FIRST <= record.ttft < FIRST + SLACK and GAP <= record.gaps[0] < GAP + SLACK
+    assert FIRST <= record.ttft < FIRST + SLACK
+    assert GAP - (record.ttft - FIRST) <= record.gaps[0] < GAP + SLACK
     assert site.bodies[0]["messages"] == [{"role": "user", "content": "hello"}] and "prompt" not in site.bodies[0]
     assert site.headers[0].startswith("post /v1/chat/completions ")
 
