@@ -220,14 +220,14 @@ def presets(json: Json = False, debug: Debug = False) -> None:
 
 
 def _config(model: str, offline: bool, quantize: str | None = None) -> "tuple[ModelConfig, HeldWeights]":
-    """A model's configuration, and how its weights are held."""
+    """A model's configuration as it is held, and how its weights are."""
     from ..models.checkpoints import open_checkpoint
     from ..models.compress import held_weights
     from ..models.families import config_from_hf
 
     checkpoint = open_checkpoint(_resolve(model, offline))
-    config = config_from_hf(checkpoint.hf_config, source=str(checkpoint.path))
-    return config, held_weights(quantize, checkpoint, config)
+    form = held_weights(quantize, checkpoint, config_from_hf(checkpoint.hf_config, source=str(checkpoint.path)))
+    return form.config, form
 
 
 def _resolve(model: str, offline: bool) -> "Location":

@@ -18,7 +18,7 @@ from ..backends.tpu.decode_round import round_new_work
 from ..backends.tpu.decode_work import decode_work
 from ..backends.tpu.rounding import rounding_work
 from ..models.checkpoints import shipped_configs
-from ..models.compress import parse_scheme, quantizer
+from ..models.compress import rounded_as
 from ..models.config import MlpConfig, ModelConfig
 from ..models.costs import Steps, work_of
 from ..models.decoder import unflatten, weight_specs
@@ -109,11 +109,10 @@ def layout_step(
     kv_dtype: str = "bfloat16",
 ) -> Case:
     """One greedy decode step of a shipped configuration under a layout, in bf16 or with rounded weights and cache."""
-    config = shipped_config(model)
-    backend = TpuBackend(generation=generation)
-    roundings = {} if quantize is None else quantizer(parse_scheme(quantize), config).roundings(config)
+    form = rounded_as(quantize, shipped_config(model))
+    config, backend = form.config, TpuBackend(generation=generation)
     laid = parse_layout(layout, num_devices=devices)
-    sharded = ShardedModel(config, laid, backend, jnp.dtype(jnp.bfloat16), roundings)
+    sharded = ShardedModel(config, laid, backend, jnp.dtype(jnp.bfloat16), form.roundings)
     held = jnp.dtype(kv_dtype)
     case = step_case(sharded, rows=batch, queries=1, context=context, page=page, kv_dtype=held, greedy=True)
     attention, parts = config.layers[0].attention, laid.parts("cache_heads")

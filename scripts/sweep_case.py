@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from ..backends.aot import Case
 from ..backends.base import Backend
 from ..backends.hardware import chip as chip_of
+from ..models.compress import rounded_as
 from ..models.row_state import RowState
 from ..models.sampling import draw
 from ..sharding.presets import preset as layout_of
 from ..sharding.step import ShardedModel
 from ..sharding.step_case import step_case
 from ..sharding.sweep.models import model_config
-from ..sharding.sweep.precisions import roundings_of
 
 
 def step(
@@ -31,8 +31,8 @@ def step(
     context: int,
 ) -> Case:
     """A step of a model, as `distaff sweep plan` was given it, that takes the most likely tokens."""
-    backend, config = _backend(chip), model_config(model, offline=True)
-    sharded = ShardedModel(config, layout_of(preset, mesh), backend, jnp.dtype(dtype), roundings_of(quantize, config))
+    backend, held = _backend(chip), rounded_as(quantize, model_config(model, offline=True))
+    sharded = ShardedModel(held.config, layout_of(preset, mesh), backend, jnp.dtype(dtype), held.roundings)
     return step_case(
         sharded,
         rows=rows,

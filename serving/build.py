@@ -20,6 +20,7 @@ from .host_device import hosted
 from .host_link import Link
 from .metrics import Metrics
 from .one_program import OneProgram
+from .output import Hidden
 from .programs import Programs
 from .replica_device import SharedDevice
 from .replicated import ReplicatedPrograms
@@ -39,6 +40,7 @@ def build_engine(
     kv_dtype: str | None = None,
     eos_ids: frozenset[int] = frozenset(),
     tokenizer: Tokenizer | None = None,
+    hidden: Hidden | None = None,
     metrics: Metrics | None = None,
     on_compile: Callable[[int], None] = lambda number: None,
     link: Link | None = None,
@@ -49,6 +51,7 @@ def build_engine(
     Args:
         weights: in the checkpoint's form, consumed.
         dtype, kv_dtype: of activations, and of the cache; None: the same.
+        hidden: what hidden states behind the last norm become before they are told, of weights that were turned.
         metrics: of several engines together; None: its own.
         on_compile: called as the compilation of a program begins, with its number from 1.
         link: the other hosts whose devices `backend` has too; each builds the same engine.
@@ -70,6 +73,7 @@ def build_engine(
         kv_dtype=kv_dtype,
         eos_ids=eos_ids,
         tokenizer=tokenizer,
+        hidden=hidden,
         metrics=metrics,
         on_compile=on_compile,
         link=link,
@@ -90,6 +94,7 @@ def build_one_program(
     kv_dtype: str | None = None,
     eos_ids: frozenset[int] = frozenset(),
     tokenizer: Tokenizer | None = None,
+    hidden: Hidden | None = None,
     metrics: Metrics | None = None,
     on_compile: Callable[[int], None] = lambda number: None,
     link: Link | None = None,
@@ -110,6 +115,7 @@ def build_one_program(
         kv_dtype=kv_dtype,
         eos_ids=eos_ids,
         tokenizer=tokenizer,
+        hidden=hidden,
         metrics=metrics,
         on_compile=on_compile,
         link=link,
@@ -132,6 +138,7 @@ def _built[P: Programs](
     kv_dtype: str | None,
     eos_ids: frozenset[int],
     tokenizer: Tokenizer | None,
+    hidden: Hidden | None,
     metrics: Metrics | None,
     on_compile: Callable[[int], None],
     link: Link | None,
@@ -194,7 +201,13 @@ def _built[P: Programs](
 
     def make(device: Device) -> Engine:
         return Engine(
-            device, engine_config, vocab_size=config.vocab_size, eos_ids=eos_ids, tokenizer=tokenizer, metrics=counted
+            device,
+            engine_config,
+            vocab_size=config.vocab_size,
+            eos_ids=eos_ids,
+            tokenizer=tokenizer,
+            hidden=hidden,
+            metrics=counted,
         )
 
     return make, programs

@@ -17,10 +17,10 @@ from ..models.checkpoints.saving import new_path
 from ..models.compress import check_unrounded, parse_scheme, quantizer
 from ..models.compress.kept_layers import KeptLayers
 from ..models.compress.methods import check_method, quantized
-from ..models.compress.quantize import rounded_weights
 from ..models.compress.rotate import check_rotatable, rotated, untied
 from ..models.compress.sample_text import sample_text
 from ..models.compress.saving import check_head, check_writable, write_quantized
+from ..models.compress.turning import Turning
 from ..models.families import config_from_hf
 from .evaluate import ON_SAMPLE, Measured, Measurement
 from .quality import Quality, QualityError
@@ -96,7 +96,8 @@ def quantize_checkpoint(
     windows = (
         [] if method == "rtn" else calibration_windows(checkpoint, calibration, calibration_tokens, measurement.window)
     )
-    before, at_once = 0, method == "rtn" and not rotate
+    before = 0
+    rounds = Turning(made, stored) if rotate else made
     done = {"scheme": found.name, "method": method, "rotate": rotate, "head": head}
     run = done | {"dtype": dtype, "calibration": _hash(windows)}
     partial = destination.with_name(f"{destination.name}.partial")
@@ -104,7 +105,7 @@ def quantize_checkpoint(
     def counted(spec: Any, leaf: Any) -> Any:
         nonlocal before
         before += leaf.nbytes
-        return made(spec, leaf) if at_once else leaf
+        return rounds(spec, leaf) if method == "rtn" else leaf
 
     with new_path(destination, overwrite=overwrite) as folder:
         folder.mkdir()
@@ -112,13 +113,11 @@ def quantize_checkpoint(
         weights = checkpoint.load_weights(
             stored, dtype=jnp.dtype(dtype), made=counted, progress=lambda done, total: progress("load", done, total)
         )
-        if rotate:
-            weights = rotated(weights, stored)
         if method == "rtn":
-            weights = weights if at_once else rounded_weights(weights, made, config)
+            weights = rounds.whole(weights) if isinstance(rounds, Turning) else weights
         else:
             weights = quantized(
-                weights,
+                rotated(weights, stored) if rotate else weights,
                 config,
                 made,
                 method,

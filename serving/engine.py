@@ -26,6 +26,7 @@ from .intake import Intake
 from .live_request import LiveRequest
 from .live_requests import LiveRequests
 from .metrics import Metrics
+from .output import Hidden
 from .pace import Pace
 from .plan import Bucket
 from .rounds import Begun, Rounds
@@ -49,6 +50,7 @@ class Engine:
         vocab_size: tokens that requests may name.
         eos_ids: the model's end tokens.
         tokenizer: None for token ids alone.
+        hidden: what hidden states behind the last norm become before they are told.
         metrics: what is counted.
         clock: seconds.
 
@@ -65,6 +67,7 @@ class Engine:
         vocab_size: int,
         eos_ids: frozenset[int] = frozenset(),
         tokenizer: Tokenizer | None = None,
+        hidden: Hidden | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,6 +91,7 @@ class Engine:
             vocab_size=vocab_size,
             eos_ids=eos_ids,
             tokenizer=tokenizer,
+            hidden=hidden,
             clock=clock,
         )
         self._runner = Runner(device, self._intake.row)

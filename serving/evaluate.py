@@ -151,9 +151,9 @@ class _Opened:
 
     def load(self, backend: Backend, window: int) -> Forward:
         dtype = jnp.dtype(self.asked.dtype)
-        weights = self.checkpoint.load_weights(self.config, dtype=dtype, made=self.form.made, keep=self.form.keep)
+        weights = self.form.load(self.checkpoint, dtype=dtype).weights
         kv_dtype = cache_dtype(self.asked.kv_dtype, self.asked.dtype)
-        return Forward(self.config, weights, backend, kv_dtype=kv_dtype, window=window)
+        return Forward(self.form.config, weights, backend, kv_dtype=kv_dtype, window=window)
 
 
 def _open(asked: Measured, backend: Backend, window: int, offline: bool | None) -> _Opened:

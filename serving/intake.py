@@ -10,7 +10,7 @@ from .errors import CacheTooSmallError, ContextLengthError
 from .generation import Outlet
 from .live_request import LiveRequest, with_seed
 from .metrics import Metrics
-from .output import Output
+from .output import Hidden, Output
 from .results import Timings
 from .rows import Row, check_row, sampling_row
 from .runner import Device
@@ -28,6 +28,7 @@ class Intake:
         vocab_size: tokens that requests may name.
         eos_ids: the model's end tokens.
         tokenizer: None for token ids alone.
+        hidden: what hidden states behind the last norm become before they are told.
         clock: seconds.
 
     Attributes:
@@ -43,6 +44,7 @@ class Intake:
         vocab_size: int,
         eos_ids: frozenset[int],
         tokenizer: Tokenizer | None,
+        hidden: Hidden | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.load_seconds = 0.0
@@ -51,7 +53,7 @@ class Intake:
         self._metrics = metrics
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
-        self._tokenizer = tokenizer
+        self._tokenizer, self._hidden = tokenizer, hidden
         self._clock = clock
         self._order = count(1)  # any thread may take the next
 
@@ -83,7 +85,9 @@ class Intake:
             Sequence.of(request, choice, max_len=max_len, order=next(self._order), arrival=arrival)
             for choice in range(request.params.n if generates else 1)
         )
-        output = Output(request, max_tokens=max_tokens, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
+        output = Output(
+            request, max_tokens=max_tokens, eos_ids=self._eos_ids, tokenizer=self._tokenizer, hidden=self._hidden
+        )
         timings, self.load_seconds = Timings(load=self.load_seconds), 0.0
         return LiveRequest(
             request,

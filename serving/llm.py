@@ -159,10 +159,11 @@ class LLM:
         path = resolve_model(str(model), offline=offline, progress=report("resolve"))
         checkpoint = open_checkpoint(path)
         self.path = checkpoint.path
-        self.config = config_from_hf(checkpoint.hf_config, source=str(self.path))
+        stored = config_from_hf(checkpoint.hf_config, source=str(self.path))
         self.dtype, self.layout, self.quantize = dtype, layout or "", quantize or ""
         held = cache_dtype(kv_dtype, dtype)
-        form = held_weights(quantize, checkpoint, self.config)
+        form = held_weights(quantize, checkpoint, stored)
+        self.config = form.config
         sharded: tuple[ShardedBackend, ...] = ()
         if layout is not None:
             together = one_program or self._link is not None
@@ -200,17 +201,12 @@ class LLM:
         except TokenizerError as error:
             # Token ids still work; text is refused with this reason.
             self._no_tokenizer = error
-        loaded = checkpoint.load_weights(
-            self.config,
-            dtype=jnp.dtype(dtype),
-            place=sharded[0].place if sharded else None,
-            made=form.made,
-            keep=form.keep,
-            progress=report("load"),
+        loaded = form.load(
+            checkpoint, dtype=jnp.dtype(dtype), place=sharded[0].place if sharded else None, progress=report("load")
         )
-        self.weight_bytes = bytes_per_weight(loaded)
+        self.weight_bytes, hidden = bytes_per_weight(loaded.weights), loaded.hidden
         # Read once; the other replicas have copies, from device to device.
-        weights = [loaded, *(replica.copied(loaded) for replica in sharded[1:])]
+        weights = [loaded.weights, *(replica.copied(loaded.weights) for replica in sharded[1:])]
         del loaded
         self.eos_ids = _eos_ids(checkpoint.generation_config, checkpoint.hf_config, self.tokenizer)
         engines: list[Engine | OneProgram] = []
@@ -229,6 +225,7 @@ class LLM:
                 kv_dtype=held,
                 eos_ids=self.eos_ids,
                 tokenizer=self.tokenizer,
+                hidden=hidden,
                 metrics=engines[0].metrics if engines else None,
                 on_compile=lambda number: on_progress(Progress("compile", number, 0)),
             )

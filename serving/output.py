@@ -1,5 +1,7 @@
 """Drawn tokens to answers: text, and the moment an answer ends. Knows neither devices nor scheduling."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -10,6 +12,9 @@ from .results import Choice, Completion, Embedding, FinishReason, Score, Timings
 from .rows import stop_ids
 from .stop_text import StopText
 from .types import Kind, Request
+
+type Hidden = Callable[[Float[np.ndarray, "D"]], Float[np.ndarray, "D"]]
+"""Takes hidden states behind the last norm to those that a client is told."""
 
 
 class ChoiceOutput:
@@ -121,11 +126,19 @@ class Output:
         request: with the seed filled in.
         eos_ids: the model's end tokens.
         tokenizer: None for token ids alone.
+        hidden: what hidden states behind the last norm become before they are told.
     """
 
     def __init__(
-        self, request: Request, *, max_tokens: int, eos_ids: frozenset[int], tokenizer: Tokenizer | None
+        self,
+        request: Request,
+        *,
+        max_tokens: int,
+        eos_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        hidden: Hidden | None = None,
     ) -> None:
+        self._hidden = hidden
         self.request = request
         self.max_tokens = max_tokens
         stops = stop_ids(request.params, eos_ids)
@@ -180,7 +193,8 @@ class Output:
 
     def embedding(self, vector: Float[np.ndarray, "D"], timings: Timings) -> Embedding:
         """The prompt as a vector."""
-        return Embedding(vector, self.request.prompt, self.usage(), timings)
+        told = vector if self._hidden is None else self._hidden(vector)
+        return Embedding(told, self.request.prompt, self.usage(), timings)
 
     def usage(self, cached_tokens: int = 0) -> Usage:
         """Tokens so far, those of every answer."""

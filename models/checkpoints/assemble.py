@@ -16,7 +16,7 @@ from ..decoder import Weights, WeightSpec, unflatten, weight_specs
 from ..errors import ExtraTensorError, MissingTensorError, ShapeMismatchError, UnsupportedQuantizationError
 from ..families import family_named
 from ..families.sources import TensorSource
-from .base import Made, NamedTensors, OnBytes, Place, TensorInfo, first_device
+from .base import Made, NamedTensors, OnBytes, Place, TensorInfo, first_device, loading_order
 from .byte_files import MAX_WASTE, REQUEST_BYTES, ReadCount
 from .pieces import Piece, pieces_of, tensor_shape
 from .region import Entry
@@ -68,8 +68,10 @@ def load_named(
     plan = leaf_plans(tensors, config, dtype=dtype, source=source)
     total = sum(prod(leaf.spec.shape) * leaf.spec.dtype.itemsize for leaf in plan)
     done = 0
-    flat: dict[str, PyTree] = {}
-    for leaf in plan:
+    plan = {leaf.spec.path: leaf for leaf in plan}
+    flat: dict[str, PyTree] = dict.fromkeys(plan)
+    for spec in loading_order(leaf.spec for leaf in plan.values()):
+        leaf = plan[spec.path]
         kept = None if keep is None else keep(leaf.spec, leaf.pieces[0].source, place)
         if kept is None:
             placed = place_leaf(leaf.spec, place(leaf.spec), leaf.read, together=not tensors.local)

@@ -1,6 +1,6 @@
 """What every checkpoint offers, whatever its format, and the named tensors that some formats are made of."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -23,7 +23,8 @@ type Place = Callable[[WeightSpec], jax.sharding.Sharding | Placed]
 """Where a leaf lives. Called once per leaf, before any byte of it is read."""
 
 type Made = Callable[[WeightSpec, jax.Array], Any]
-"""What becomes of each leaf as soon as it is there, such as a quantised one. It may delete the leaf."""
+"""What becomes of each leaf as soon as it is there, such as a quantised one. It may delete the leaf. Called in
+loading_order."""
 
 type OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) as work goes on."""
@@ -56,6 +57,11 @@ class Placed:
 def first_device(_: WeightSpec) -> jax.sharding.Sharding:
     """The default Place: everything whole, on the first device."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def loading_order(specs: Iterable[WeightSpec]) -> list[WeightSpec]:
+    """Gains and biases come first: they are small, and what becomes of matrices may depend on them."""
+    return sorted(specs, key=lambda spec: spec.contracted > 0)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..config import ModelConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from ..errors import CheckpointError, CorruptCheckpointError, ExtraTensorError, MissingTensorError, ShapeMismatchError
 from ..tokenizer import Tokenizer
-from .base import Made, OnBytes, Place, first_device
+from .base import Made, OnBytes, Place, first_device, loading_order
 from .byte_files import Location, ReadCount, open_bytes
 from .hf_folder import TOKENIZER_FILES, copy_tokenizer_files
 from .json_file import read_object, write_object
@@ -104,11 +104,11 @@ class OrbaxFolder:
         place = place or first_device
         total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
         done = 0
-        flat: dict[str, PyTree] = {}
-        for path, spec in specs.items():
+        flat: dict[str, PyTree] = dict.fromkeys(specs)
+        for spec in loading_order(specs.values()):
             # Together, or a chunk that several shards share would be fetched for each of them.
             placed = place_leaf(spec, place(spec), self.reader(spec), together=True)
-            flat[path] = placed if made is None else made(spec, placed)
+            flat[spec.path] = placed if made is None else made(spec, placed)
             done += prod(spec.shape) * spec.dtype.itemsize
             if progress is not None:
                 progress(done, total)

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..decoder import Weights, flatten, init_weights, unflatten, weight_specs
 from ..errors import ModelNotFoundError, TokenizerError
 from ..tokenizer import Tokenizer
-from .base import Made, OnBytes, Place, first_device
+from .base import Made, OnBytes, Place, first_device, loading_order
 from .hf_folder import copy_tokenizer_files
 from .json_file import read_object
 from .shards import placed_as
@@ -87,7 +87,9 @@ class RandomCheckpoint:
         if made is None:
             return weights
         flat = flatten(weights)
-        return unflatten({path: made(spec, flat.pop(path)) for path, spec in weight_specs(config, dtype).items()})
+        for spec in loading_order(weight_specs(config, dtype).values()):
+            flat[spec.path] = made(spec, flat[spec.path])
+        return unflatten(flat)
 
     def _made(self, config: ModelConfig, dtype: jnp.dtype, place: Place) -> Weights:
         placed = {path: placed_as(spec, place(spec)) for path, spec in weight_specs(config, dtype).items()}

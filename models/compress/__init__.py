@@ -1,6 +1,6 @@
 """Smaller models: weights of fewer bits."""
 
-from .held import HeldWeights, held_weights
+from .held import HeldWeights, held_weights, rounded_as
 from .quantize import Quantizer, check_unrounded, quantizer
 from .scheme import SCHEMES, Scheme, parse_scheme
 
@@ -13,4 +13,5 @@ __all__ = [
     "held_weights",
     "parse_scheme",
     "quantizer",
+    "rounded_as",
 ]

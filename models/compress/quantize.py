@@ -14,7 +14,8 @@ from ...backends.token_scales import rounded
 from ..checkpoints.base import Checkpoint
 from ..checkpoints.hf_folder import HFFolder
 from ..config import ModelConfig
-from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
+from ..decoder import WeightSpec, weight_specs
+from .rotate import Turn, turn_leaf
 from .scheme import BOUNDS, Kind, Scheme
 
 _PARTS = 32
@@ -35,17 +36,21 @@ class Quantizer:
     scheme: Scheme
     head: bool = False
 
-    def __call__(self, spec: WeightSpec, leaf: Float[Array, "..."]) -> PyTree:
-        """The leaf as Quantized, or itself where it is no matrix that the scheme is for; `leaf` is consumed."""
+    def __call__(self, spec: WeightSpec, leaf: Float[Array, "..."], turn: Turn | None = None) -> PyTree:
+        """The leaf as Quantized, or itself where it is no matrix that the scheme is for; `leaf` is consumed.
+
+        Args:
+            turn: what becomes of it before.
+        """
         plan = self.plan(spec)
         if plan is None:
-            return leaf
+            return leaf if turn is None else turn_leaf(turn, leaf)
         kind, groups, activations = plan
         # Under a layout a leaf may have come with copies and padding along the axes that are not summed over.
         end = leaf.ndim - spec.contracted
         groups = (*leaf.shape[:end], *groups[end:])
         whole = len(leaf.sharding.device_set) > 1 or leaf.shape[0] == 1
-        made = (to_nearest if whole else _by_parts)(leaf, kind, groups, activations)
+        made = (to_nearest if whole else _by_parts)(leaf, kind, groups, activations, turn)
         jax.block_until_ready(made)
         leaf.delete()
         return made
@@ -106,13 +111,6 @@ def quantizer(scheme: Scheme, config: ModelConfig, *, head: bool = False) -> Qua
     return made
 
 
-def rounded_weights(weights: Weights, made: Quantizer, config: ModelConfig) -> Weights:
-    """Each leaf as `made` has it, one after the other; `weights` is consumed."""
-    flat = flatten(weights)
-    weights.clear()
-    return unflatten({path: made(spec, flat.pop(path)) for path, spec in weight_specs(config, jnp.float32).items()})
-
-
 def check_unrounded(checkpoint: Checkpoint) -> None:
     """Declines a checkpoint of numbers that somebody chose already: rounded again they would lose twice.
 
@@ -127,8 +125,14 @@ def check_unrounded(checkpoint: Checkpoint) -> None:
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def to_nearest(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
-    """Scales that take the largest number of each group to the end of the type, and the nearest numbers."""
+def to_nearest(
+    weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool, turn: Turn | None = None
+) -> Quantized:
+    """Scales that take the largest number of each group to the end of the type, and the nearest numbers; of the turned
+    weight where it is to be."""
+    dtype = jnp.dtype(weight.dtype)
+    if turn is not None:
+        weight = turn(weight)
     spread: list[int] = []
     for size, count in zip(weight.shape, groups, strict=True):
         spread += [count, size // count]
@@ -137,22 +141,24 @@ def to_nearest(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...],
     largest = jnp.abs(grouped).max(axis=within, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1) / BOUNDS[kind]
     values = _numbers(grouped / scale, kind).reshape(weight.shape)
-    return Quantized(
-        packed(values) if kind == "int4" else values, scale.reshape(groups), kind, jnp.dtype(weight.dtype), activations
-    )
+    return Quantized(packed(values) if kind == "int4" else values, scale.reshape(groups), kind, dtype, activations)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _by_parts(weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool) -> Quantized:
+def _by_parts(
+    weight: Float[Array, "..."], kind: Kind, groups: tuple[int, ...], activations: bool, turn: Turn | None = None
+) -> Quantized:
     """to_nearest of a part of the first axis at a time: in fp32, and as what comes of it, all would take twice as much
     memory again as the weight."""
     size = -(-weight.shape[0] // _PARTS)
+    by_layer = turn is not None and turn.gain is not None and turn.gain.ndim > 1
 
-    def part(one: Float[Array, "..."]) -> Quantized:
-        made = to_nearest(one[None], kind, (1, *groups[1:]), activations)
+    def part(each: tuple[Float[Array, "..."], Turn | None]) -> Quantized:
+        one, own = jax.tree.map(lambda leaf: leaf[None], each)
+        made = to_nearest(one, kind, (1, *groups[1:]), activations, own if by_layer else turn)
         return jax.tree.map(lambda leaf: leaf[0], made)
 
-    return jax.lax.map(part, weight, batch_size=size)
+    return jax.lax.map(part, (weight, turn if by_layer else None), batch_size=size)
 
 
 def _numbers(x: Float[Array, "..."], kind: Kind) -> Num[Array, "..."]:

@@ -7,12 +7,12 @@ others, and so decided the scale of every token, is spread over all of them. Not
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from ...backends.base import PyTree
@@ -20,8 +20,9 @@ from ...backends.errors import UnsupportedError
 from ..config import ModelConfig, NormConfig
 from ..decoder import Weights, WeightSpec, flatten, unflatten, weight_specs
 from .smaller import describes
+from .turn import turned
 
-_SEED = 0
+_HEAD, _LAST_NORM = "unembedder.table", "final_norm.scale"
 
 
 def check_rotatable(config: ModelConfig) -> None:
@@ -58,6 +59,61 @@ def untied(hf: Mapping[str, Any], config: ModelConfig) -> tuple[dict[str, Any], 
     return made, wanted
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["gain"], meta_fields=["axis"])
+@dataclass(frozen=True)
+class Turn:
+    """What becomes of a leaf that reads the stream or writes to it.
+
+    Args:
+        gain: of the norm in front of a matrix that reads; where layers are stacked, a row for each.
+        axis: along which entries are those of the stream, counted from the end.
+    """
+
+    gain: Float32[Array, "*L D"] | None
+    axis: int
+
+    def __call__(self, leaf: Float[Array, "..."]) -> Float32[Array, "..."]:
+        """The leaf in fp32, for whatever type it is rounded to."""
+        leaf = jnp.moveaxis(leaf.astype(jnp.float32), self.axis, -1)
+        if self.gain is not None:
+            *lead, size = self.gain.shape
+            leaf = leaf * self.gain.reshape(*lead, *(1,) * (leaf.ndim - len(lead) - 1), size)
+        return jnp.moveaxis(turned(leaf), -1, self.axis)
+
+
+class Turns:
+    """How each leaf is turned, once the gains of norms were seen.
+
+    Args:
+        config: of the turned model, whose vocabulary is scored by a table of its own.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._norms = dict(_readers(config))
+        self._gains: dict[str, Float32[Array, "*L D"]] = {}
+
+    def see(self, spec: WeightSpec, leaf: Float[Array, "..."]) -> Float[Array, "..."] | None:
+        """Of a norm whose gains move into the matrices behind it, gains that do nothing; None for any other leaf."""
+        if spec.path not in self._norms.values():
+            return None
+        offset = _norm(self._config, spec).offset
+        self._gains[spec.path] = leaf.astype(jnp.float32) + offset
+        return jnp.full_like(leaf, 1 - offset)
+
+    def of(self, spec: WeightSpec) -> Turn | None:
+        """None for a leaf that has nothing to do with the stream."""
+        if "embed" not in spec.axes:
+            return None
+        norm = self._norms.get(spec.path)
+        return Turn(None if norm is None else self._gains[norm], spec.axes.index("embed") - len(spec.axes))
+
+    @property
+    def last_gain(self) -> Float32[Array, "D"]:
+        """Of the norm behind the last layer."""
+        return self._gains[_LAST_NORM]
+
+
 def rotated(weights: Weights, config: ModelConfig) -> Weights:
     """The same model with its stream turned, its table being two where it was tied; `weights` is consumed.
 
@@ -67,39 +123,33 @@ def rotated(weights: Weights, config: ModelConfig) -> Weights:
     """
     flat = flatten(weights)
     weights.clear()
-    turn = jnp.asarray(orthogonal(config.embed_dim))
     after = replace(config, tied=False)
     if config.tied:
-        flat["unembedder.table"] = flat["embedder.table"]
-    read = dict(_readers(after))
-    gains = {path: flat[path] for path in set(read.values())}
+        flat[_HEAD] = flat["embedder.table"]
+    specs, turns = weight_specs(after, jnp.float32), Turns(after)
     made: dict[str, PyTree] = {}
-    for path, spec in weight_specs(after, jnp.float32).items():
+    for path, spec in specs.items():
+        made[path] = turns.see(spec, flat[path])
+    for path, spec in specs.items():
         leaf = flat.pop(path)
-        if path in gains:
-            made[path] = jnp.full_like(leaf, 1 - _norm(after, spec).offset)
-        elif path in read:
-            offset = _norm(after, spec).offset
-            made[path] = _read(leaf, _beside(gains[read[path]], spec) + offset, turn)
-        elif "embed" in spec.axes:
-            made[path] = _written(leaf, turn, spec.axes.index("embed"))
-        else:
-            made[path] = leaf
+        if made[path] is None:
+            turn = turns.of(spec)
+            made[path] = leaf if turn is None else turn_leaf(turn, leaf)
     return unflatten(made)
 
 
-def orthogonal(size: int) -> Float32[np.ndarray, "D D"]:
-    """The orthogonal factor of normal numbers, the same ones every time."""
-    factor, upper = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((size, size)))
-    return (factor * np.sign(np.diag(upper))).astype(np.float32)
+@jax.jit
+def turn_leaf(turn: Turn, leaf: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A leaf that stays in its type."""
+    return turn(leaf).astype(leaf.dtype)
 
 
 def _readers(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """The paths of matrices that read the stream, each with that of the norm in front."""
     for path, spec in weight_specs(config, jnp.float32).items():
         if spec.layers is None:
-            if path == "unembedder.table":
-                yield path, "final_norm.scale"
+            if path == _HEAD:
+                yield path, _LAST_NORM
         elif "embed" in spec.axes[len(spec.axes) - spec.contracted :]:
             parallel = config.layers[spec.layers[0]].parallel
             norm = "mlp_norm" if spec.key.startswith("mlp.") and not parallel else "attention_norm"
@@ -107,26 +157,7 @@ def _readers(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _norm(config: ModelConfig, spec: WeightSpec) -> NormConfig:
-    """The configuration of the norm that a leaf is, or is behind."""
+    """The configuration of the norm that a leaf is."""
     norm = config.final_norm if spec.layers is None else config.layers[spec.layers[0]].norm
     assert norm is not None
     return norm
-
-
-def _beside(gain: Float[Array, "*L D"], spec: WeightSpec) -> Float[Array, "..."]:
-    """Gains of stacked layers, with axes for the outputs of a stacked matrix."""
-    lead = 0 if spec.layers is None else 1
-    between = len(spec.shape) - lead - 1
-    return gain.astype(jnp.float32).reshape(*gain.shape[:lead], *(1,) * between, gain.shape[-1])
-
-
-@jax.jit
-def _read(leaf: Float[Array, "*out D"], gain: Float[Array, "..."], turn: Float[Array, "D D"]) -> Float[Array, "*out D"]:
-    turned = jnp.matmul(leaf.astype(jnp.float32) * gain, turn, precision="highest")
-    return turned.astype(leaf.dtype)
-
-
-def _written(leaf: Float[Array, "..."], turn: Float[Array, "D D"], axis: int) -> Float[Array, "..."]:
-    """A leaf whose entries along `axis` are added to the stream."""
-    turned = jnp.tensordot(leaf.astype(jnp.float32), turn, axes=(axis, 0), precision="highest")
-    return jnp.moveaxis(turned, -1, axis).astype(leaf.dtype)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...backends.compiler.report import CompileReport
+from ...models.compress import rounded_as
 from ...models.config import ModelConfig
 from ...models.row_state import RowState
 from ..arrange import arranged, rounded
@@ -21,7 +22,7 @@ from ..layout import Layout
 from ..report import comparison
 from .links import Links
 from .pages import cache_lanes, page_size
-from .precisions import KV_DTYPES, precision, quantizer_of, roundings_of
+from .precisions import KV_DTYPES, precision
 from .rank import along_front, front
 from .request import Objective, SweepRequest, Targets
 from .rows import Row
@@ -89,7 +90,8 @@ def argument_buffers(
 ) -> dict[str, int]:
     """Bytes of what a step is given, on one device: weights, the pages of the rows' caches, what is known of rows."""
     served, kv_dtype = precision(row), KV_DTYPES[row["kv"]]
-    held = rounded(arranged(config, layout, served.dtype), roundings_of(served.quantize, config))
+    form = rounded_as(served.quantize, config)
+    held = rounded(arranged(form.config, layout, served.dtype), form.roundings)
     weights = {path: sum(each.num_bytes for each in jax.tree.leaves(leaf)) for path, leaf in held.items()}
     pages = shape.rows * -(-longest // page)
     position = footprint(config, layout, served.dtype, kv_dtype, lanes=lanes).cache_token
@@ -176,11 +178,11 @@ def _arguments(row: Row, found: Verified, request: SweepRequest, layout: Layout,
 def _step(
     row: Row, found: Verified, report: CompileReport, request: SweepRequest, layout: Layout, on: Slice
 ) -> dict[str, Any]:
-    shape, config, served = found.check.shape, request.config, precision(row)
+    shape, served = found.check.shape, precision(row)
+    form = rounded_as(served.quantize, request.config)
+    config = form.config
     buffers = _arguments(row, found, request, layout, on)
-    predicted = predict(
-        config, layout, shape, served.dtype, quantizer=quantizer_of(served.quantize, config), chips=on.shape
-    )
+    predicted = predict(config, layout, shape, served.dtype, quantizer=form.made, chips=on.shape)
     work = device_work(config, layout, on, decode=found.check.phase == "decode")
     # What kernels multiply is not among the compiler's FLOPs.
     linear = work.linear - (work.routed if any("grouped_matmul" in kernel.name for kernel in report.kernels) else 0.0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .roofline import MOST_WINDOWS, Columns, Floats
+from .roofline import MOST_WINDOWS, Bools, Columns, Floats
 
 
 def memory_bytes(
@@ -15,6 +15,7 @@ def memory_bytes(
     page: Floats,
     weight_bytes: Floats,
     cache_bytes: Floats,
+    turned: Bools,
     *,
     phase: str,
 ) -> Floats:
@@ -23,8 +24,9 @@ def memory_bytes(
     Args:
         rows: of a decode step. tokens, prompts: of a prefill step.
         longest: positions of a row, which fill whole pages of `page` positions.
+        turned: where the stream is turned before weights are rounded, if the model allows.
     """
-    held = decode["held"] * weight_bytes
+    held = (decode["held"] + decode["second_table"] * turned) * weight_bytes
     cached = np.maximum(rows, prompts) if phase != "decode" else rows
     positions = np.ceil(longest / page) * page
     per_row = decode["cache"] * positions

@@ -4,6 +4,7 @@ A candidate is a layout of a slice with a batch, a chunk of prefill and three pr
 once, as arrays; only those that are shown become rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from .errors import NothingFitsError
 from .memory import memory_bytes
 from .pages import page_size
 from .request import WIDTHS, SweepRequest
-from .roofline import Columns, Floats, Ints, Rates, Split, Steps, step_seconds
+from .roofline import Bools, Columns, Floats, Ints, Rates, Split, Steps, step_seconds
 from .served import prompt_steps, served
 from .slices import Slice
 from .space import layouts
@@ -138,6 +139,7 @@ def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Sc
     }
     w, a, k = widths["weights"][weights], widths["activations"][activations], widths["kv"][kv]
     narrow = (w <= 1) & (a <= 1)
+    turned = _named(request.weights, "int8")[weights] & _named(request.activations, "int8")[activations]
     work = request.workload
     rows = batch / replicas[layout]
     decode_steps = Steps(
@@ -163,7 +165,7 @@ def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Sc
     ttft, tpot, throughput = zip(*((each.ttft, each.tpot, each.throughput) for each in each_way), strict=True)
     page = np.array([page_size(each.slice.chip.platform) for each in placed], float)[layout]
     memory = memory_bytes(
-        of["decode"], of["prefill"], rows, tokens, prompts, work.longest, page, w, k, phase=request.phase
+        of["decode"], of["prefill"], rows, tokens, prompts, work.longest, page, w, k, turned, phase=request.phase
     )
     room = np.array([each.slice.device_memory for each in placed], float)[layout]
     chips = np.array([each.slice.num_chips for each in placed], float)[layout]
@@ -174,6 +176,10 @@ def score(request: SweepRequest, placed: tuple[Placed, ...] | None = None) -> Sc
         _of3(ttft), _of3(tpot), _of3(throughput), memory, memory <= room, chips, dollars, watts,
         of["decode"]["sent_fixed"] + of["decode"]["sent_each"] * rows,
     )  # fmt: skip
+
+
+def _named(names: Sequence[str], name: str) -> Bools:
+    return np.array([each == name for each in names])
 
 
 def _of3(found: tuple[Floats, ...]) -> tuple[Floats, Floats, Floats]:

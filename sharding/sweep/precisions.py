@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...backends.quantized import Rounding
-from ...models.compress import Quantizer, parse_scheme, quantizer
-from ...models.config import ModelConfig
 from .rows import Row
 
 
@@ -33,13 +30,3 @@ KV_DTYPES: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16", "int8": "
 def precision(row: Row) -> Precision:
     """Of a row whose precisions are SERVED."""
     return SERVED[row["weights"], row["activations"]]
-
-
-def quantizer_of(quantize: str | None, config: ModelConfig) -> Quantizer | None:
-    return None if quantize is None else quantizer(parse_scheme(quantize), config)
-
-
-def roundings_of(quantize: str | None, config: ModelConfig) -> Mapping[str, Rounding]:
-    """Of the weights that are held as small numbers, by their paths."""
-    made = quantizer_of(quantize, config)
-    return {} if made is None else made.roundings(config)

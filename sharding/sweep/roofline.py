@@ -17,6 +17,7 @@ from .work import DeviceWork
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Steps:
     read: Floats
     weight_bytes: Floats
     cache_bytes: Floats
-    narrow: NDArray[np.bool_]
+    narrow: Bools
 
     @classmethod
     def one(
@@ -178,5 +179,5 @@ def _flat(work: DeviceWork) -> dict[str, float]:
     return flat
 
 
-_PLAIN = ("linear", "head", "scores", "weights", "experts", "share", "cache", "held", "stages", "replicas", "coupled",
-          "widest", "gathered", "vocab", "layers")  # fmt: skip
+_PLAIN = ("linear", "head", "scores", "weights", "experts", "share", "cache", "held", "second_table", "stages",
+          "replicas", "coupled", "widest", "gathered", "vocab", "layers")  # fmt: skip

@@ -22,11 +22,12 @@ from ...backends.compiler.errors import (
 )
 from ...backends.compiler.report import CompileReport
 from ...backends.errors import DistaffError
+from ...models.compress import rounded_as
 from ..check import Devices, problem
 from ..collectives import StepShape
 from ..layout import Layout
 from .compile_cache import CompileCache
-from .precisions import KV_DTYPES, SERVED, precision, roundings_of
+from .precisions import KV_DTYPES, SERVED, precision
 from .request import SweepRequest
 from .rows import Row
 from .slices import Slice
@@ -122,8 +123,8 @@ def checks_of(
     if on.chip.platform not in ("tpu", "cuda"):
         return f"not compiled: no compiler for {on.chip.name} is installed with Distaff"
     served = precision(row)
-    devices, roundings = Devices(layout.num_devices), roundings_of(served.quantize, request.config)
-    if error := problem(layout, request.config, devices, dtype=served.dtype, roundings=roundings):
+    devices, held = Devices(layout.num_devices), rounded_as(served.quantize, request.config)
+    if error := problem(layout, held.config, devices, dtype=served.dtype, roundings=held.roundings):
         return f"not compiled: {error}"
     rows = row["batch"] // layout.replicas
     chunk = min(row["chunk"], round(request.workload.isl))

@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from ...models.compress import rounded_as
 from ...models.config import ModelConfig, MoeConfig
 from ..arrange import Arranged, arranged
 from ..collectives import Sent, StepShape, predict
@@ -75,6 +76,7 @@ class DeviceWork:
         cache: numbers of keys and values held for a position, of layers that see everything.
         cache_windows: the same of layers with a window, by its length.
         held: numbers of all weights on the device, with copies and padding.
+        second_table: numbers of the table that a turned stream needs beside a tied one.
         sends: over the links.
         stages: of a pipeline; a step goes through them in parts.
         busy: the fraction of its layers' time in which the average stage works (uneven stages).
@@ -95,6 +97,7 @@ class DeviceWork:
     cache: float
     cache_windows: tuple[tuple[int, float], ...]
     held: float
+    second_table: float
     sends: Sends
     stages: int
     replicas: int
@@ -158,6 +161,7 @@ def device_work(config: ModelConfig, layout: Layout, on: Slice, *, decode: bool,
         cache=everything,
         cache_windows=tuple((window, float(each)) for window, each in cache.items() if window is not None),
         held=sum(float(prod(leaf.part)) for leaf in leaves.values()),
+        second_table=float(prod(leaves["embedder.table"].part)) if rounded_as("int8", config).config != config else 0.0,
         sends=_sends(config, layout, on, dtype, decode=decode),
         stages=stages,
         replicas=layout.replicas,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from distaff.backends.quantized import Quantized
 from distaff.backends.select import select_backend
 from distaff.models.checkpoints import open_checkpoint
 from distaff.models.compress import parse_scheme, quantizer
-from distaff.models.decoder import Weights, flatten
+from distaff.models.decoder import Weights, WeightSpec, flatten
 from distaff.serving import LLM, EngineConfig, Request, SamplingParams, build_engine
 from distaff.serving.cache_size import page_bytes
 
@@ -111,13 +112,13 @@ def test_layouts_are_refused_by_name(options: dict[str, Any], message: str) -> N
 
 def test_leaves_are_rounded_as_they_are_loaded() -> None:
     """No more than one leaf is there in fp32 beside those that are done."""
-    golden, alive = Golden(GOLDEN / "llama31"), []
+    golden, alive = Golden(GOLDEN / "llama31"), {}
     made = quantizer(parse_scheme("int8"), golden.config)
 
-    def counted(spec: object, leaf: object) -> object:
-        alive.append(leaf)
-        return made(spec, leaf)  # pyright: ignore[reportArgumentType]
+    def counted(spec: WeightSpec, leaf: jax.Array) -> object:
+        alive[spec.path] = leaf
+        return made(spec, leaf)
 
     weights = open_checkpoint(golden.folder).load_weights(golden.config, dtype=jnp.float32, made=counted)
-    rounded = [isinstance(leaf, Quantized) for leaf in flatten(weights).values()]
-    assert [leaf.is_deleted() for leaf in alive] == rounded and any(rounded)
+    rounded = {path: isinstance(leaf, Quantized) for path, leaf in flatten(weights).items()}
+    assert {path: leaf.is_deleted() for path, leaf in alive.items()} == rounded and any(rounded.values())

@@ -16,7 +16,7 @@ from distaff.backends.base import Backend
 from distaff.backends.quantized import Quantized
 from distaff.backends.reference import ReferenceBackend
 from distaff.models.checkpoints import open_checkpoint, stored_numbers
-from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress import held_weights, parse_scheme, quantizer
 from distaff.models.compress.saving import write_quantized
 from distaff.models.decoder import Weights, flatten, unflatten, weight_specs
 from distaff.serving import LLM, SamplingParams
@@ -172,3 +172,39 @@ def test_an_llm_under_a_layout_writes_the_tokens_of_one_device(backend: str, opt
             return [tuple(llm.stream(prompt, greedy).completion().token_ids) for prompt in prompts]
 
     assert texts("tensor=2") == texts(None)
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        ("smollm3", "tensor=2"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("llama31", "stage=2,tensor=2"),
+                ("llama31", "weight-gathered:tensor=4"),
+                ("granite", "tensor-2d:tensor=2,tensor2=2"),
+                ("qwen3_moe", "expert:expert=2,tensor=2"),
+            )
+        ),
+    ],
+)
+def test_a_stream_is_turned_where_its_leaves_lie(case: str, layout: str) -> None:
+    """Each device turns its part: numbers are those of one device, but for some that lie between two."""
+    checkpoint = open_checkpoint(GOLDEN / case)
+    form = held_weights("int8", checkpoint, Golden(GOLDEN / case).config)
+    (backend,) = shard_backends(
+        ReferenceBackend(), form.config, layout, jnp.dtype(jnp.float32), one_program=True, roundings=form.roundings
+    )
+    whole = form.load(checkpoint, dtype=jnp.float32)
+    split = form.load(checkpoint, dtype=jnp.float32, place=backend.place)
+    assert form.turned and whole.hidden is not None and split.hidden is not None
+    np.testing.assert_allclose(whole.hidden.gain, split.hidden.gain)
+    wanted, found = flatten(backend.placed(whole.weights)), flatten(split.weights)
+    for path in form.roundings:
+        one, other = (np.asarray(each[path].values, np.int32) for each in (wanted, found))
+        inside = np.abs(one) < 127  # the largest of a row, where it is negative, always lies between two
+        assert np.abs(one - other).max() <= 1 and (one != other)[inside].mean() < 1e-3, path
+        there = np.asarray(wanted[path].scale) > 0  # and not padding
+        np.testing.assert_allclose(wanted[path].scale[there], found[path].scale[there], rtol=1e-5)
+        assert len(found[path].values.sharding.device_set) == backend.layout.num_devices

@@ -14,6 +14,7 @@ from distaff.backends.compiler.lowering import compile_lowered, lower, make_mesh
 from distaff.backends.gpu.attention import gpu_ragged_attention
 from distaff.backends.gpu.backend import GpuBackend
 from distaff.backends.gpu.prefill import dense_prefill_attention
+from distaff.backends.quantized import Quantized
 from distaff.models.decoder import unflatten, weight_specs
 from distaff.models.kv_cache import allocate_cache
 from distaff.models.row_state import RowState
@@ -176,3 +177,23 @@ def test_an_engine_step_copies_no_cache(case: str, decode: bool, mesh: jax.shard
         lower(step, (weights, cache, state, batch), mesh, donate=(1,)), TOPOLOGY, H100.compiler_options
     )
     assert_in_place(program, cache)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "sums"),
+    [("int8", "__cublas$lt$matmul", "s32"), ("float8_e4m3fn", "__cublas$lt$matmul$f8", "f32")],
+)
+def test_rounded_products_are_done_by_the_matrix_units(
+    kind: str, call: str, sums: str, mesh: jax.sharding.Mesh
+) -> None:
+    """Bytes times bytes into whole numbers of 32 bits, floats of 8 bits with each other: nothing is widened before."""
+    tokens, width, outputs = 32, 1024, 2048
+    values = jax.ShapeDtypeStruct((outputs, width), jnp.dtype(kind))
+    weight = Quantized(values, jax.ShapeDtypeStruct((outputs, 1), jnp.float32), kind, jnp.dtype("bfloat16"), True)
+    x = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
+    lowered = lower(lambda x, weight: H100.linear(x, weight, "TD,FD->TF"), (x, weight), mesh)
+    text = compile_lowered(lowered, TOPOLOGY, H100.compiler_options).as_text() or ""
+    (product,) = (line for line in text.splitlines() if f'custom_call_target="{call}"' in line)
+    assert f"({sums}[{tokens},{outputs}]" in product and "%weight_values" in product
+    for wide in ("bf16", "f16", "f32", "s32"):
+        assert f"{wide}[{outputs},{width}]" not in text

@@ -8,7 +8,7 @@ from distaff.backends.errors import InvalidParameterError, UnsupportedError
 from distaff.models.checkpoints import open_checkpoint
 from distaff.models.compress import parse_scheme, quantizer
 from distaff.models.compress.calibrate import Passage, layer_paths
-from distaff.models.compress.rotate import check_rotatable, orthogonal, rotated, untied
+from distaff.models.compress.rotate import check_rotatable, rotated, untied
 from distaff.models.compress.saving import check_head
 from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights, flatten, unflatten
@@ -57,12 +57,6 @@ def test_a_channel_that_stands_out_is_spread() -> None:
 
     turned = rotated(weights(), golden.config)
     assert peak(golden.config, weights()) > 4.5 and peak(config, turned) < 3.5
-
-
-def test_what_turns_is_orthogonal_and_always_the_same() -> None:
-    turn = orthogonal(48)
-    np.testing.assert_allclose(turn @ turn.T, np.eye(48), atol=1e-5)
-    np.testing.assert_array_equal(turn, orthogonal(48))
 
 
 @pytest.mark.parametrize("case", UNTURNABLE)

@@ -100,6 +100,7 @@ def point(row: Row) -> Point:
         cache=2.0 * 256 * model.layers / chips if row.decode else 0.0,
         cache_windows=(),
         held=model.parameters / chips,
+        second_table=0.0,
         sends=sends,
         stages=1,
         replicas=1,

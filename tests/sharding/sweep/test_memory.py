@@ -1,8 +1,11 @@
 """Memory of a device against what the TPU compiler said of the same steps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from distaff.models.config import ModelConfig
 from distaff.sharding.parsing import parse_layout
 from distaff.sharding.sweep.memory import temporary_bytes
 from distaff.sharding.sweep.plan import Placed, score
@@ -78,3 +81,23 @@ def test_what_prompts_need_is_within_5_percent_of_the_peak(
     (found,) = temporary_bytes(columns, np.full(1, float(tokens)), np.ones(1), np.full(1, 2.0))
     print(f"{(found - temporaries) / (2 * work.held + temporaries):+.2%} of the peak")
     assert abs(found - temporaries) < 0.05 * (2 * work.held + temporaries)  # weights are most of it
+
+
+def test_a_turned_stream_takes_a_second_table_where_it_is_tied() -> None:
+    """Of int8 with int8 alone; each device holds its part of it."""
+    on, tied = parse_slice("v5e:2x2"), replace(shipped("llama-3.1-8b"), tied=True)
+    layout = parse_layout("tensor=4", num_devices=4)
+
+    def memory(config: ModelConfig, weights: str, activations: str) -> float:
+        asked = request(
+            config=config, slices=(on,), phase="decode", batches=(8,), workload=Workload.of(2048, 256),
+            weights=(weights,), activations=(activations,),
+        )  # fmt: skip
+        return float(score(asked, (Placed.of(asked, layout, on),)).memory[0])
+
+    table = tied.vocab_size * tied.embed_dim / 4
+    assert memory(tied, "int8", "int8") - memory(tied, "int8", "bf16") == pytest.approx(table)
+    own = replace(tied, tied=False)
+    assert memory(own, "int8", "int8") == memory(own, "int8", "bf16") == pytest.approx(memory(tied, "int8", "int8"))
+    gemma = replace(shipped("gemma-3-27b"), tied=True)
+    assert memory(gemma, "int8", "int8") == memory(gemma, "int8", "bf16")
