@@ -70,9 +70,9 @@ class LLM:
         dtype: "float32" or "bfloat16", of weights, activations and cache.
         kv_dtype: of the cache instead, "int8" or "fp8" too, with a scale for each token.
         quantize: how weights are rounded while they are loaded: a name of models.compress.SCHEMES, such as "int8"
-            (weights and activations of 8 bits) or "int8-weight". "stored" multiplies numbers of few bits as the
-            checkpoint has them, "none" expands them to dtype; None does what the format is meant for: GGUF is
-            expanded, quantised Hugging Face folders are not.
+            (weights and activations of 8 bits, the stream turned before where the family allows) or "int8-weight".
+            "stored" multiplies numbers of few bits as the checkpoint has them, "none" expands them to dtype; None does
+            what the format is meant for: GGUF is expanded, quantised Hugging Face folders are not.
         backend: what runs it; "auto" picks.
         layout: how it lies on several devices, such as "tensor=4" (docs/layouts.md); None is one device.
         hosts: the hosts whose devices the layout uses together (docs/multihost.md); None is this one alone. Each makes
@@ -85,7 +85,7 @@ class LLM:
 
     Attributes:
         path: of its checkpoint.
-        config, dtype, layout: of the model, of its numbers, and how it lies on devices ("": on one).
+        config, dtype, layout: of the model as it is held, of its numbers, and how it lies on devices ("": on one).
         quantize: what was asked of its weights; "" is nothing.
         remarks: what of the weights came otherwise than they are stored, for people.
         weight_bytes: what a weight takes, with its part of scales.

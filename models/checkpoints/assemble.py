@@ -1,11 +1,13 @@
 """Builds the decoder's leaves out of named tensors, a block of rows at a time, straight into their final buffers."""
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -25,6 +27,7 @@ from .shards import aligned_empty, groups_of, place_leaf, relative
 
 BLOCK_BYTES = 8 * 2**20  # of float32: small against any model, large against the cost of a read
 STAGED = 3  # times a block: as it came, unpacked, in order
+_MOMENT = 0.001  # seconds
 REMOTE_BLOCK_BYTES = 128 * 2**20  # the same for what is far away: several requests at a time
 
 type Keep = Callable[[WeightSpec, TensorSource, Place], PyTree | None]
@@ -74,6 +77,8 @@ def load_named(
         leaf = plan[spec.path]
         kept = None if keep is None else keep(leaf.spec, leaf.pieces[0].source, place)
         if kept is None:
+            if made is not None:
+                _let_go()
             placed = place_leaf(leaf.spec, place(leaf.spec), leaf.read, together=not tensors.local)
             placed.block_until_ready()  # or copies to an accelerator would pile up in host memory
             kept = placed if made is None else made(leaf.spec, placed)
@@ -82,6 +87,13 @@ def load_named(
         if progress is not None:
             progress(done, total)
     return unflatten(flat)
+
+
+def _let_go() -> None:
+    """Frees host memory behind leaves that were deleted. Whatever computed with one holds it a moment longer, and JAX
+    gives it up when the next thing is put on a device, which would be the next leaf."""
+    time.sleep(_MOMENT)
+    jax.device_put(0.0)
 
 
 def leaf_plans(tensors: NamedTensors, config: ModelConfig, *, dtype: DTypeLike, source: str) -> "list[LeafPlan]":

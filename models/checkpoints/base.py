@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -60,8 +61,9 @@ def first_device(_: WeightSpec) -> jax.sharding.Sharding:
 
 
 def loading_order(specs: Iterable[WeightSpec]) -> list[WeightSpec]:
-    """Gains and biases come first: they are small, and what becomes of matrices may depend on them."""
-    return sorted(specs, key=lambda spec: spec.contracted > 0)
+    """Gains and biases first, since what becomes of matrices may depend on them; then the largest, while there is most
+    room for it beside what becomes of it."""
+    return sorted(specs, key=lambda spec: (spec.contracted > 0, -prod(spec.shape)))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..decoder import Weights
 from .quantize import Quantizer, check_unrounded, quantizer
 from .scheme import EXPANDED, STORED, parse_scheme
-from .turning import Back, Turning, turns
+from .turning import Back, Turning, is_turned
 
 _SHOWN: Final = 3
 
@@ -131,5 +131,5 @@ def rounded_as(quantize: str | None, config: ModelConfig) -> HeldWeights:
     if quantize is None:
         return HeldWeights(config)
     made = quantizer(parse_scheme(quantize), config)
-    held = HeldWeights(config, made, turned=turns(made.scheme, config))
+    held = HeldWeights(config, made, turned=is_turned(made.scheme, config))
     return replace(held, roundings=made.roundings(held.config))

@@ -18,7 +18,7 @@ from .scheme import Scheme
 from .turn import turned_back
 
 
-def turns(scheme: Scheme, config: ModelConfig) -> bool:
+def is_turned(scheme: Scheme, config: ModelConfig) -> bool:
     """Whether weights that are rounded as they are loaded are turned before: where a token has one scale for numbers
     of even steps, so that its largest channel decides it, and the family allows."""
     if not (scheme.activations and scheme.kind == "int8"):

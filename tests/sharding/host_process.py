@@ -1,7 +1,8 @@
 """One of several local hosts: serves six requests, prints their tokens, and goes on until it is ended; or serves them
 once, and prints what a text scores and its vector.
 
-Arguments: which host, how many there are, the port of host 0, devices of this process, layout, "once" or "on".
+Arguments: which host, how many there are, the port of host 0, devices of this process, layout, "once" or "on", and how
+weights are rounded, if they are.
 """
 
 import json
@@ -23,12 +24,12 @@ MODEL = Path(__file__).parent.parent / "golden" / "llama31"
 TIMEOUT = 16.0
 
 
-def main(index: int, count: int, port: int, layout: str, mode: str) -> None:
+def main(index: int, count: int, port: int, layout: str, mode: str, quantize: str | None = None) -> None:
     hosts = Hosts(f"127.0.0.1:{port}", count, index, TIMEOUT) if count > 1 else None
     # One shape for every step: few programs, since processes compile each for itself.
     settings = {"context": 64, "max_batch": 3, "max_step_tokens": 16, "deterministic": True}
     assert EngineConfig(**settings)
-    llm = LLM(MODEL, backend="reference", layout=layout, hosts=hosts, **settings)
+    llm = LLM(MODEL, backend="reference", layout=layout, hosts=hosts, quantize=quantize, **settings)
     if llm.follows:
         llm.follow()
         return
@@ -45,4 +46,4 @@ def main(index: int, count: int, port: int, layout: str, mode: str) -> None:
     llm.close()
 
 
-main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[5], sys.argv[6])
+main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[5:])

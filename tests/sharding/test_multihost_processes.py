@@ -21,9 +21,9 @@ TIMEOUT = 16.0
 
 
 @contextmanager
-def started(count: int, devices: int, layout: str, mode: str = "on") -> Iterator[list[Any]]:
+def started(count: int, devices: int, layout: str, mode: str = "on", *more: str) -> Iterator[list[Any]]:
     port = free_port()
-    arguments = [str(devices), layout, mode]
+    arguments = [str(devices), layout, mode, *more]
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(i), str(count), str(port), *arguments],
@@ -66,6 +66,16 @@ def test_two_hosts_serve_as_one_and_end_together(alone: Any) -> None:
         for got, expected in zip(told_by(processes[0]), alone[1], strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-4)
         assert [process.wait(TIMEOUT) for process in processes] == [0, 0]
+
+
+@pytest.mark.slow
+def test_hosts_turn_a_stream_together_and_tell_vectors_as_if_they_had_not(alone: Any) -> None:
+    """Each turns the part of every leaf that it has; rounded parts of tokens have scales of their own."""
+    with started(2, 1, "tensor-2d:tensor2=2", "once", "int8") as processes:
+        told_by(processes[0])
+        (scores, vector), (exact, plain) = map(np.asarray, told_by(processes[0])), map(np.asarray, alone[1])
+        assert 0 < np.abs(scores - exact).max() < 0.5
+        assert vector @ plain > 0.99 * np.linalg.norm(vector) * np.linalg.norm(plain)
 
 
 @pytest.mark.slow

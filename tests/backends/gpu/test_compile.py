@@ -188,8 +188,12 @@ def test_rounded_products_are_done_by_the_matrix_units(
 ) -> None:
     """Bytes times bytes into whole numbers of 32 bits, floats of 8 bits with each other: nothing is widened before."""
     tokens, width, outputs = 32, 1024, 2048
-    values = jax.ShapeDtypeStruct((outputs, width), jnp.dtype(kind))
-    weight = Quantized(values, jax.ShapeDtypeStruct((outputs, 1), jnp.float32), kind, jnp.dtype("bfloat16"), True)
+
+    def rounded() -> Quantized:
+        values = jnp.zeros((outputs, width), kind)
+        return Quantized(values, jnp.ones((outputs, 1)), kind, jnp.dtype("bfloat16"), activations=True)
+
+    weight = jax.eval_shape(rounded)
     x = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
     lowered = lower(lambda x, weight: H100.linear(x, weight, "TD,FD->TF"), (x, weight), mesh)
     text = compile_lowered(lowered, TOPOLOGY, H100.compiler_options).as_text() or ""

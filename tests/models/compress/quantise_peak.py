@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from distaff.models.checkpoints import open_checkpoint, resolve_model
-from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress import rounded_as
 from distaff.models.decoder import weight_specs
 from distaff.models.families import config_from_hf
 
@@ -26,7 +26,7 @@ def anonymous() -> int:
 def main(scheme: str) -> None:
     checkpoint = open_checkpoint(resolve_model("smollm2-135m-instruct", offline=True))
     config = config_from_hf(checkpoint.hf_config, source="smollm2")
-    made = quantizer(parse_scheme(scheme), config)
+    form = rounded_as(scheme, config)
     jax.block_until_ready(jnp.ones(8) + 1)
     before, most, done = anonymous(), 0, threading.Event()
 
@@ -38,7 +38,7 @@ def main(scheme: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    weights = checkpoint.load_weights(config, dtype=jnp.dtype("bfloat16"), made=made)
+    weights = form.load(checkpoint, dtype=jnp.dtype("bfloat16")).weights
     done.set()
     watcher.join()
     whole = sum(2 * jnp.prod(jnp.asarray(spec.shape)).item() for spec in weight_specs(config, jnp.bfloat16).values())

@@ -74,7 +74,7 @@ def test_a_shipped_configuration_is_turned_too(tmp_path: Path) -> None:
 
 
 def test_a_channel_that_stands_out_costs_less() -> None:
-    """With a channel thirty times as large, logits err by less than two thirds of what they do where it is not turned."""
+    """With a channel thirty times as large, logits err by less than two thirds of what they do unturned."""
     golden = Golden(GOLDEN / "llama32")
     flat = flatten(golden.weights())
     flat["embedder.table"] = flat["embedder.table"].at[:, 5].multiply(30.0)
