@@ -14,7 +14,7 @@ from .attention_layout import LANES, PageLayout
 from .attention_math import LOG2_E, constant, fma, reduced
 from .attention_shape import BLOCK, Tile, TileSpec
 from .jit import F32, I8, I16, I32, POINTER, Code, Value, vector
-from .tile import multiplies_bytes
+from .tile import dots_bytes
 
 _WORDS = vector(I32, LANES)
 _FLOATS = vector(F32, LANES)
@@ -27,7 +27,7 @@ _SUMS = 24
 
 def multiplies_cache(layout: PageLayout, dtype: str) -> bool:
     """Whether this cache is multiplied as it lies with queries of this type; those of fp32 are more exact."""
-    return layout.scaled and dtype == "bfloat16" and multiplies_bytes()
+    return layout.scaled and dtype == "bfloat16" and dots_bytes()
 
 
 def write_query(code: Code, spec: TileSpec, query: Value, target: Value) -> None:

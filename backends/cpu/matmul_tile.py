@@ -11,7 +11,7 @@ from llvmlite import ir
 from .attention_math import rounded
 from .groups import Groups
 from .jit import BF16, F32, I16, I32, I64, POINTER, VOID, Code, Value, function, vector
-from .tile import LINE, WORD, Precision, multiplies_bf16, tile
+from .tile import LINE, PAIRS, WORD, Precision, dots_bytes, multiplies_bf16, tile
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Tiles:
         if self.given == "w8":
             return 16
         return 8 if self.given == "bf16" and not multiplies_bf16() else 4
+
+    @property
+    def paired(self) -> bool:
+        """Whether bytes are widened to 16 bits: the first and the third of a word, then the second and the fourth."""
+        return self.given == "i8" and not dots_bytes()
 
     @property
     def scaled(self) -> bool:
@@ -154,7 +159,9 @@ class Tiles:
         for part, factors in enumerate(self._factors(code, weights)):
             new: list[Value] = []
             for row, start in enumerate(x_rows):
-                group = code.splat(code.read(I32, start, where, WORD * part, align=2), lanes)
+                group = code.splat(code.read(I32, start, where, 0 if self.paired else WORD * part, align=2), lanes)
+                if self.paired:
+                    group = self._pairs(code, group, part, signed=False)
                 these = sums[row * vectors : (row + 1) * vectors]
                 # Pinned, or LLVM loads all of x first and runs out of registers.
                 new += code.pin([self._multiply(code, *each, group) for each in zip(these, factors, strict=True)])
@@ -169,7 +176,10 @@ class Tiles:
         def constant(number: int) -> Value:
             return ir.Constant(words, [number] * words.count)
 
-        if self.x_word == WORD:
+        if self.paired:
+            for part in range(2):
+                yield [self._pairs(code, word, part, signed=True) for word in weights]
+        elif self.x_word == WORD:
             yield weights
         elif self.given == "bf16":  # the upper half of an fp32
             yield [code.shl(word, constant(16)) for word in weights]
@@ -180,10 +190,20 @@ class Tiles:
                 whole = [code.ashr(word, constant(24)) for word in up]
                 yield [code.sitofp(word, vector(F32, words.count)) for word in whole]
 
+    def _pairs(self, code: Code, words: Value, part: int, *, signed: bool) -> Value:
+        """Two of the four bytes of each word, in 16 bits each."""
+        kind = vector(I16, 2 * tile().lanes)
+        halves, eight = code.bitcast(words, kind), ir.Constant(kind, [8] * kind.count)
+        if part == 0:
+            halves = code.shl(halves, eight)
+        return code.ashr(halves, eight) if signed else code.lshr(halves, eight)
+
     def _multiply(self, code: Code, total: Value, weights: Value, group: Value) -> Value:
         """total + weights * group."""
         lanes = tile().lanes
         floats = vector(F32, lanes)
+        if self.paired:
+            return code.add(total, code.intrinsic(PAIRS[lanes][1], total.type, group, weights))
         if self.given == "i8":
             return code.intrinsic("llvm.x86.avx512.vpdpbusd.512", total.type, total, group, weights)
         if self.given == "bf16" and self.x_word == WORD:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distaff.backends.cpu import jit, matmul, tile
 from distaff.backends.cpu.backend import CpuBackend
 from distaff.backends.cpu.packing import PackedMatrix, pack, pack_int8
-from distaff.backends.quantized import Quantized
+from distaff.backends.quantized import Quantized, round_tokens
 
 DTYPES = ("float32", "bfloat16")
 BACKEND = CpuBackend()
@@ -157,7 +157,7 @@ def test_many_threads_on_many_devices() -> None:
 @pytest.fixture
 def as_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, set[str]], None]]:
     """Makes the kernels of another processor, for the time of a test."""
-    cached = (tile.tile, tile.multiplies_bf16)
+    cached = (tile.tile, tile.multiplies_bf16, tile.dots_bytes, tile.multiplies_bytes)
 
     def pretend(name: str, features: set[str]) -> None:
         for module in (tile, jit):
@@ -187,6 +187,40 @@ def test_narrower_processors(
     for num_rows in (1, 3, 23):
         x = rows(num_rows, 130, dtype, 0)
         assert_near(BACKEND.linear(x, pack(w[0], 0, 1), "TD,FD->TF"), x, w[0])
+
+
+@pytest.mark.skipif(not {"avx2", "fma"} <= jit.features(), reason="needs a processor with AVX2")
+@pytest.mark.parametrize("x_dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [
+        ("haswell", {"sse2", "avx", "avx2", "fma"}),
+        ("x86-64", {"sse2"}),
+        pytest.param(
+            "skylake-avx512",
+            {"sse2", "avx", "avx2", "fma", "avx512f", "avx512bw"},
+            marks=pytest.mark.skipif("avx512bw" not in jit.features(), reason="needs a processor with AVX-512"),
+        ),
+    ],
+)
+def test_bytes_are_summed_exactly_without_dot_products_of_bytes(
+    name: str, features: set[str], x_dtype: str, as_processor: Callable[[str, set[str]], None]
+) -> None:
+    """Pairs of 16 bits: not one bit differs from numpy's whole numbers, the largest on both sides included."""
+    as_processor(name, features)
+    assert tile.multiplies_bytes() and not tile.dots_bytes()
+    rng = np.random.default_rng(0)
+    for num_rows, width, outputs in ((1, 3, 5), (7, 130, 33), (23, 1030, 70)):
+        numbers = rng.integers(-128, 128, (outputs, width)).astype(np.int8)
+        numbers[0], numbers[-1] = -128, 127
+        scale = rng.uniform(0.1, 2, (outputs, 1)).astype(np.float32)
+        weight = Quantized(jnp.asarray(numbers), jnp.asarray(scale), "int8", jnp.dtype(x_dtype), True)
+        x = jnp.asarray(rng.standard_normal((num_rows, width)), x_dtype).at[0].set(1.0)
+        tokens = jax.jit(round_tokens, static_argnums=1)(x, "int8")
+        sums = np.asarray(tokens.numbers, np.int32) @ numbers.astype(np.int32).T
+        want = sums.astype(np.float32) * scale[:, 0] * np.asarray(tokens.scale)[:, None]
+        found = BACKEND.linear(x, pack_int8(weight, 0, 1), "TD,FD->TF", out_dtype=jnp.float32)
+        np.testing.assert_array_equal(np.asarray(found), want)
 
 
 @pytest.mark.skipif("avx512bf16" not in jit.features(), reason="needs a processor with AVX512_BF16")
