@@ -6,9 +6,9 @@ bf16, one fp32 or four int8. A tile of up to `Tile.rows` rows keeps its sums in 
 sum runs over K in order, whatever tile it is in: the result of a row has the same bits whichever rows stand beside it.
 
 Whole numbers of 8 bits have a scale for each column, applied where a tile is written. They meet x in fp32 (`w8`) or,
-where the processor multiplies whole numbers, x in bytes with a scale for each row (`i8`): by dot products of bytes, or of
-pairs of 16 bits that a tile widens them to. The former take one side without a sign: x has 128 added, and 128 times the
-sum of a column's weights is taken off again.
+where the processor multiplies whole numbers, x in bytes with a scale for each row (`i8`): by dot products of bytes, or
+of pairs of 16 bits that a tile widens them to. The former take one side without a sign: x has 128 added, and 128 times
+the sum of a column's weights is taken off again.
 """
 
 from collections.abc import Callable, Sequence
