@@ -78,11 +78,7 @@ class Engine:
         self._device = device
         self._clock = clock
         self.scheduler = Scheduler(
-            config.scheduler(device.num_slots),
-            device.page_size,
-            device.num_pages,
-            device.groups,
-            clock,
+            config.scheduler(device.num_slots), device.page_size, device.num_pages, device.groups, clock
         )
         self._intake = Intake(
             device,

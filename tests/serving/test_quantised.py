@@ -11,7 +11,8 @@ from distaff.backends.errors import InvalidParameterError, UsageError
 from distaff.backends.quantized import Quantized
 from distaff.backends.select import select_backend
 from distaff.models.checkpoints import open_checkpoint
-from distaff.models.compress import parse_scheme, quantizer
+from distaff.models.compress import parse_scheme, quantizer, rounded_as
+from distaff.models.config import ModelConfig
 from distaff.models.decoder import Weights, WeightSpec, flatten
 from distaff.serving import LLM, EngineConfig, Request, SamplingParams, build_engine
 from distaff.serving.cache_size import page_bytes
@@ -26,9 +27,10 @@ MORE = {DEFAULT: [("int8-weight", "int8")], "llama31": [("int4:4", "int8")]}
 """What else weights and cache are held as, in these families."""
 
 
-def rounded(golden: Golden, scheme: str) -> Weights:
-    made = quantizer(parse_scheme(scheme), golden.config)
-    return open_checkpoint(golden.folder).load_weights(golden.config, dtype=jnp.float32, made=made)
+def rounded(golden: Golden, scheme: str) -> tuple[ModelConfig, Weights]:
+    """As `--quantize` holds them, with the stream turned or not."""
+    form = rounded_as(scheme, golden.config)
+    return form.config, form.load(open_checkpoint(golden.folder), dtype=jnp.float32).weights
 
 
 def prompts(golden: Golden) -> list[list[int]]:
@@ -54,14 +56,13 @@ def test_not_one_token_differs(case: str, scheme: str, kv_dtype: str) -> None:
     golden, backend = Golden(GOLDEN / case), select_backend("cpu")
     max_len = min(MAX_LEN, golden.config.max_positions)
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.7, seed=3)
-    loop = SimpleLoop(golden.config, rounded(golden, scheme), backend, max_len=max_len, dtype=jnp.dtype(kv_dtype))
+    loop = SimpleLoop(*rounded(golden, scheme), backend, max_len=max_len, dtype=jnp.dtype(kv_dtype))
     expected = [loop.generate(text, params)[0] for text in prompts(golden)]
     sizes = [page_bytes(g, backend, page_size=backend.page_size, dtype=kv_dtype) for g in golden.config.cache_groups]
     # The shortest context has three: with no more than those, no text loses pages to another.
     memory = int(max(1.2 * -(-max_len // backend.page_size), 5) * sum(sizes))
     settings = EngineConfig(context=max_len, max_batch=8, max_step_tokens=48, kv_memory=memory)
-    weights = rounded(golden, scheme)
-    with build_engine(golden.config, weights, backend, settings, kv_dtype=kv_dtype) as engine:
+    with build_engine(*rounded(golden, scheme), backend, settings, kv_dtype=kv_dtype) as engine:
         got = [list(done.token_ids) for done in engine.generate([Request(tuple(t), params) for t in prompts(golden)])]  # pyright: ignore[reportAttributeAccessIssue]
         engine.check_integrity()
         snapshot = engine.metrics.snapshot()
