@@ -12,6 +12,9 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from .slow_until import pytest_collection_modifyitems as pytest_collection_modifyitems
+from .slow_until import pytest_runtest_setup as pytest_runtest_setup
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"

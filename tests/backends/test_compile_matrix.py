@@ -4,12 +4,12 @@ How deep a model is makes no difference to its program, so the golden models sta
 are made as wide as real ones.
 
 Most of a compile is the sampler's, which takes logits and knows no family. So CI compiles each family for each chip
-with the most likely tokens taken, and whole for one of the chips; `scripts/test --soak` compiles all of them whole.
+with the most likely tokens taken, and whole for one of the chips, where the program is not one that compiled before
+(compiled_before.py). `scripts/test --soak` compiles all of them, whole and whatever compiled before.
 """
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -20,14 +20,14 @@ from typing import Any
 import jax
 import pytest
 
-from distaff.backends.aot import compile_ahead
 from distaff.backends.base import Backend
 from distaff.backends.compiler.errors import CompilerNotFoundError
-from distaff.backends.compiler.libtpu import print_only
+from distaff.backends.compiler.lowering import compile_lowered, lower, make_mesh
 from distaff.models.checkpoints import shipped_configs
 from distaff.models.config import ModelConfig
 from distaff.models.families import FAMILIES, config_from_hf
 from distaff.scripts.step_case import abstract_step
+from tests.backends.compiled_before import compiled_before, digest, start_silently
 from tests.golden.harness import CASES, GOLDEN
 
 TARGETS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1", "h100": "h100:1"}
@@ -83,15 +83,24 @@ def backend_of(target: str) -> Backend:
     return TpuBackend(generation=target)
 
 
-def programs() -> Iterator[Any]:
-    """Each family with each chip, and whether its tokens are drawn: CI draws for one chip of each family."""
+def programs() -> Iterator[tuple[str, str, bool, bool]]:
+    """Each family with each chip, whether its tokens are drawn, and whether CI compiles that: drawn for one chip."""
     for number, case in enumerate(one_of_each_family()):
         for which, target in enumerate(TARGETS):
             whole_in_ci = number % len(TARGETS) == which
-            marks = pytest.mark.slow if whole_in_ci else pytest.mark.soak
-            yield pytest.param(case, target, True, id=f"{case}-{target}-drawn", marks=marks)
+            yield case, target, True, whole_in_ci
             if not whole_in_ci:
-                yield pytest.param(case, target, False, id=f"{case}-{target}-greedy", marks=pytest.mark.slow)
+                yield case, target, False, True
+
+
+def name_of(case: str, target: str, drawn: bool, queries: int) -> str:
+    return f"{case} {target} {'drawn' if drawn else 'greedy'} {queries}"
+
+
+def parameters() -> Iterator[Any]:
+    for case, target, drawn, in_ci in programs():
+        mark = pytest.mark.slow if in_ci else pytest.mark.soak
+        yield pytest.param(case, target, drawn, id=f"{case}-{target}-{'drawn' if drawn else 'greedy'}", marks=mark)
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +110,36 @@ def compilers() -> Iterator[Executor]:
         yield pool
 
 
-def start_silently() -> None:
-    os.environ |= print_only("none") | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-
-
 @dataclass(frozen=True)
 class Compiled:
     """What is asked of a program: bytes that it gives back in place, those of the cache, and which kernels it has."""
 
+    queries: int
     aliased: int
     cache: int
     kernels: frozenset[str]
 
 
-def compiled(case: str, target: str, queries: int, drawn: bool) -> Compiled:
-    """Compiles a step of a golden model."""
-    backend = backend_of(target)
+def compiled(case: str, target: str, drawn: bool, queries: int, before: str | None) -> tuple[str, Compiled | None]:
+    """Compiles a step of a golden model, unless its digest is that from before. The digest, and what was compiled."""
+    backend, topology = backend_of(target), TARGETS[target]
     step, args = abstract_step(widened(case), backend, rows=4, queries=queries, context=64, page=16)
-    program = compile_ahead(
-        replace(step, greedy=not drawn), args, TARGETS[target], donate=(1, 2), compiler_options=backend.compiler_options
-    )
+    lowered = lower(replace(step, greedy=not drawn), args, make_mesh(topology), donate=(1, 2))
+    found = digest(lowered, topology, backend.compiler_options)
+    if found == before:
+        return found, None
+    program = compile_lowered(lowered, topology, backend.compiler_options)
+    memory = program.memory_analysis()
+    assert memory is not None
     cache = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(args[1]))
     calls = [line for line in (program.as_text() or "").splitlines() if KERNEL_CALL.search(line)]
     kernels = frozenset(kernel for kernel in KERNELS[32] if any(kernel in call for call in calls))
-    return Compiled(program.memory_analysis().alias_size_in_bytes, cache, kernels)
+    return found, Compiled(queries, memory.alias_size_in_bytes, cache, kernels)
+
+
+def check(program: Compiled) -> None:
+    assert program.aliased >= program.cache
+    assert program.kernels >= KERNELS[program.queries]  # not what XLA makes of the reference
 
 
 def test_all_families_are_there() -> None:
@@ -132,11 +147,12 @@ def test_all_families_are_there() -> None:
 
 
 @pytest.mark.parametrize("queries", [pytest.param(1, id="decode"), pytest.param(32, id="prefill")])
-@pytest.mark.parametrize(("case", "target", "drawn"), list(programs()))
+@pytest.mark.parametrize(("case", "target", "drawn"), list(parameters()))
 def test_the_step_compiles_in_place(case: str, target: str, drawn: bool, queries: int, compilers: Executor) -> None:
+    before = compiled_before().get(name_of(case, target, drawn, queries))
     try:
-        program = compilers.submit(compiled, case, target, queries, drawn).result()
+        _, program = compilers.submit(compiled, case, target, drawn, queries, before).result()
     except CompilerNotFoundError as error:
         pytest.skip(str(error))
-    assert program.aliased >= program.cache
-    assert program.kernels >= KERNELS[queries]  # not what XLA makes of the reference
+    if program is not None:
+        check(program)

@@ -36,8 +36,10 @@ SIZES = (("data", 2), ("tensor", 3))
                 "sequence=2",
             ],
         ),
-        (2, ["llama31", "sequence-alltoall:sequence=2", "qwen3_moe", "expert:expert=2"]),
-        (4, ["llama31", "tensor-2d:tensor=2,tensor2=2"]),
+        pytest.param(
+            2, ["llama31", "sequence-alltoall:sequence=2", "qwen3_moe", "expert:expert=2"], marks=pytest.mark.slow
+        ),
+        pytest.param(4, ["llama31", "tensor-2d:tensor=2,tensor2=2"], marks=pytest.mark.slow),
     ],
 )
 def test_processes_compute_what_one_device_does(count: int, cases: list[str], tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def test_logits_of_a_family_and_the_number_of_compilations(monkeypatch: pytest.M
     assert np.abs(np.concatenate(found) - golden.logits).max() <= FP32_BOUND
 
 
-@pytest.mark.parametrize("case", ["llama31", "gemma2", "gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "case", ["llama31", *(pytest.param(case, marks=pytest.mark.slow) for case in ("gemma2", "gpt_oss", "qwen3_moe"))]
+)
 def test_the_engine_gives_the_references_tokens_and_ends_compiling(case: str) -> None:
     """What a branch that no request took before leads to is compiled when one does: the third round takes none. How
     many decode steps a call has does not hang on the time here, so that all rounds are the same calls."""

@@ -39,9 +39,11 @@ def requests(golden: Golden, count: int, **params: object) -> list[Request]:
     ]
 
 
-def tokens_of(golden: Golden, backend: str, wanted: list[Request], kv_dtype: str = "float32") -> list[list[int]]:
+def tokens_of(
+    golden: Golden, backend: str, wanted: list[Request], kv_dtype: str = "float32", *, warm: bool = False
+) -> list[list[int]]:
     with engine_of(golden, backend, kv_dtype) as engine:
-        if backend != "reference":  # which takes long to compile what these requests do not need
+        if warm:  # also what these requests do not need, which takes long
             engine.warm_up()
         answers = [list(result.token_ids) for result in engine.generate(wanted)]  # pyright: ignore[reportAttributeAccessIssue]
         engine.check_integrity()
@@ -49,14 +51,27 @@ def tokens_of(golden: Golden, backend: str, wanted: list[Request], kv_dtype: str
     return answers
 
 
-@pytest.mark.parametrize("case", CASES)
+WARM = ("llama31", "gemma2", "gpt_oss", "qwen3_moe")
+"""Who is warmed up, and compiles nothing afterwards."""
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in WARM else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_greedy_tokens_of_every_family(case: str) -> None:
     golden = Golden(GOLDEN / case)
-    want, got = (tokens_of(golden, backend, requests(golden, 6)) for backend in ("reference", "torch:cpu"))
-    assert got == want
+    want = tokens_of(golden, "reference", requests(golden, 6))
+    assert tokens_of(golden, "torch:cpu", requests(golden, 6), warm=case in WARM) == want
 
 
-@pytest.mark.parametrize(("case", "kv_dtype"), [("llama31", "int8"), ("gemma2", "float8_e4m3fn"), ("gpt_oss", "int8")])
+@pytest.mark.parametrize(
+    ("case", "kv_dtype"),
+    [
+        ("llama31", "int8"),
+        pytest.param("gemma2", "float8_e4m3fn", marks=pytest.mark.slow),
+        pytest.param("gpt_oss", "int8", marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_tokens_with_a_cache_of_8_bits(case: str, kv_dtype: str) -> None:
     golden = Golden(GOLDEN / case)
     want, got = (tokens_of(golden, each, requests(golden, 6), kv_dtype) for each in ("reference", "torch:cpu"))

@@ -34,7 +34,9 @@ def tokens(process: subprocess.Popen[str]) -> list[int]:
     return json.loads(out.splitlines()[-1])["token_ids"] if out else []
 
 
-@pytest.mark.parametrize(("layout", "count"), [("tensor=3", 3), ("data=2,stage=2", 4)])
+@pytest.mark.parametrize(
+    ("layout", "count"), [("tensor=3", 3), pytest.param("data=2,stage=2", 4, marks=pytest.mark.slow)]
+)
 def test_tokens_are_those_of_one_process(layout: str, count: int, smollm2: Path) -> None:
     length = ("--max-tokens", "12", "--json")
     want = tokens(started(smollm2, "cpu", *length))

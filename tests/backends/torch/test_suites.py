@@ -14,14 +14,15 @@ ROOT = Path(__file__).resolve().parents[3]
     ("suite", "least"),
     [
         ("tests/serving/test_llm.py", 15),
-        ("tests/serving/test_parameters.py", 30),
+        pytest.param("tests/serving/test_parameters.py", 30, marks=pytest.mark.slow),
         ("tests/scripts/test_serve.py", 1),
         ("tests/serving/batch_jobs/test_smollm2.py", 1),
     ],
 )
 def test_it_passes_on_torch(suite: str, least: int) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "any_backend and not soak", suite]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ours = ("PYTEST_", "DISTAFF_SLOW_UNTIL")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(
         command, cwd=ROOT, env={**environment, "DISTAFF_TEST_BACKEND": "torch:cpu"}, capture_output=True, text=True
     )
