@@ -19,7 +19,9 @@ def test_that_takes_no_time() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("left", "told"), [(None, "2 passed"), (3600, "2 passed"), (-1, "1 passed, 1 skipped")], ids=["ever", "hour", "over"]
+    ("left", "told"),
+    [(None, "2 passed"), (3600, "2 passed"), (-1, "1 passed, 1 skipped")],
+    ids=["ever", "hour", "over"],
 )
 def test_what_runs(left: int | None, told: str, tmp_path: Path) -> None:
     for name in ("conftest.py", "test_some.py"):
