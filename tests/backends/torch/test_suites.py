@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     ("suite", "least"),
     [
-        ("tests/serving/test_llm.py", 15),
+        pytest.param("tests/serving/test_llm.py", 15, marks=pytest.mark.slow),
         pytest.param("tests/serving/test_parameters.py", 30, marks=pytest.mark.slow),
         ("tests/scripts/test_serve.py", 1),
         ("tests/serving/batch_jobs/test_smollm2.py", 1),
